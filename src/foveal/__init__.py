@@ -1,0 +1,45 @@
+"""foveal makes computer-vision models cost less and proves what the saving cost.
+
+    >>> import foveal
+    >>> upscale = foveal.Upscaler(scale=4)  # doctest: +SKIP
+    >>> large = upscale("photo.jpg")  # doctest: +SKIP
+
+Everything here is loaded when it is first used: `import foveal` itself imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from foveal.models import create_model, list_models
+    from foveal.runtime import Upscaler
+
+__all__ = ["Upscaler", "__version__", "create_model", "list_models"]
+
+_HOME = {
+    "Upscaler": "foveal.runtime",
+    "create_model": "foveal.models",
+    "list_models": "foveal.models",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value: object = version("foveal")
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            value = "0+unknown"
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'foveal' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

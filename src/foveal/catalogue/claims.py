@@ -1,0 +1,384 @@
+"""Runs what a record claims and says what came out, on which machine.
+
+Each kind of claim has one runner: plain numbers in, a `Measured` out. A claim whose data is missing, or that raises,
+could not run; it is reported with the reason, counts as not passed, and does not keep the others from running.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import hashlib
+import json
+import statistics
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from foveal.catalogue import machine
+from foveal.measure import benchmarks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from foveal.catalogue.collect import Located
+    from foveal.record import Claim
+
+__all__ = ["RUNNERS", "VERDICTS", "Measured", "Outcome", "key", "paired", "run", "source_hash"]
+
+VERDICTS = ("holds", "does not hold", "could not run", "skipped")
+MINUTES = "minutes"  # the need that is time to train rather than data
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a runner found.
+
+    Args:
+        holds: whether the claim's bound is met.
+        here: the value in words.
+        value: the number that was compared with the bound.
+        detail: everything else worth keeping.
+        threads: that it ran on, None for whatever was set.
+    """
+
+    holds: bool
+    here: str
+    value: float
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One claim, run.
+
+    Args:
+        key: identifies the claim's text and bounds; it changes when they do.
+        kind: of the claim.
+        says: the promise.
+        paper: the paper's value.
+        here: ours in words, "" when it could not run.
+        verdict: holds, does not hold, could not run or skipped.
+        reason: why it could not run or was skipped, else "".
+        value: the number compared with the bound, None when there is none.
+        detail: ratios, times, values per seed.
+        date: year-month-day.
+        seconds: it took.
+        threads: it ran on.
+        machine: processor, cores and system.
+        versions: of Python and of the packages that took part.
+        commit: of the checkout, "" outside one; "+" after it when files were changed since.
+        source: hash of the file that holds the record.
+    """
+
+    key: str
+    kind: str
+    says: str
+    paper: str
+    here: str
+    verdict: str
+    reason: str
+    value: float | None
+    detail: Mapping[str, Any]
+    date: str
+    seconds: float
+    threads: int
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    commit: str
+    source: str
+
+
+def key(claim: Claim) -> str:
+    """What identifies a claim in recorded results: its words and its bounds, not its code.
+
+    Args:
+        claim: any claim.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
+    bounds = {name: value for name, value in claim.check.items() if not callable(value)}
+    text = json.dumps([claim.kind, claim.says, claim.paper, claim.needs, bounds], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def source_hash(path: Path) -> str:
+    """What tells whether a file is the one that results were recorded with.
+
+    Args:
+        path: of a text file; kinds of line ends do not count.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    return hashlib.sha256("\n".join(path.read_text(encoding="utf-8").splitlines()).encode()).hexdigest()[:16]
+
+
+def _number(value: float) -> str:
+    """A count with its thousands apart, other numbers with four figures."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def _counted(here: float, check: Mapping[str, Any]) -> Measured:
+    allowed = check["tolerance"] * abs(check["expect"])
+    detail = {"expect": check["expect"], "tolerance": check["tolerance"]}
+    return Measured(abs(here - check["expect"]) <= allowed, _number(here), here, detail)
+
+
+def _cost() -> tuple[Callable[..., int], Callable[..., int]]:
+    """`count_parameters` and `count_macs` of `foveal.measure`."""
+    from foveal.measure.cost import count_macs, count_parameters
+
+    return count_parameters, count_macs
+
+
+def _params(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001  a count is as quick as it gets
+    return _counted(_cost()[0](check["model"]()), check)
+
+
+def _macs(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001
+    return _counted(_cost()[1](check["model"](), check["shape"]), check)
+
+
+def _array(value: Any) -> Any:
+    """A tensor or array as a float64 (or complex) NumPy array."""
+    import numpy as np
+
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+        value = value.numpy()
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError("an `equal` claim compares one tensor or array with another, got values of uneven shapes")
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _equal(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001
+    import numpy as np
+
+    ours, theirs = _array(check["ours"]()), _array(check["theirs"]())
+    if ours.shape != theirs.shape:
+        return Measured(False, f"shapes {ours.shape} and {theirs.shape} differ", float("inf"))
+    if not ours.size:
+        raise ValueError("both computations gave nothing to compare")
+    largest = float(np.abs(theirs).max()) or 1.0
+    gap = float(np.abs(ours - theirs).max()) / largest
+    here = "exactly equal" if gap == 0 else f"largest difference {gap:.2g} of the largest value"
+    return Measured(gap <= check["tolerance"], here, gap, {"tolerance": check["tolerance"], "values": ours.size})
+
+
+def _smaller(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001
+    ours, theirs = float(check["ours"]()), float(check["theirs"]())
+    if ours <= 0 or theirs <= 0:
+        raise ValueError(f"sizes must be above 0, got {ours:g} for ours and {theirs:g} for theirs")
+    ratio = theirs / ours
+    here = f"{ratio:.3g}× ({_number(ours)} against {_number(theirs)})"
+    return Measured(ratio >= check["at_least"], here, ratio, {"ours": ours, "theirs": theirs, **_bound(check)})
+
+
+def _bound(check: Mapping[str, Any]) -> dict[str, Any]:
+    return {"at_least": check["at_least"]}
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Torch on so many threads, if anything has loaded it; as before afterwards."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def paired(
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    *,
+    pairs: int = 15,
+    warm_up: int = 2,
+    least: float = 0.01,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[float], list[float]]:
+    """Time two functions in turn (A B A B …), so that a busy moment of the machine meets both.
+
+    Args:
+        ours: function A.
+        theirs: function B.
+        pairs: how many of each are timed.
+        warm_up: calls of each before that, not timed; the last of them says how often a short function is repeated.
+        least: seconds one timing lasts at least; a shorter function is repeated within it.
+        clock: seconds since some moment.
+
+    Returns:
+        Seconds per call, one for each pair: of `ours` and of `theirs`.
+    """
+
+    def lasting(function: Callable[[], Any], repeats: int) -> float:
+        start = clock()
+        for _ in range(repeats):
+            function()
+        return (clock() - start) / repeats
+
+    once = [0.0, 0.0]
+    for _ in range(warm_up):
+        once = [lasting(ours, 1), lasting(theirs, 1)]
+    repeats = [max(1, min(10_000, round(least / max(seconds, 1e-9)))) for seconds in once]
+    times: tuple[list[float], list[float]] = ([], [])
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(pairs):
+            for function, count, kept in zip((ours, theirs), repeats, times, strict=True):
+                kept.append(lasting(function, count))
+    finally:
+        if collecting:
+            gc.enable()
+    return times
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _faster(check: Mapping[str, Any], *, quick: bool) -> Measured:
+    ours, theirs = check["ours"](), check["theirs"]()
+    with _torch_threads(check["threads"]):
+        a, b = paired(ours, theirs, pairs=5 if quick else 15)
+    ratios = sorted(second / first for first, second in zip(a, b, strict=True))
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    here = (
+        f"{ratio:.2f}× (quartiles {low:.2f}–{high:.2f}; {_milliseconds(statistics.median(a))} against "
+        f"{_milliseconds(statistics.median(b))})"
+    )
+    detail = {
+        "pairs": len(ratios),
+        "smallest": ratios[0],
+        "lower_quartile": low,
+        "upper_quartile": high,
+        "largest": ratios[-1],
+        "ours_seconds": statistics.median(a),
+        "theirs_seconds": statistics.median(b),
+        **_bound(check),
+    }
+    return Measured(ratio >= check["at_least"], here, ratio, detail, check["threads"])
+
+
+def _kept(check: Mapping[str, Any], *, quick: bool) -> Measured:
+    values = [float(check["quality"](seed)) for seed in range(1 if quick else check["seeds"])]
+    mean = statistics.fmean(values)
+    spread = f", {min(values):.3f} to {max(values):.3f} over {len(values)} seeds" if len(values) > 1 else ", one seed"
+    data = f" on {check['data']}" if check["data"] else ""
+    detail = {"values": values, "data": check["data"], "unit": check["unit"], **_bound(check)}
+    if len(values) > 1:
+        detail["standard_deviation"] = statistics.stdev(values)
+    return Measured(mean >= check["at_least"], f"{mean:.3f} {check['unit']}{spread}{data}", mean, detail)
+
+
+RUNNERS: dict[str, Callable[..., Measured]] = {
+    "params": _params,
+    "macs": _macs,
+    "equal": _equal,
+    "faster": _faster,
+    "smaller": _smaller,
+    "kept": _kept,
+}
+
+
+def _threads_now() -> int:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch is not None else machine.cores()
+
+
+def _lacking(claim: Claim) -> str:
+    """Why the claim cannot run here, "" when all it needs is there."""
+    for need in claim.needs:
+        if need != MINUTES:
+            try:
+                benchmarks.find(need)
+            except benchmarks.DataError as error:
+                return str(error)
+    return ""
+
+
+def run_one(claim: Claim, path: Path, *, quick: bool = False) -> Outcome:
+    """Run one claim.
+
+    Args:
+        claim: to run.
+        path: file that holds its record.
+        quick: skip what needs minutes of training; fewer timings, one seed.
+
+    Returns:
+        What came out; nothing is raised.
+    """
+    start = time.perf_counter()
+    measured, verdict, reason = None, "could not run", ""
+    if quick and MINUTES in claim.needs:
+        verdict, reason = "skipped", "needs minutes of training; run without --quick"
+    elif not (reason := _lacking(claim)):
+        try:
+            measured = RUNNERS[claim.kind](claim.check, quick=quick)
+            verdict = "holds" if measured.holds else "does not hold"
+        except Exception as error:  # one broken claim must not keep the others from running
+            reason = f"{type(error).__name__}: {error}"
+    return Outcome(
+        key=key(claim),
+        kind=claim.kind,
+        says=claim.says,
+        paper=claim.paper,
+        here=measured.here if measured else "",
+        verdict=verdict,
+        reason=reason,
+        value=measured.value if measured else None,
+        detail=dict(measured.detail) if measured else {},
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        seconds=round(time.perf_counter() - start, 3),
+        threads=(measured.threads if measured else None) or _threads_now(),
+        machine=machine.describe(),
+        versions=machine.versions(),
+        commit=machine.commit(),
+        source=source_hash(path),
+    )
+
+
+def run(
+    record: Located,
+    *,
+    only: str | None = None,
+    quick: bool = False,
+    announce: Callable[[Claim], None] | None = None,
+) -> list[Outcome]:
+    """Run the claims of a record, in its order.
+
+    Args:
+        record: as `find` gives it.
+        only: kind of claim to run; None runs all.
+        quick: skip what needs minutes of training; fewer timings, one seed.
+        announce: called with each claim before it runs.
+
+    Returns:
+        One outcome for each claim run.
+
+    Raises:
+        ValueError: no kind of claim is called `only`.
+    """
+    if only is not None and only not in RUNNERS:
+        raise ValueError(f"no kind of claim is called {only!r}; the kinds are {', '.join(RUNNERS)}")
+    outcomes = []
+    for claim in record.method.claims:
+        if only in (None, claim.kind):
+            if announce:
+                announce(claim)
+            outcomes.append(run_one(claim, record.path, quick=quick))
+    return outcomes

@@ -1,0 +1,155 @@
+"""Recorded results of claims: one JSON file for each record, described in `results/README.md`.
+
+The files stand in `results/claims` of the repository and are carried into the wheel. A run replaces what was recorded
+of the claims it ran and leaves the rest; what could not run replaces nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveal.catalogue import machine
+from foveal.catalogue.claims import Outcome, key
+from foveal.catalogue.collect import CatalogueError
+
+if TYPE_CHECKING:
+    from foveal.record import Method
+
+__all__ = ["file_name", "folder", "load", "recorded", "save"]
+
+FORMAT = 1
+
+
+def file_name(method: Method) -> str:
+    """Name of the file that holds the results of a record.
+
+    Args:
+        method: the record.
+
+    Returns:
+        The name in small letters, everything but letters and digits an underscore, with ".json".
+    """
+    return re.sub(r"[^a-z0-9]+", "_", method.name.lower()).strip("_") + ".json"
+
+
+def folder(*, write: bool = False) -> Path:
+    """Where results are recorded.
+
+    Args:
+        write: the folder new results go to, rather than the one they are read from.
+
+    Returns:
+        `results/claims` of the checkout; for an installed package `results/claims` below the working folder when it is
+        there or to be written, else the results that came with the package.
+    """
+    root = machine.checkout()
+    if root is not None:
+        return root / "results" / "claims"
+    here = Path("results", "claims")
+    return here if write or here.is_dir() else Path(__file__).parent / "results"
+
+
+def load(method: Method, where: Path | None = None) -> dict[str, Any]:
+    """What is recorded for a record.
+
+    Args:
+        method: the record.
+        where: folder; None for the usual one.
+
+    Returns:
+        The file's content; without a file, the same with nothing in it.
+
+    Raises:
+        CatalogueError: the file is not what `save` writes.
+    """
+    path = (where or folder()) / file_name(method)
+    empty: dict[str, Any] = {"format": FORMAT, "method": method.name, "id": method.id, "checks": {}, "claims": []}
+    if not path.is_file():
+        return empty
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or not isinstance(content["checks"], dict):
+            raise ValueError(f"format {content['format']!r} is not {FORMAT}")
+        for claim in content["claims"]:
+            if claim["verdict"] not in ("holds", "does not hold"):
+                raise ValueError(f"a recorded claim has the verdict {claim['verdict']!r}")
+            claim["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CatalogueError(
+            f"{path} is no results file ({error}); delete it and record again with foveal claims {method.name} --save"
+        ) from error
+    return content
+
+
+def recorded(method: Method, content: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Recorded outcomes of the claims a record makes now.
+
+    Args:
+        method: the record.
+        content: as `load` gives it.
+
+    Returns:
+        One for each claim, in order; None where nothing is recorded or the claim has changed since.
+    """
+    by_key = {outcome["key"]: outcome for outcome in content["claims"]}
+    return [by_key.get(key(claim)) for claim in method.claims]
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save(
+    method: Method,
+    outcomes: Iterable[Outcome],
+    *,
+    checks: Mapping[str, str] | None = None,
+    where: Path | None = None,
+) -> Path:
+    """Record a run; the file is replaced as a whole or not at all.
+
+    Args:
+        method: the record.
+        outcomes: of its claims; those that could not run or were skipped are not recorded.
+        checks: result of each common check; None keeps what is recorded.
+        where: folder; None for the usual one.
+
+    Returns:
+        The file.
+    """
+    into = where or folder(write=True)
+    content = load(method, into)
+    by_key = {outcome["key"]: outcome for outcome in content["claims"]}
+    by_key |= {
+        outcome.key: _plain(dataclasses.asdict(outcome))
+        for outcome in outcomes
+        if outcome.verdict in ("holds", "does not hold")
+    }
+    # Claims that the record no longer makes are dropped, the others stand in the record's order.
+    content["claims"] = [by_key[key(claim)] for claim in method.claims if key(claim) in by_key]
+    content["method"], content["id"] = method.name, method.id
+    if checks is not None:
+        content["checks"] = dict(checks)
+    into.mkdir(parents=True, exist_ok=True)
+    path = into / file_name(method)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

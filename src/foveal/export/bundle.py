@@ -1,0 +1,121 @@
+"""A trained network to a bundle: ONNX files, weights and the card that says what they are.
+
+The bundle is made beside its place and moved there when it is whole and its files agree with torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foveal.export.onnx import ExportError, Parity, deployed, eight_bit, parity, to_onnx
+from foveal.measure.cost import count_parameters
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Exported", "export_bundle"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Args:
+        folder: the bundle.
+        card: its card.
+        parity: agreement with torch, one entry a shape.
+        fast_path: whether the 8-bit file exists.
+    """
+
+    folder: Path
+    card: dict[str, Any]
+    parity: list[Parity]
+    fast_path: bool
+
+
+def export_bundle(
+    model: nn.Module,
+    folder: Path,
+    *,
+    name: str,
+    model_name: str,
+    arguments: dict[str, Any] | None = None,
+    scale: int = 4,
+    quality: str = "",
+    licence: str = "",
+    data: str = "",
+    measured: dict[str, Any] | None = None,
+    multiple: int = 1,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a super-resolution network, check it against torch, and write the bundle.
+
+    Args:
+        model: (B, 3, H, W) to (B, 3, s·H, s·W), RGB in [0, 1].
+        folder: the bundle's place.
+        name: the bundle's name.
+        model_name: registered name that `create_model` knows.
+        arguments: keyword arguments for it, besides `scale`.
+        scale: s.
+        quality: "fast", "balanced", "best" or "".
+        licence: of the weights.
+        data: what they were trained on.
+        measured: figures to keep on the card, benchmark name → values.
+        multiple: input sides must be a multiple of this.
+        overwrite: replace a bundle that stands in `folder`.
+
+    Returns:
+        The bundle and its agreement with torch.
+
+    Raises:
+        ExportError: something stands in `folder`, torch cannot export, or the file computes something else.
+    """
+    from safetensors.torch import save_file
+
+    if folder.exists() and not overwrite:
+        raise ExportError(f"{folder} exists; give another place, or overwrite=True (--overwrite) to replace it")
+    network, margin, trims = deployed(model)
+    around = 2 * margin if trims else 0
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+        place = Path(made) / folder.name
+        place.mkdir()
+        side = max(32 // multiple, 1) * multiple
+        to_onnx(network, place / "model.onnx", torch.rand(1, 3, side + around, side + multiple + around))
+        sizes = [(1, multiple, multiple), (1, 3 * multiple, 7 * multiple), (2, 2 * side, side + multiple)]
+        shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
+        agreement = parity(network, place / "model.onnx", shapes)
+        fast = eight_bit(place / "model.onnx", place / "model_u8.onnx")
+        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, place / "model.safetensors")
+        files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
+        card = {
+            "version": 1,
+            "name": name,
+            "task": "super-resolution",
+            "scale": scale,
+            "margin": margin,
+            "trims": trims,
+            "multiple": multiple,
+            "channels": 3,
+            "quality": quality,
+            "licence": licence,
+            "data": data,
+            "measured": measured or {},
+            "parameters": count_parameters(network),
+            "model": {"name": model_name, "arguments": arguments or {}},
+            "files": files,
+            "sha256": {f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
+        }
+        (place / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        if folder.exists():
+            folder.rename(Path(made) / "replaced")
+        shutil.move(place, folder)
+    return Exported(folder, card, agreement, fast)

@@ -1,0 +1,248 @@
+"""A network to an ONNX file with free height and width, and back again to compare.
+
+Networks that offer `plain()` (collapsed, without padding) are exported in that form; the bundle's card then says that
+the network trims its own margin. Everything else is exported as it stands, with the radius of its receptive field
+measured, so that whoever runs it in tiles knows how much to overlap.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["ExportError", "Parity", "deployed", "eight_bit", "parity", "receptive_radius", "to_onnx"]
+
+OPSET = 18
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported, or whose exported form computes something else."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported file agrees with torch.
+
+    Args:
+        shape: of the input, (B, C, H, W).
+        largest: largest absolute difference, for values around [0, 1].
+        relative: the same over the largest absolute output.
+    """
+
+    shape: tuple[int, ...]
+    largest: float
+    relative: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a report.
+
+        Returns:
+            The fields by name.
+        """
+        return asdict(self)
+
+
+def deployed(model: nn.Module) -> tuple[nn.Module, int, bool]:
+    """The form of a network that is exported.
+
+    Args:
+        model: super-resolution network.
+
+    Returns:
+        The module, the radius of its receptive field in input pixels, and whether it trims that margin itself.
+    """
+    model = model.eval()
+    if hasattr(model, "plain"):
+        return model.plain().eval(), int(model.margin), True
+    return model, receptive_radius(model), False
+
+
+def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = 128, multiple: int = 1) -> int:
+    """How far an input pixel reaches into the output, measured by the gradient of one output pixel.
+
+    Args:
+        model: network without a global dependence, (B, C, H, W) to (B, C', s·H, s·W).
+        channels: C.
+        largest: radius at which the search gives up, in input pixels.
+        multiple: the network's sides must be a multiple of this; every position within it is tried.
+
+    Returns:
+        Radius in input pixels.
+
+    Raises:
+        ExportError: the field is larger than `largest`, so tiles of this network cannot be joined.
+    """
+    side = (2 * largest + 1 + multiple - 1) // multiple * multiple
+    x = torch.rand(1, channels, side, side, requires_grad=True)
+    out = model(x)
+    scale = out.shape[-1] // side
+    radius = 0
+    for offset in range(multiple):
+        centre = side // 2 + offset
+        block = out[..., centre * scale : (centre + 1) * scale, centre * scale : (centre + 1) * scale]
+        (gradient,) = torch.autograd.grad(block.sum(), x, retain_graph=offset + 1 < multiple)
+        rows, columns = torch.nonzero(gradient.abs().sum((0, 1)), as_tuple=True)
+        radius = max(radius, int((torch.cat([rows, columns]) - centre).abs().max()))
+    if radius >= largest:
+        raise ExportError(f"receptive field reaches {radius} pixels or more; foveal joins tiles up to {largest}")
+    return radius
+
+
+def to_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
+    """Write a network as an ONNX file whose batch, height and width are free.
+
+    Args:
+        model: (N, C, H, W) to (N, C', H', W').
+        path: target file.
+        example: input to trace with.
+
+    Raises:
+        ExportError: torch cannot export the network.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    names = {0: "batch", 2: "height", 3: "width"}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model.eval(),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["upscaled"],
+                dynamic_shapes=[{k: torch.export.Dim.DYNAMIC for k in names}],
+            )
+    except Exception as error:
+        raise ExportError(f"torch cannot export {type(model).__name__}: {error}") from error
+    assert program is not None
+    proto = program.model_proto
+    for value in (*proto.graph.input, *proto.graph.output):
+        for axis, name in names.items():
+            prefix = "" if value.name == "image" or axis == 0 else "upscaled_"
+            value.type.tensor_type.shape.dim[axis].dim_param = prefix + name
+    del proto.graph.value_info[:]
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def parity(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...]], *, tolerance: float = 1e-4) -> list[Parity]:
+    """Run the file in ONNX Runtime and the network in torch on the same random pictures.
+
+    Args:
+        model: what was exported.
+        path: the ONNX file.
+        shapes: inputs, (B, C, H, W); take sizes other than the traced one.
+        tolerance: largest relative difference allowed.
+
+    Returns:
+        One comparison a shape.
+
+    Raises:
+        ExportError: a difference above `tolerance`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    found = []
+    for shape in shapes:
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
+        with torch.inference_mode():
+            expected = model(x).numpy()
+        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        if got.shape != expected.shape:
+            raise ExportError(f"{path.name}: output is {got.shape} where torch gives {expected.shape} for {shape}")
+        largest = float(np.abs(got - expected).max())
+        found.append(Parity(shape, largest, largest / float(np.abs(expected).max())))
+        if not found[-1].relative <= tolerance:
+            raise ExportError(f"{path.name}: differs from torch by {found[-1].relative:.1e} at {shape}, above {tolerance}")
+    return found
+
+
+def eight_bit(source: Path, target: Path) -> bool:
+    """Write the 8-bit form of a super-resolution file: bytes in, bytes out, the last shuffle left to the caller.
+
+    The caller's shuffle moves s·3 bytes at a time instead of 4-byte floats one by one; rounding and clipping become
+    the one `QuantizeLinear` that engines vectorise. Input "image" uint8 (N, H, W, 3); output "upscaled" uint8
+    (N, H', W', s²·3), the last axis ordered by row in the block, column in the block, colour.
+
+    Args:
+        source: float file whose graph ends in a depth-to-space of a convolution or of a sum of convolutions.
+        target: file to write.
+
+    Returns:
+        False, with nothing written, when the graph does not end that way.
+    """
+    model = onnx.load(source)
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    last = makers[graph.output[0].name]
+    attributes = {a.name: helper.get_attribute_value(a) for a in last.attribute}
+    if last.op_type != "DepthToSpace" or attributes.get("mode", b"DCR") != b"CRD":
+        return False
+    scale = attributes["blocksize"]
+    # Channel c·s² + i·s + j of the float file becomes channel (i·s + j)·3 + c.
+    order = np.arange(3 * scale * scale).reshape(3, scale * scale).T.ravel()
+    if not _reorder(graph, makers, last.input[0], order):
+        return False
+    graph.node.remove(last)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.float32(1 / 255), "level"),
+            numpy_helper.from_array(np.uint8(0), "zero"),
+        ]
+    )
+    inputs = [
+        helper.make_node("DequantizeLinear", ["image", "level", "zero"], ["image_float"]),
+        helper.make_node("Transpose", ["image_float"], ["image_planes"], perm=[0, 3, 1, 2]),
+    ]
+    for node in graph.node:
+        node.input[:] = ["image_planes" if name == "image" else name for name in node.input]
+    outputs = [
+        helper.make_node("Transpose", [last.input[0]], ["blocks"], perm=[0, 2, 3, 1]),
+        helper.make_node("QuantizeLinear", ["blocks", "level", "zero"], ["upscaled"]),
+    ]
+    nodes = [*inputs, *graph.node, *outputs]
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    free = ["batch", "height", "width"]
+    graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, [*free, 3]))
+    rows = ["batch", "block_rows", "block_columns", 3 * scale * scale]
+    graph.output.append(helper.make_tensor_value_info("upscaled", TensorProto.UINT8, rows))
+    onnx.checker.check_model(model, full_check=True)
+    target.write_bytes(model.SerializeToString())
+    return True
+
+
+def _reorder(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto], name: str, order: NDArray[np.intp]) -> bool:
+    """Permute the channels of a tensor by permuting the kernels and biases that make it."""
+    node = makers.get(name)
+    if node is None or node.op_type not in ("Conv", "Add"):
+        return False
+    if node.op_type == "Add":
+        return all(_reorder(graph, makers, i, order) for i in node.input)
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    if any(i not in stored for i in node.input[1:]):
+        return False
+    for i in node.input[1:]:
+        array = numpy_helper.to_array(stored[i])
+        stored[i].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[order]), i))
+    return True

@@ -1,0 +1,152 @@
+"""LumaSR: a plain network for fast super-resolution on CPUs; colour is carried, only luminance is invented.
+
+*Source*: foveal's own. It takes the collapsible convolutions of SESR (arXiv:2103.09404), the identity start of
+QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), and three things of its own:
+
+    out = shuffle( base(x) + 1 ⊗ detail(x) )
+
+1. *Luminance detail.* The eye is sharp in luminance and blunt in colour, so the last convolution makes s² channels, not
+   3·s², and the same detail goes to red, green and blue. Colour comes from `base`, a learned linear 5×5 upsampler that
+   starts as the bicubic one.
+2. *Flat stays flat.* Each filter of the first convolution sums to zero, each phase of `base` to one, and the last bias
+   cancels what the biases alone produce. A picture of one colour therefore comes out as that colour, exactly.
+3. *Nothing at run time but 3×3 convolutions and one leaky slope per layer*, which every engine fuses. Run without
+   padding (`plain`), the borders of a tile are cut off by the network itself, so tiles join without a seam.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.images.resize import cubic
+from foveal.nn.collapsible import CollapsibleConv2d
+
+__all__ = ["LumaSR", "bicubic_kernel"]
+
+
+def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
+    """Bicubic upsampling by `scale` as a convolution to s² phases.
+
+    Args:
+        scale: s.
+        kernel_size: k, odd; 5 holds all taps of every phase.
+
+    Returns:
+        Weight, (s², k, k): phase i·s + j makes the pixel at row i, column j of the s×s block. Each sums to 1.
+    """
+    offset = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
+    phase = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
+    taps = torch.from_numpy(cubic((phase[:, None] - offset).numpy()))  # (s, k)
+    weight = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale * scale, kernel_size, kernel_size)
+    return (weight / weight.sum((1, 2), keepdim=True)).float()
+
+
+class _Plain(nn.Module):
+    """LumaSR collapsed to plain convolutions without padding: (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W)."""
+
+    def __init__(self, layers: list[nn.Module], base: nn.Conv2d, spread: nn.Conv2d, margin: int, scale: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.base = base
+        self.spread = spread
+        self.margin = margin
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.margin - self.base.kernel_size[0] // 2
+        base = self.base(x[..., m:-m, m:-m] if m else x)
+        return F.pixel_shuffle(self.spread(self.layers(x)) + base, self.scale)
+
+
+class LumaSR(nn.Module):
+    """Super-resolution network, (B, 3, H, W) to (B, 3, s·H, s·W); values in [0, 1], RGB.
+
+    Args:
+        scale: s, 2 to 4.
+        channels: C, width of every hidden layer; a multiple of 16 fills the vector registers.
+        depth: 3×3 convolutions between the first and the last.
+        expand: training-time width of a collapsible convolution; 0 trains plain kernels.
+        base_kernel: side of the linear colour upsampler, odd.
+
+    Raises:
+        ValueError: a scale outside 2 to 4.
+    """
+
+    linear = ("base",)  # parameters that are no hidden kernels: trained by Adam even where kernels are not
+
+    def __init__(
+        self, scale: int = 4, *, channels: int = 32, depth: int = 8, expand: int = 128, base_kernel: int = 5
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"scale must be 2, 3 or 4, got {scale}")
+        self.scale = scale
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.ModuleList(
+            CollapsibleConv2d(channels, channels, 3, expand=expand, residual=True) for _ in range(depth)
+        )
+        self.slope = nn.Parameter(torch.full((depth + 1,), 0.1))
+        self.tail = nn.Conv2d(channels, scale * scale, 3, padding=1, bias=False)
+        nn.init.normal_(self.tail.weight, std=1e-3)
+        base = torch.zeros(3, scale * scale, 3, base_kernel, base_kernel)
+        base[range(3), :, range(3)] = bicubic_kernel(scale, base_kernel)
+        self.base = nn.Parameter(base.flatten(0, 1))  # (3·s², 3, k, k)
+        unit = torch.zeros(3, scale * scale, 3, 1, 1)
+        unit[range(3), :, range(3)] = 1
+        self.register_buffer("unit", unit.flatten(0, 1), persistent=False)
+
+    @property
+    def margin(self) -> int:
+        """Radius of the receptive field in input pixels, r."""
+        return len(self.body) + 2
+
+    def _kernels(self) -> tuple[Tensor, Tensor]:
+        """First and base kernels with their sums set: 0 for the first, the identity for the base."""
+        head = self.head.weight - self.head.weight.mean((2, 3), keepdim=True)
+        base = self.base + (self.unit - self.base.sum((2, 3), keepdim=True)) / self.base[0, 0].numel()
+        return head, base
+
+    def forward(self, x: Tensor) -> Tensor:
+        head, base = self._kernels()
+        weights = [head, *(conv.weight() for conv in self.body)]
+        biases = [self.head.bias, *(conv.bias for conv in self.body)]
+        features, flat = x, torch.zeros_like(x[:1, :, :1, :1]).flatten(1)
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            slope = self.slope[i]
+            features = F.prelu(F.conv2d(features, weight, bias, padding=1), slope.reshape(1))
+            # What the biases alone make of a flat picture, which has no border in its inside.
+            flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))
+        silence = F.linear(flat, self.tail.weight.sum((2, 3))).flatten()
+        # (B, s², H, W)
+        detail = F.conv2d(features, self.tail.weight, -silence, padding=1)
+        out = F.conv2d(x, base, padding=base.shape[-1] // 2) + detail.repeat(1, 3, 1, 1)
+        return F.pixel_shuffle(out, self.scale)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Module:
+        """The same network as plain convolutions without padding.
+
+        Returns:
+            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = `margin`: give it the picture with its edge
+            repeated r pixels outward, or a tile with r pixels of its surroundings.
+        """
+        head, base = self._kernels()
+        layers: list[nn.Module] = []
+        flat = head.new_zeros(1, 3)
+        biases = [self.head.bias, *(conv.bias for conv in self.body)]
+        for i, weight in enumerate([head, *(conv.weight() for conv in self.body)]):
+            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3)
+            conv.weight.copy_(weight)
+            conv.bias.copy_(biases[i])
+            layers += [conv, nn.LeakyReLU(float(self.slope[i]))]
+            flat = F.leaky_relu(F.linear(flat, weight.sum((2, 3)), biases[i]), float(self.slope[i]))
+        tail = nn.Conv2d(self.tail.in_channels, self.tail.out_channels, 3)
+        tail.weight.copy_(self.tail.weight)
+        tail.bias.copy_(-F.linear(flat, self.tail.weight.sum((2, 3))).flatten())
+        upsampler = nn.Conv2d(3, base.shape[0], base.shape[-1], bias=False)
+        upsampler.weight.copy_(base)
+        spread = nn.Conv2d(self.scale**2, 3 * self.scale**2, 1, bias=False)
+        spread.weight.copy_(torch.eye(self.scale**2).repeat(3, 1)[..., None, None])
+        return _Plain([*layers, tail], upsampler, spread, self.margin, self.scale).to(head).eval()

@@ -1,0 +1,169 @@
+"""SAFMN: each quarter of the channels looks at the picture in another resolution, and the result modulates it.
+
+*Source*: L. Sun et al., "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution", ICCV 2023
+(arXiv:2302.13800), section 3:
+
+    y = SAFM(norm(x)) + x;   z = CCM(norm(y)) + y
+
+SAFM splits the channels in four; group i is max-pooled by 2ⁱ, passes a 3×3 depthwise convolution and is enlarged again
+(nearest); a 1×1 convolution mixes the groups, and GELU of it multiplies the input. CCM is a 3×3 convolution to twice
+the channels, GELU, and a 1×1 convolution back. The normalisation runs over the channels of each pixel.
+
+*Differs from the paper*: pictures below 8 pixels a side are pooled to one pixel instead of being refused.
+
+*Provenance*: written from the paper. Parameter names are those of the authors' code, so that their weights load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.record import Method, Paper, equal, faster, kept, macs, params, smaller
+
+__all__ = ["SAFMN", "channel_norm", "safmn"]
+
+LEVELS = 4
+
+
+def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Normalise the channels of each pixel to mean 0 and variance 1, then scale and shift.
+
+    Args:
+        x: features, (B, C, H, W).
+        weight: scale of each channel, (C,).
+        bias: shift of each channel, (C,).
+        eps: added to the variance.
+
+    Returns:
+        (B, C, H, W).
+    """
+    centred = x - x.mean(1, keepdim=True)
+    scaled = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + eps)
+    return scaled * weight[:, None, None] + bias[:, None, None]
+
+
+def _pool(x: Tensor, factor: int) -> Tensor:
+    """Largest value of each of (H // factor)·(W // factor) nearly equal cells."""
+    # An exporter follows one path for all sizes; it takes the plain one, right where `factor` divides both sides.
+    if torch.compiler.is_exporting() or (x.shape[2] % factor == 0 and x.shape[3] % factor == 0):
+        return F.max_pool2d(x, factor)
+    return F.adaptive_max_pool2d(x, (max(1, x.shape[2] // factor), max(1, x.shape[3] // factor)))
+
+
+class _Norm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channel_norm(x, self.weight, self.bias)
+
+
+class _Modulation(nn.Module):
+    """SAFM, (B, C, H, W) to the same."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        part = dim // LEVELS
+        self.mfr = nn.ModuleList(nn.Conv2d(part, part, 3, padding=1, groups=part) for _ in range(LEVELS))
+        self.aggr = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for level, (conv, part) in enumerate(zip(self.mfr, x.chunk(LEVELS, dim=1), strict=True)):
+            # (B, C/4, H / 2ⁱ, W / 2ⁱ) and back to (B, C/4, H, W)
+            seen = conv(_pool(part, 2**level) if level else part)
+            parts.append(F.interpolate(seen, size=x.shape[2:], mode="nearest") if level else seen)
+        return F.gelu(self.aggr(torch.cat(parts, dim=1))) * x
+
+
+class _Mixer(nn.Module):
+    """CCM, (B, C, H, W) to the same."""
+
+    def __init__(self, dim: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(dim * expansion)
+        self.ccm = nn.Sequential(nn.Conv2d(dim, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ccm(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, expansion: float) -> None:
+        super().__init__()
+        self.norm1 = _Norm(dim)
+        self.norm2 = _Norm(dim)
+        self.safm = _Modulation(dim)
+        self.ccm = _Mixer(dim, expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.safm(self.norm1(x)) + x
+        return self.ccm(self.norm2(x)) + x
+
+
+class SAFMN(nn.Module):
+    """Super-resolution network, (B, C, H, W) to (B, C, s·H, s·W); values in [0, 1].
+
+    Args:
+        scale: s, at least 1.
+        dim: width, a multiple of 4.
+        depth: blocks.
+        expansion: hidden width of a mixer over its width.
+        in_channels: C.
+
+    Raises:
+        ValueError: a scale below 1, or a width that four groups cannot share.
+    """
+
+    def __init__(
+        self, scale: int = 4, *, dim: int = 36, depth: int = 8, expansion: float = 2.0, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        if scale < 1:
+            raise ValueError(f"scale must be at least 1, got {scale}")
+        if dim < LEVELS or dim % LEVELS:
+            raise ValueError(f"dim must be a multiple of {LEVELS}, got {dim}")
+        self.scale = scale
+        self.to_feat = nn.Conv2d(in_channels, dim, 3, padding=1)
+        self.feats = nn.Sequential(*[_Block(dim, expansion) for _ in range(depth)])
+        last = nn.Conv2d(dim, in_channels * scale**2, 3, padding=1)
+        self.to_img = nn.Sequential(last, nn.PixelShuffle(scale))
+
+    @property
+    def margin(self) -> int:
+        """Radius of the receptive field in input pixels: a block reaches one 8-pixel cell and one pixel beyond its own.
+
+        Exact only for tiles that begin at multiples of `multiple`; at others the cells lie differently.
+        """
+        return 2 + len(self.feats) * (2 * self.multiple)
+
+    @property
+    def multiple(self) -> int:
+        """Input sides the exported network needs: multiples of the coarsest cell."""
+        return 2 ** (LEVELS - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.to_feat(x)
+        return self.to_img(self.feats(features) + features)
+
+
+def safmn(scale: int = 4, *, in_channels: int = 3, dim: int = 36, depth: int = 8) -> SAFMN:
+    """SAFMN as in the paper: 8 blocks of 36 channels.
+
+    Args:
+        scale: s.
+        in_channels: C.
+        dim: width.
+        depth: blocks.
+
+    Returns:
+        The network.
+    """
+    return SAFMN(scale, dim=dim, depth=depth, in_channels=in_channels)

@@ -1,0 +1,96 @@
+"""A convolution trained as two and run as one.
+
+Source: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022
+(arXiv:2103.09404), section 3: a k×k convolution to many channels followed by a 1×1 convolution back, with nothing
+between them, is one k×k convolution; multiplied out before the forward pass it also trains at that cost.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CollapsibleConv2d", "identity_kernel"]
+
+
+def identity_kernel(channels: int, kernel_size: int, *, like: Tensor | None = None) -> Tensor:
+    """The convolution kernel that changes nothing.
+
+    Args:
+        channels: C, input and output channels.
+        kernel_size: k, odd.
+        like: takes dtype and device from this tensor.
+
+    Returns:
+        Weight, (C, C, k, k): 1 at the centre of each channel's own plane.
+    """
+    weight = torch.zeros(channels, channels, kernel_size, kernel_size)
+    weight[range(channels), range(channels), kernel_size // 2, kernel_size // 2] = 1
+    return weight if like is None else weight.to(like)
+
+
+class CollapsibleConv2d(nn.Module):
+    """k×k convolution, (B, C, H, W) to (B, C', H, W), whose weight is the product of two.
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel_size: k, odd.
+        expand: channels between the two convolutions, p in the paper (256 there).
+        residual: add the input to the output, folded into the kernel; needs C = C'.
+        bias: add a bias per output channel.
+        padding: zeros added on each side; None keeps H and W.
+
+    Raises:
+        ValueError: an even kernel, or `residual` with C different from C'.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        expand: int = 256,
+        residual: bool = False,
+        bias: bool = True,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if residual and in_channels != out_channels:
+            raise ValueError(f"residual needs equal channels, got {in_channels} in and {out_channels} out")
+        self.padding = kernel_size // 2 if padding is None else padding
+        # (p, C, k, k) and (C', p)
+        self.widen = nn.Parameter(torch.empty(expand, in_channels, kernel_size, kernel_size))
+        self.narrow = nn.Parameter(torch.empty(out_channels, expand))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        # Variances of the two steps multiply to that of a He-initialised k×k convolution.
+        nn.init.normal_(self.widen, std=(in_channels * kernel_size**2) ** -0.5)
+        nn.init.normal_(self.narrow, std=(2 / expand) ** 0.5 * (0.3 if residual else 1.0))
+        self.register_buffer(
+            "identity", identity_kernel(in_channels, kernel_size) if residual else None, persistent=False
+        )
+
+    def weight(self) -> Tensor:
+        """The collapsed kernel, (C', C, k, k)."""
+        weight = (self.narrow @ self.widen.flatten(1)).view(-1, *self.widen.shape[1:])
+        return weight if self.identity is None else weight + self.identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight(), self.bias, padding=self.padding)
+
+    @torch.no_grad()
+    def collapse(self) -> nn.Conv2d:
+        """The same map as one plain convolution."""
+        weight = self.weight()
+        conv = nn.Conv2d(
+            weight.shape[1], weight.shape[0], weight.shape[2], padding=self.padding, bias=self.bias is not None
+        )
+        conv.weight.copy_(weight)
+        if self.bias is not None:
+            assert conv.bias is not None
+            conv.bias.copy_(self.bias)
+        return conv.to(weight)

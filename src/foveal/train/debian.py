@@ -1,0 +1,177 @@
+"""Fetch freely licensed pictures from Debian's archive and make a training set of them.
+
+Debian ships only what anyone may use, change and pass on, so weights trained on these pictures carry no
+non-commercial string. Wallpaper packages bring photographs of 4 to 24 megapixels, game packages bring photographed
+textures. Pictures that were stored with loss are halved, which removes most of what the codec left behind; flat ones
+(drawn wallpapers, masks) are dropped because they teach a network nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from foveal.images.resize import imresize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["PACKAGES", "Package", "fetch", "prepare"]
+
+
+@dataclass(frozen=True)
+class Package:
+    """One Debian package of pictures.
+
+    Args:
+        name: the package's name in Debian 12.
+        licence: licences of its pictures, as its copyright file states them.
+        least: smallest picture taken, in megapixels.
+    """
+
+    name: str
+    licence: str
+    least: float = 1.0
+
+
+# The lomiri-wallpapers packages are left out: foveal's sample pictures come from them.
+PACKAGES = (
+    Package("plasma-workspace-wallpapers", "GPL-2+ (KDE Visual Design Group and contributors)"),
+    Package("mate-backgrounds", "GPL-2+, CC-BY-SA-4.0"),
+    Package("ukui-wallpapers", "CC-BY-SA-3.0"),
+    Package("gnome-backgrounds", "CC-BY-SA-3.0"),
+    Package("ufoai-textures", "GPL-2+, CC-BY-SA-3.0, CC-BY-3.0, public domain", least=0.24),
+    Package("supertuxkart-data", "CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-3.0, CC0, public domain, GPL", least=0.24),
+    Package("openarena-081-textures", "GPL-2+", least=0.24),
+    Package("colobot-common-textures", "GPL-3", least=0.24),
+)
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tga"}
+LOSSY = {".jpg", ".jpeg", ".webp"}
+LARGEST = 4.2  # megapixels: a larger picture is halved until it is below, its detail is then dense
+FLAT = 3.0  # mean squared error of bicubic at ×2, in levels², under which a picture is dropped
+OFTEN = "normal", "_nm.", "_n.", "_s.", "_gloss", "heightmap", "lightmap", "_spec", "screenshot", "alpha", "mask"
+
+
+def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print) -> list[Path]:
+    """Download the packages' archives with `apt-get download`; those already there stay.
+
+    Args:
+        folder: where the `.deb` files go; made if missing.
+        packages: which packages.
+        say: called with a line of progress.
+
+    Returns:
+        One archive a package, in order.
+
+    Raises:
+        RuntimeError: `apt-get` is missing or refuses a package.
+    """
+    if shutil.which("apt-get") is None:
+        raise RuntimeError("fetching needs apt-get (Debian or Ubuntu); elsewhere, put the .deb files into the folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    archives = []
+    for package in packages:
+        found = sorted(folder.glob(f"{package.name}_*.deb"))
+        if not found:
+            say(f"fetching {package.name}")
+            done = subprocess.run(
+                ["apt-get", "download", "-q", package.name], cwd=folder, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(f"apt-get download {package.name} failed: {done.stderr.strip()}; try apt-get update")
+            found = sorted(folder.glob(f"{package.name}_*.deb"))
+        archives.append(found[-1])
+    return archives
+
+
+def _pictures(root: Path, least: float) -> Iterator[Path]:
+    """Every picture under `root` of at least `least` megapixels; of one picture in several sizes, the largest."""
+    for archive in root.rglob("*.pk3"):
+        with zipfile.ZipFile(archive) as z:
+            z.extractall(archive.with_suffix(".d"))
+    best: dict[Path, tuple[float, Path]] = {}
+    for path in sorted(root.rglob("*")):
+        low = path.name.lower()
+        if path.suffix.lower() not in SUFFIXES or path.is_symlink() or any(word in low for word in OFTEN):
+            continue
+        try:
+            with Image.open(path) as picture:
+                size = picture.width * picture.height / 1e6
+        except OSError:
+            continue
+        # KDE keeps one picture in many sizes: NAME/contents/images/WIDTHxHEIGHT.png
+        key = path.parent if path.parent.name.startswith("images") else path
+        if size >= least and size > best.get(key, (0.0, path))[0]:
+            best[key] = (size, path)
+    yield from (path for _, path in sorted(best.values(), key=lambda item: item[1]))
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """The picture as a training target (H, W, 3) uint8, or None when it holds too little detail."""
+    with Image.open(path) as picture:
+        if picture.mode in ("RGBA", "LA", "P", "PA"):
+            rgba = picture.convert("RGBA")
+            if np.asarray(rgba)[..., 3].min() < 250:
+                return None
+            picture = rgba  # noqa: PLW2901
+        image = np.asarray(picture.convert("RGB"))
+    if path.suffix.lower() in LOSSY:
+        image = imresize(image, 0.5, dtype=np.float32)
+    while image.shape[0] * image.shape[1] > LARGEST * 1e6:
+        image = imresize(image, 0.5, dtype=np.float32)
+    image = image[: image.shape[0] // 12 * 12, : image.shape[1] // 12 * 12]
+    if min(image.shape[:2]) < 192:
+        return None
+    back = imresize(imresize(image, 0.5, dtype=np.float32), 2, dtype=np.float32)
+    return None if np.square(image.astype(np.float32) - back).mean() < FLAT else image
+
+
+def prepare(
+    out: Path, debs: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print
+) -> int:
+    """Unpack the archives and write the training pictures with their sources.
+
+    Args:
+        out: folder for `NNNN.png` and `sources.csv` (picture, package, version, file, licence).
+        debs: folder of the archives, filled by `fetch` where a package is missing.
+        packages: which packages.
+        say: called with a line of progress.
+
+    Returns:
+        How many pictures were written.
+
+    Raises:
+        RuntimeError: an archive cannot be fetched or unpacked.
+    """
+    archives = fetch(debs, packages, say)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[str, str, str, str, str]] = []
+    for package, archive in zip(packages, archives, strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["dpkg-deb", "-x", str(archive), folder], check=True)
+            paths = list(_pictures(Path(folder), package.least))
+            with ThreadPoolExecutor(2) as pool:
+                for path, image in zip(paths, pool.map(_load, paths), strict=True):
+                    if image is None:
+                        continue
+                    name = f"{len(rows):04d}.png"
+                    Image.fromarray(image).save(out / name, compress_level=1)
+                    version = archive.name.split("_")[1].replace("%3a", ":")
+                    rows.append((name, package.name, version, str(path.relative_to(folder)), package.licence))
+        say(f"{package.name}: {sum(r[1] == package.name for r in rows)} pictures")
+    with (out / "sources.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("picture", "package", "version", "file", "licence"))
+        writer.writerows(rows)
+    return len(rows)

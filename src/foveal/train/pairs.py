@@ -1,0 +1,140 @@
+"""Low- and high-resolution patches for training super-resolution.
+
+A folder of pictures becomes two flat arrays, one of high-resolution pixels and one of the same pictures reduced by
+`imresize`, kept beside the folder so that the second run starts at once. A batch is a function of seed and step
+alone, which is what makes a resumed training equal to one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from foveal.images.resize import imresize
+from foveal.train.sampling_aug import informative, patch_scores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Pairs"]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    """High resolution, low resolution and the squared luminance error of bicubic, on the low-resolution grid."""
+    with Image.open(path) as picture:
+        high = np.asarray(picture.convert("RGB"))
+    high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
+    low = imresize(high, 1 / scale, dtype=np.float32)
+    back = imresize(low, scale, dtype=np.float32)
+    error = np.square((high.astype(np.float32) - back).mean(axis=2))
+    return high, low, error.reshape(low.shape[0], scale, low.shape[1], scale).mean(axis=(1, 3))
+
+
+@dataclass
+class Pairs:
+    """Pictures with their reduced versions, and where in them to look.
+
+    Args:
+        high: all high-resolution pixels end to end, (n, 3) uint8.
+        low: all low-resolution pixels end to end, (n / s², 3) uint8.
+        shapes: rows and columns of each low-resolution picture, (pictures, 2).
+        places: picture, row and column of every patch that may be drawn, (places, 3).
+        scale: s.
+        patch: side of a low-resolution patch.
+    """
+
+    high: NDArray[np.uint8]
+    low: NDArray[np.uint8]
+    shapes: NDArray[np.int64]
+    places: NDArray[np.int32]
+    scale: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        self._starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))])
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, scale: int, *, patch: int = 48, fraction: float = 0.5, stride: int = 4
+    ) -> Pairs:
+        """Read every picture below `folder`, or what an earlier call kept of them.
+
+        Args:
+            folder: pictures in any depth.
+            scale: s.
+            patch: side of a low-resolution patch, in pixels.
+            fraction: the most informative share of each picture's patches that is drawn from; 1 draws from all.
+            stride: distance between neighbouring places, in low-resolution pixels.
+
+        Returns:
+            The pairs, memory-mapped.
+
+        Raises:
+            ValueError: no picture large enough below `folder`.
+        """
+        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+        stamp = [(str(p.relative_to(folder)), p.stat().st_size) for p in paths]
+        key = hashlib.sha256(repr((scale, patch, fraction, stride, stamp)).encode()).hexdigest()[:16]
+        cache = Path(folder) / ".foveal"
+        names = {n: cache / f"{key}.{n}.npy" for n in ("high", "low", "shapes", "places")}
+        if not all(p.exists() for p in names.values()):
+            cache.mkdir(exist_ok=True)
+            _write(names, paths, scale, patch, fraction, stride)
+        arrays = {n: np.load(p, mmap_mode="r") for n, p in names.items()}
+        return cls(**arrays, scale=scale, patch=patch)
+
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Draw patches, each turned and mirrored at random.
+
+        Args:
+            size: B.
+            rng: where the choice comes from.
+
+        Returns:
+            Low resolution (B, p, p, 3) and high resolution (B, s·p, s·p, 3).
+        """
+        p, s = self.patch, self.scale
+        low = np.empty((size, p, p, 3), np.uint8)
+        high = np.empty((size, s * p, s * p, 3), np.uint8)
+        for i, (k, y, x) in enumerate(self.places[np.sort(rng.integers(len(self.places), size=size))]):
+            rows, columns = self.shapes[k]
+            start = self._starts[k]
+            a = self.low[start : start + rows * columns].reshape(rows, columns, 3)[y : y + p, x : x + p]
+            b = self.high[start * s * s : (start + rows * columns) * s * s].reshape(rows * s, columns * s, 3)
+            b = b[y * s : (y + p) * s, x * s : (x + p) * s]
+            turn = int(rng.integers(8))
+            for source, target in ((a, low), (b, high)):
+                turned = source.transpose(1, 0, 2) if turn & 1 else source
+                target[i] = turned[:: -1 if turn & 2 else 1, :: -1 if turn & 4 else 1]
+        return low, high
+
+
+def _write(names: dict[str, Path], paths: list[Path], scale: int, patch: int, fraction: float, stride: int) -> None:
+    shapes, places = [], []
+    parts = {n: names[n].with_suffix(".part") for n in ("high", "low")}
+    with parts["high"].open("wb") as high_file, parts["low"].open("wb") as low_file, ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(paths), 16):  # bounded: a picture is a few megabytes, a set can be many thousands
+            for high, low, error in pool.map(lambda p: _pair(p, scale), paths[start : start + 16]):
+                if min(low.shape[:2]) < patch:
+                    continue
+                best = informative(patch_scores(error, patch, stride=stride), fraction) * stride
+                places.append(np.column_stack([np.full(len(best), len(shapes)), best]).astype(np.int32))
+                shapes.append(low.shape[:2])
+                high_file.write(high.tobytes())
+                low_file.write(low.tobytes())
+    if not shapes:
+        raise ValueError(f"no picture of at least {patch * scale} pixels a side among the {len(paths)} found")
+    np.save(names["shapes"], np.array(shapes, np.int64))
+    np.save(names["places"], np.concatenate(places))
+    for n, part in parts.items():
+        flat = np.memmap(part, np.uint8, "r").reshape(-1, 3)
+        np.save(names[n], flat)
+        part.unlink()

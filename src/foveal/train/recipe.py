@@ -1,0 +1,119 @@
+"""A training recipe: a TOML file turned at once into a frozen, checked description."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Recipe", "RecipeError"]
+
+OPTIMIZERS = ("adam", "muon")
+LOSSES = ("l1", "l2")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the text names the file and the line's key."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training produces.
+
+    Args:
+        model: registered name of the network.
+        scale: 2, 3 or 4.
+        arguments: further keyword arguments of the network.
+        data: folder of training pictures.
+        patch: side of a low-resolution patch, in pixels.
+        batch: patches in a step.
+        fraction: most informative share of each picture's patches that is drawn from (SamplingAug), in (0, 1].
+        steps: how many.
+        optimizer: "muon" (kernels by Muon, the rest by Adam) or "adam".
+        lr: Adam's peak step size.
+        muon_lr: Muon's peak step size.
+        warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
+        loss: "l1" or "l2", on RGB in [0, 1].
+        ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
+        seed: of weights and batches.
+        precision: "fp32", "bf16" (autocast), or "auto": whichever is faster here, timed over a few steps.
+        start: checkpoint or safetensors file whose matching weights begin the training; "" for none.
+        validation: folder of pictures whose PSNR is logged; "" for none.
+        every: steps between two checkpoints.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    model: str
+    scale: int
+    data: str
+    steps: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+    patch: int = 48
+    batch: int = 8
+    fraction: float = 0.5
+    optimizer: str = "muon"
+    lr: float = 2e-3
+    muon_lr: float = 1e-2
+    warmup: int = 100
+    loss: str = "l1"
+    ema: float = 0.999
+    seed: int = 0
+    precision: str = "auto"
+    start: str = ""
+    validation: str = ""
+    every: int = 500
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("optimizer", OPTIMIZERS), ("loss", LOSSES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("steps", "patch", "batch", "every"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.scale not in (2, 3, 4):
+            raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
+        if not 0 < self.fraction <= 1:
+            raise RecipeError(f"fraction must be in (0, 1], got {self.fraction}")
+        if not 0 <= self.ema < 1:
+            raise RecipeError(f"ema must be in [0, 1), got {self.ema}")
+
+    @classmethod
+    def read(cls, path: Path, **changes: Any) -> Recipe:
+        """Read a recipe file.
+
+        Args:
+            path: TOML file whose keys are the fields of this class.
+            **changes: fields to set differently from the file; None leaves the file's value.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            RecipeError: no such file, no TOML, an unknown or missing key, or a value of the wrong kind.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise RecipeError(f"{path}: no such recipe") from None
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path}: not a TOML file: {error}") from None
+        table |= {k: v for k, v in changes.items() if v is not None}
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(table) - set(known)):
+            raise RecipeError(f"{path}: unknown key {unknown[0]!r}; keys are {', '.join(known)}")
+        kinds = {"str": str, "int": int, "float": (int, float), "dict[str, Any]": dict}
+        for name, value in table.items():
+            if not isinstance(value, kinds[str(known[name].type)]) or isinstance(value, bool):
+                raise RecipeError(f"{path}: {name} must be of type {known[name].type}, got {value!r}")
+        needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
+        if missing := [n for n in needed if n not in table]:
+            raise RecipeError(f"{path}: {missing[0]} is missing")
+        try:
+            return cls(**table)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
