@@ -10,6 +10,7 @@ import datetime
 import gc
 import hashlib
 import json
+import math
 import statistics
 import sys
 import time
@@ -254,7 +255,7 @@ def _milliseconds(seconds: float) -> str:
 def _faster(check: Mapping[str, Any], *, quick: bool) -> Measured:
     ours, theirs = check["ours"](), check["theirs"]()
     with _torch_threads(check["threads"]):
-        a, b = paired(ours, theirs, pairs=5 if quick else 15)
+        a, b = paired(ours, theirs, pairs=5 if quick else 15, clock=time.perf_counter)
     ratios = sorted(second / first for first, second in zip(a, b, strict=True))
     low, ratio, high = statistics.quantiles(ratios, n=4)
     here = (
@@ -340,7 +341,7 @@ def run_one(claim: Claim, path: Path, *, quick: bool = False) -> Outcome:
         here=measured.here if measured else "",
         verdict=verdict,
         reason=reason,
-        value=measured.value if measured else None,
+        value=measured.value if measured and math.isfinite(measured.value) else None,
         detail=dict(measured.detail) if measured else {},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         seconds=round(time.perf_counter() - start, 3),

@@ -110,9 +110,7 @@ def collect(sources: Iterable[tuple[str, Path]]) -> tuple[dict[str, Located], li
         for method in held:
             if not isinstance(method, Method):
                 got = type(method).__name__
-                raise CatalogueError(
-                    f"{path}: METHOD must be a foveal.record.Method, METHODS a tuple of them; got {got}"
-                )
+                raise CatalogueError(f"{path}: METHOD must be a foveal.record.Method, METHODS a tuple of it; got {got}")
             found.append(Located(method, module, path))
     _check(found)
     return {item.method.name: item for item in sorted(found, key=lambda item: fold(item.method.name))}, missing

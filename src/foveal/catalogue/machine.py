@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import foveal
+
 __all__ = ["checkout", "commit", "cores", "describe", "versions"]
 
 PACKAGES = ("numpy", "torch", "timm", "onnxruntime", "openvino")
@@ -52,13 +54,8 @@ def versions() -> dict[str, str]:
     Returns:
         Name → version.
     """
-    found = {"python": platform.python_version()}
-    for name in ("foveal", *(name for name in PACKAGES if name in sys.modules)):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    loaded = {name: metadata.version(name) for name in PACKAGES if name in sys.modules}
+    return {"python": platform.python_version(), "foveal": str(foveal.__version__), **loaded}
 
 
 def checkout() -> Path | None:

@@ -22,7 +22,7 @@ from foveal.catalogue.collect import CatalogueError
 if TYPE_CHECKING:
     from foveal.record import Method
 
-__all__ = ["file_name", "folder", "load", "recorded", "save"]
+__all__ = ["file_name", "folder", "load", "plain", "recorded", "save"]
 
 FORMAT = 1
 
@@ -102,12 +102,19 @@ def recorded(method: Method, content: Mapping[str, Any]) -> list[dict[str, Any] 
     return [by_key.get(key(claim)) for claim in method.claims]
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it; numbers that are not finite become None."""
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it.
+
+    Args:
+        value: mappings, lists and tuples of plain values, nested.
+
+    Returns:
+        The same in dicts and lists; numbers that are not finite become None.
+    """
     if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -135,7 +142,7 @@ def save(
     content = load(method, into)
     by_key = {outcome["key"]: outcome for outcome in content["claims"]}
     by_key |= {
-        outcome.key: _plain(dataclasses.asdict(outcome))
+        outcome.key: plain(dataclasses.asdict(outcome))
         for outcome in outcomes
         if outcome.verdict in ("holds", "does not hold")
     }

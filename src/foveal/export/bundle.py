@@ -53,7 +53,6 @@ def export_bundle(
     licence: str = "",
     data: str = "",
     measured: dict[str, Any] | None = None,
-    multiple: int = 1,
     overwrite: bool = False,
 ) -> Exported:
     """Export a super-resolution network, check it against torch, and write the bundle.
@@ -69,7 +68,6 @@ def export_bundle(
         licence: of the weights.
         data: what they were trained on.
         measured: figures to keep on the card, benchmark name → values.
-        multiple: input sides must be a multiple of this.
         overwrite: replace a bundle that stands in `folder`.
 
     Returns:
@@ -83,6 +81,7 @@ def export_bundle(
     if folder.exists() and not overwrite:
         raise ExportError(f"{folder} exists; give another place, or overwrite=True (--overwrite) to replace it")
     network, margin, trims = deployed(model)
+    multiple = int(getattr(model, "multiple", 1))
     around = 2 * margin if trims else 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
@@ -115,6 +114,8 @@ def export_bundle(
             "sha256": {f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
         }
         (place / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        for file in place.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             folder.rename(Path(made) / "replaced")
         shutil.move(place, folder)

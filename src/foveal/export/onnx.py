@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportError", "Parity", "deployed", "eight_bit", "parity", "receptive_radius", "to_onnx"]
 
 OPSET = 18
+ELEMENTWISE = {"Clip", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
 
 
 class ExportError(RuntimeError):
@@ -57,7 +59,7 @@ class Parity:
 
 
 def deployed(model: nn.Module) -> tuple[nn.Module, int, bool]:
-    """The form of a network that is exported.
+    """The form of a network that is exported: collapsed or folded where it knows how.
 
     Args:
         model: super-resolution network.
@@ -68,7 +70,11 @@ def deployed(model: nn.Module) -> tuple[nn.Module, int, bool]:
     model = model.eval()
     if hasattr(model, "plain"):
         return model.plain().eval(), int(model.margin), True
-    return model, receptive_radius(model), False
+    for name in ("collapse", "fold"):
+        if hasattr(model, name):
+            model = getattr(model, name)().eval()
+    known = getattr(model, "margin", None)
+    return model, receptive_radius(model) if known is None else int(known), False
 
 
 def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = 128, multiple: int = 1) -> int:
@@ -235,12 +241,15 @@ def eight_bit(source: Path, target: Path) -> bool:
 def _reorder(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto], name: str, order: NDArray[np.intp]) -> bool:
     """Permute the channels of a tensor by permuting the kernels and biases that make it."""
     node = makers.get(name)
-    if node is None or node.op_type not in ("Conv", "Add"):
+    uses = Counter(i for n in graph.node for i in n.input)
+    if node is None or uses[name] != 1:
         return False
+    if node.op_type in ELEMENTWISE:
+        return _reorder(graph, makers, node.input[0], order)
     if node.op_type == "Add":
         return all(_reorder(graph, makers, i, order) for i in node.input)
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    if any(i not in stored for i in node.input[1:]):
+    if node.op_type != "Conv" or any(i not in stored or uses[i] != 1 for i in node.input[1:]):
         return False
     for i in node.input[1:]:
         array = numpy_helper.to_array(stored[i])

@@ -46,6 +46,8 @@ class CollapsibleConv2d(nn.Module):
         ValueError: an even kernel, or `residual` with C different from C'.
     """
 
+    identity: Tensor | None
+
     def __init__(
         self,
         in_channels: int,
@@ -82,15 +84,32 @@ class CollapsibleConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight(), self.bias, padding=self.padding)
 
+    def expanded(self, x: Tensor) -> Tensor:
+        """The same map the long way, as two convolutions and the added input; what `forward` must equal.
+
+        Args:
+            x: features, (B, C, H, W).
+
+        Returns:
+            (B, C', H, W), or less where `padding` keeps less.
+        """
+        out = F.conv2d(F.conv2d(x, self.widen, padding=self.padding), self.narrow[..., None, None], self.bias)
+        if self.identity is None:
+            return out
+        cut = self.widen.shape[-1] // 2 - self.padding
+        if cut < 0:
+            return out + F.pad(x, (-cut, -cut, -cut, -cut))
+        return out + x[..., cut : x.shape[-2] - cut, cut : x.shape[-1] - cut]
+
     @torch.no_grad()
     def collapse(self) -> nn.Conv2d:
         """The same map as one plain convolution."""
         weight = self.weight()
-        conv = nn.Conv2d(
-            weight.shape[1], weight.shape[0], weight.shape[2], padding=self.padding, bias=self.bias is not None
-        )
+        out_channels, in_channels, kernel_size, _ = weight.shape
+        bias = self.bias is not None
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=self.padding, bias=bias).to(weight)
         conv.weight.copy_(weight)
         if self.bias is not None:
             assert conv.bias is not None
             conv.bias.copy_(self.bias)
-        return conv.to(weight)
+        return conv

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foveal.runtime.bundle import Bundle, BundleError, Card, available, choose, load
+    from foveal.runtime.bundle import Bundle, BundleError, Card, available, choose
     from foveal.runtime.engines import Engine, EngineError
     from foveal.runtime.plan import Plan
     from foveal.runtime.upscaler import Result, Upscaler
@@ -32,7 +32,6 @@ __all__ = [
     "Upscaler",
     "available",
     "choose",
-    "load",
 ]
 
 _HOME = {
@@ -46,7 +45,6 @@ _HOME = {
     "Upscaler": "upscaler",
     "available": "bundle",
     "choose": "bundle",
-    "load": "bundle",
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["QUALITIES", "SHIPPED", "Bundle", "BundleError", "Card", "available", "choose", "load"]
+__all__ = ["QUALITIES", "SHIPPED", "Bundle", "BundleError", "Card", "available", "choose"]
 
 QUALITIES = ("fast", "balanced", "best")
 SHIPPED = Path(__file__).resolve().parent.parent / "bundles"
@@ -46,6 +46,7 @@ class Card:
         data: what they were trained on.
         measured: figures by the usual benchmarks, name → value.
         parameters: how many.
+        model: how to build the network again with torch: "name" and "arguments"; empty if that cannot be done.
         version: of the card's own format.
 
     Raises:
@@ -66,6 +67,7 @@ class Card:
     data: str | list[str] = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
     parameters: int = 0
+    model: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class Card:
             raise BundleError(f"{self.name}: files must name at least a float file, got {self.files!r}")
         if unknown := set(self.files) - {"float", "uint8"}:
             raise BundleError(f"{self.name}: files may be float and uint8, got {', '.join(sorted(unknown))}")
-        for name in ("files", "sha256", "measured"):
+        for name in ("files", "sha256", "measured", "model"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @classmethod
@@ -138,6 +140,34 @@ class Bundle:
     folder: Path
     card: Card
 
+    @classmethod
+    def load(cls, name: str | Path) -> Bundle:
+        """One bundle by name or path.
+
+        Args:
+            name: of a bundle that ships with foveal, or the path of a bundle's folder or of its `card.json`.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            BundleError: there is none; the message names the closest.
+        """
+        path = Path(name)
+        if path.name == "card.json":
+            path = path.parent
+        # A bare word is a name first: a folder that happens to be called "fast_x4" must not change what is run.
+        if path.name == str(name) and (SHIPPED / path / "card.json").is_file():
+            path = SHIPPED / path
+        if path.is_dir():
+            return cls(path, Card.read(path / "card.json"))
+        names = [bundle.card.name for bundle in available()]
+        close = get_close_matches(str(name), names, n=3, cutoff=0.0)
+        raise BundleError(
+            f"no bundle {str(name)!r}: not the name of a shipped one (closest: {', '.join(close) or 'none shipped'}) "
+            "and not a folder; `foveal models` lists them"
+        )
+
     def file(self, kind: str) -> Path:
         """Path of one of the bundle's ONNX files, checked against the card.
 
@@ -187,34 +217,6 @@ def available(folder: Path | None = None) -> list[Bundle]:
     bundles = [Bundle(path.parent, Card.read(path)) for path in folder.glob("*/card.json")]
     rank = {"": len(QUALITIES), **{quality: i for i, quality in enumerate(QUALITIES)}}
     return sorted(bundles, key=lambda b: (b.card.scale, rank[b.card.quality], b.card.name))
-
-
-def load(name: str | Path) -> Bundle:
-    """One bundle by name or path.
-
-    Args:
-        name: of a bundle that ships with foveal, or the path of a bundle's folder or of its `card.json`.
-
-    Returns:
-        The bundle.
-
-    Raises:
-        BundleError: there is none; the message names the closest.
-    """
-    path = Path(name)
-    if path.name == "card.json":
-        path = path.parent
-    # A bare word is a name first: a folder that happens to be called "fast_x4" must not change what is run.
-    if path.name == str(name) and (SHIPPED / path / "card.json").is_file():
-        path = SHIPPED / path
-    if (path / "card.json").is_file() or path.is_dir():
-        return Bundle(path, Card.read(path / "card.json"))
-    names = [bundle.card.name for bundle in available()]
-    close = get_close_matches(str(name), names, n=3, cutoff=0.0)
-    raise BundleError(
-        f"no bundle {str(name)!r}: not the name of a shipped one (closest: {', '.join(close) or 'none shipped'}) "
-        "and not a folder; `foveal models` lists them"
-    )
 
 
 def choose(scale: int, quality: str = "balanced") -> tuple[Bundle, str]:

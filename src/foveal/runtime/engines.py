@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -25,10 +26,11 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineMemoryError",
+    "available",
     "cpu_model",
+    "create",
     "default_threads",
     "library_version",
-    "open_engine",
     "why_not",
 ]
 
@@ -114,7 +116,7 @@ class _OpenVino:
         self.threads = threads
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         if exact:
-            # Without this hint processors that have bfloat16 arithmetic use it: about 8 bits, too few for 16-bit pixels.
+            # Without this, processors that have bfloat16 arithmetic use it: 8 bits, too few for 16-bit pixels.
             options["INFERENCE_PRECISION_HINT"] = "f32"
         try:
             self._request = _openvino_core().compile_model(str(path), "CPU", options).create_infer_request()
@@ -176,7 +178,16 @@ def why_not(name: str) -> str:
     return f"{' and '.join(missing)} not installed; pip install {_EXTRA[name]}" if missing else ""
 
 
-def open_engine(name: str, path: Path, threads: int, *, exact: bool = False) -> Engine:
+def available() -> list[str]:
+    """Engines that can be used here.
+
+    Returns:
+        Their names.
+    """
+    return [name for name in ENGINES if not why_not(name)]
+
+
+def create(name: str, path: Path, threads: int, *, exact: bool = False) -> Engine:
     """Load an ONNX file into an engine.
 
     Args:

@@ -7,19 +7,20 @@ Imported only when this engine is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import numpy_helper
+from torch.nn import functional
 
 from foveal.runtime.engines import EngineError, _failure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -38,8 +39,8 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **a: Any) -> Te
         raise EngineError(f"torch engine: Conv with auto_pad={a['auto_pad']} is not supported; use onnxruntime")
     pads = a.get("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
-        x, pads = F.pad(x, _pairs(pads, 2)), [0, 0]
-    return F.conv2d(x, weight, bias, a.get("strides", 1), pads[:2], a.get("dilations", 1), a.get("group", 1))
+        x, pads = functional.pad(x, _pairs(pads, 2)), [0, 0]
+    return functional.conv2d(x, weight, bias, a.get("strides", 1), pads[:2], a.get("dilations", 1), a.get("group", 1))
 
 
 def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **_: Any) -> Tensor:
@@ -67,21 +68,23 @@ def _slice(
 
 def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     if mode == "CRD":
-        return F.pixel_shuffle(x, blocksize)
+        return functional.pixel_shuffle(x, blocksize)
     batch, depth, height, width = x.shape
     # (B, s, s, C, H, W) to (B, C, H, s, W, s)
     y = x.reshape(batch, blocksize, blocksize, depth // blocksize**2, height, width).permute(0, 3, 4, 1, 5, 2)
     return y.reshape(batch, -1, height * blocksize, width * blocksize)
 
 
-def _pad(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, *, mode: str = "constant") -> Tensor:
+def _pad(
+    x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, *, mode: str = "constant"
+) -> Tensor:
     if axes is not None:
         raise EngineError("torch engine: Pad with axes is not supported; use onnxruntime")
     flat = _pairs(pads.tolist(), x.ndim)
     if mode == "constant":
-        return F.pad(x, flat, value=0.0 if value is None else value.item())
+        return functional.pad(x, flat, value=0.0 if value is None else value.item())
     # torch pads at most the last two axes by repeating
-    return F.pad(x, flat[:4], mode={"edge": "replicate", "reflect": "reflect"}[mode])
+    return functional.pad(x, flat[:4], mode={"edge": "replicate", "reflect": "reflect"}[mode])
 
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -94,12 +97,12 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "DequantizeLinear": _dequantize,
     "Div": lambda x, y: x / y,
     "Identity": lambda x: x,
-    "LeakyRelu": lambda x, *, alpha=0.01: F.leaky_relu(x, alpha),
+    "LeakyRelu": lambda x, *, alpha=0.01: functional.leaky_relu(x, alpha),
     "Mul": lambda x, y: x * y,
     "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
     "Pad": _pad,
     "QuantizeLinear": _quantize,
-    "Relu": F.relu,
+    "Relu": functional.relu,
     "Sigmoid": torch.sigmoid,
     "Slice": _slice,
     "Sub": lambda x, y: x - y,
@@ -137,7 +140,7 @@ class TorchEngine:
                 continue
             if node.op_type not in _OPERATORS:
                 raise EngineError(
-                    f"torch engine: operator {node.op_type} in {path.name} is not supported; use onnxruntime or openvino"
+                    f"torch engine: operator {node.op_type} in {path.name} is not supported; use onnxruntime"
                 )
             self._steps.append((_OPERATORS[node.op_type], list(node.input), attributes, node.output[0]))
         self._input = next(i.name for i in graph.input if i.name not in self._values)

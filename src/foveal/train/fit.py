@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
 
-LOSSES: dict[str, Callable[..., Any]] = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
+def _luma_l2(out: Tensor, target: Tensor) -> Tensor:
+    """Squared error of BT.601 luminance, which PSNR measures, and a tenth of that of RGB, which keeps colour."""
+    weight = out.new_tensor([65.481, 128.553, 24.966]).div(255).view(1, 3, 1, 1)
+    difference = out - target
+    return (difference * weight).sum(1).square().mean() + 0.1 * difference.square().mean()
+
+
+LOSSES: dict[str, Callable[..., Any]] = {"l1": F.l1_loss, "l2": F.mse_loss, "l2_luma": _luma_l2}
 
 
 class CheckpointError(RuntimeError):
@@ -295,7 +304,9 @@ def _resume(
     try:
         state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); remove it to train from the beginning") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); remove it to train from the beginning"
+        ) from error
     # A longer or shorter schedule, and where data lies, may change between two runs; what is learnt may not.
     free = {"steps", "data", "validation", "every", "precision", "start"}
     for name, value in asdict(recipe).items():

@@ -78,16 +78,22 @@ class Pairs:
             The pairs, memory-mapped.
 
         Raises:
-            ValueError: no picture large enough below `folder`.
+            ValueError: no picture below `folder`, or none large enough.
         """
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise ValueError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
         stamp = [(str(p.relative_to(folder)), p.stat().st_size) for p in paths]
         key = hashlib.sha256(repr((scale, patch, fraction, stride, stamp)).encode()).hexdigest()[:16]
         cache = Path(folder) / ".foveal"
         names = {n: cache / f"{key}.{n}.npy" for n in ("high", "low", "shapes", "places")}
         if not all(p.exists() for p in names.values()):
             cache.mkdir(exist_ok=True)
-            _write(names, paths, scale, patch, fraction, stride)
+            try:
+                _write(names, paths, scale, patch, fraction, stride)
+            finally:
+                for part in cache.glob(f"{key}.*.part"):
+                    part.unlink()
         arrays = {n: np.load(p, mmap_mode="r") for n, p in names.items()}
         return cls(**arrays, scale=scale, patch=patch)
 
@@ -137,4 +143,3 @@ def _write(names: dict[str, Path], paths: list[Path], scale: int, patch: int, fr
     for n, part in parts.items():
         flat = np.memmap(part, np.uint8, "r").reshape(-1, 3)
         np.save(names[n], flat)
-        part.unlink()

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["Recipe", "RecipeError"]
 
 OPTIMIZERS = ("adam", "muon")
-LOSSES = ("l1", "l2")
+LOSSES = ("l1", "l2", "l2_luma")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -36,7 +36,7 @@ class Recipe:
         lr: Adam's peak step size.
         muon_lr: Muon's peak step size.
         warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
-        loss: "l1" or "l2", on RGB in [0, 1].
+        loss: "l1" or "l2" on RGB in [0, 1], or "l2_luma": squared error of luminance, and a tenth of that of RGB.
         ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
         seed: of weights and batches.
         precision: "fp32", "bf16" (autocast), or "auto": whichever is faster here, timed over a few steps.

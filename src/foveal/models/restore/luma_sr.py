@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from foveal.images.resize import cubic
 from foveal.nn.collapsible import CollapsibleConv2d
+from foveal.record import Method, Paper, equal
 
-__all__ = ["LumaSR", "bicubic_kernel"]
+__all__ = ["LumaSR", "bicubic_kernel", "luma_sr_balanced", "luma_sr_fast"]
 
 
 def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
@@ -150,3 +151,93 @@ class LumaSR(nn.Module):
         spread = nn.Conv2d(self.scale**2, 3 * self.scale**2, 1, bias=False)
         spread.weight.copy_(torch.eye(self.scale**2).repeat(3, 1)[..., None, None])
         return _Plain([*layers, tail], upsampler, spread, self.margin, self.scale).to(head).eval()
+
+
+def luma_sr_fast(
+    scale: int = 4, *, channels: int = 16, depth: int = 6, expand: int = 64, base_kernel: int = 5
+) -> LumaSR:
+    """LumaSR of 16 channels, for `--quality fast`.
+
+    Args:
+        scale: s.
+        channels: C.
+        depth: 3×3 convolutions between the first and the last.
+        expand: training-time width of a collapsible convolution.
+        base_kernel: side of the linear colour upsampler.
+
+    Returns:
+        The network.
+    """
+    return LumaSR(scale, channels=channels, depth=depth, expand=expand, base_kernel=base_kernel)
+
+
+def luma_sr_balanced(
+    scale: int = 4, *, channels: int = 32, depth: int = 8, expand: int = 64, base_kernel: int = 5
+) -> LumaSR:
+    """LumaSR of 32 channels, for `--quality balanced`.
+
+    Args:
+        scale: s.
+        channels: C.
+        depth: 3×3 convolutions between the first and the last.
+        expand: training-time width of a collapsible convolution.
+        base_kernel: side of the linear colour upsampler.
+
+    Returns:
+        The network.
+    """
+    return LumaSR(scale, channels=channels, depth=depth, expand=expand, base_kernel=base_kernel)
+
+
+def _changed() -> LumaSR:
+    """A network whose every parameter has left its start."""
+    torch.manual_seed(0)
+    network = luma_sr_fast(4).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def _inside(*, plain: bool) -> Tensor:
+    network, m, s = _changed(), _changed().margin, 4
+    x = torch.rand(1, 3, 40, 37)
+    with torch.inference_mode():
+        return network.plain()(x) if plain else network(x)[..., m * s : -m * s, m * s : -m * s]
+
+
+def _flat() -> Tensor:
+    m = _changed().margin
+    x = torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 9 + 2 * m, 11 + 2 * m)
+    with torch.inference_mode():
+        return _changed().plain()(x)
+
+
+METHOD = Method(
+    id=None,
+    name="LumaSR",
+    kind="model",
+    summary="Plain collapsible convolutions invent luminance detail; a linear upsampler carries colour.",
+    paper=Paper("LumaSR", "foveal", 2026, "foveal.models.restore.luma_sr"),
+    models={"luma_sr_fast": luma_sr_fast, "luma_sr_balanced": luma_sr_balanced},
+    cases={
+        "luma_sr_fast": {"scale": 2, "depth": 1, "expand": 8},
+        "luma_sr_balanced": {"scale": 3, "channels": 16, "depth": 1, "expand": 8},
+    },
+    claims=(
+        equal(
+            "The plain form equals the trained network inside its margin.",
+            paper="",
+            ours=lambda: _inside(plain=True),
+            theirs=lambda: _inside(plain=False),
+            tolerance=1e-4,
+        ),
+        equal(
+            "A picture of one colour comes out as that colour.",
+            paper="",
+            ours=_flat,
+            theirs=lambda: torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 36, 44),
+            tolerance=1e-4,
+        ),
+    ),
+)

@@ -1,0 +1,174 @@
+"""How `foveal upscale` speaks while it works: bars on a terminal, plain lines in a pipe, nothing when told to be quiet.
+
+Bars and remarks go to standard error; the line for each picture goes to standard output, or to standard error when
+standard output carries JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Show", "duration"]
+
+_EVERY = 10.0  # seconds between two plain lines of one picture
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Args:
+        seconds: at least 0.
+
+    Returns:
+        "0.4 s", "12 s", "3 min 20 s" or "2 h 5 min".
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Show:
+    """Progress of a run.
+
+    Args:
+        pictures: how many there are to do.
+        megapixels: of all results.
+        seconds: planned, shown until there is a speed.
+        quiet: say nothing.
+        json: standard output is taken.
+    """
+
+    def __init__(self, pictures: int, megapixels: float, seconds: float, *, quiet: bool, json: bool) -> None:
+        self._megapixels, self._planned = megapixels, seconds
+        self._quiet = quiet
+        self._out = sys.stderr if json else sys.stdout
+        self._bars: Any = None
+        self._total: Any = None
+        self._file: Any = None
+        self._name = ""
+        self._start = self._file_start = self._said = time.monotonic()
+        self._finished = 0.0
+        if not quiet and sys.stderr.isatty():
+            self._bars = _bars()
+            if pictures > 1:
+                self._total = self._bars.add_task("all", total=megapixels or 1, planned=seconds)
+
+    def __enter__(self) -> Show:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def begin(self, name: str, megapixels: float, seconds: float) -> None:
+        """A picture is begun.
+
+        Args:
+            name: shown.
+            megapixels: of its result.
+            seconds: planned.
+        """
+        self._name = name
+        self._file_start = self._said = time.monotonic()
+        if self._bars is not None:
+            self._file = self._bars.add_task(name, total=megapixels or 1, planned=seconds)
+
+    def step(self, done: float, total: float, region: tuple[int, int, int, int]) -> None:
+        """A part of the picture is done.
+
+        Args:
+            done: megapixels.
+            total: megapixels.
+            region: not shown.
+        """
+        del region
+        if self._bars is not None:
+            self._bars.update(self._file, completed=done)
+            if self._total is not None:
+                self._bars.update(self._total, completed=self._finished + done)
+            return
+        now = time.monotonic()
+        if self._quiet or now - self._said < _EVERY or done >= total:
+            return
+        self._said = now
+        speed = done / (now - self._file_start)
+        left = duration((total - done) / speed)
+        rest = self._megapixels - self._finished - done
+        whole = f", {duration(rest / speed)} for all" if rest > total - done + 1e-6 else ""
+        self.line(f"{self._name}: {done:.1f} of {total:.1f} MP, {speed:.1f} MP/s, {left} left{whole}")
+
+    def end(self, megapixels: float) -> None:
+        """The picture is finished, or failed.
+
+        Args:
+            megapixels: of its result.
+        """
+        self._finished += megapixels
+        if self._bars is not None and self._file is not None:
+            self._bars.remove_task(self._file)
+            self._file = None
+            if self._total is not None:
+                self._bars.update(self._total, completed=self._finished)
+
+    def line(self, text: str) -> None:
+        """Say something that stays.
+
+        Args:
+            text: one line.
+        """
+        if self._quiet:
+            return
+        if self._bars is not None and self._out.isatty():
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._out, flush=True)
+
+    def problem(self, text: str) -> None:
+        """Say what went wrong, even when quiet.
+
+        Args:
+            text: one line.
+        """
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Megapixels done, megapixels per second and seconds left; the planned seconds until there is a speed."""
+
+        def render(self, task: Task) -> Text:
+            elapsed = task.elapsed or 0.0
+            text = f"{task.completed:.1f}/{task.total or 0:.1f} MP"
+            if task.completed > 0 and elapsed > 0:
+                speed = task.completed / elapsed
+                return Text(f"{text}  {speed:.1f} MP/s  {duration(((task.total or 0) - task.completed) / speed)} left")
+            return Text(f"{text}  about {duration(task.fields['planned'])}")
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        Speed(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,132 @@
+"""`foveal claims`: runs what papers promise, here, and prints paper | here | verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path  # noqa: TC003  typer reads the annotation
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from rich.console import Console
+
+    from foveal.catalogue.claims import Outcome
+    from foveal.catalogue.collect import Located
+
+__all__ = ["claims"]
+
+
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Methods, such as ESPCN.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All methods that have a record.")] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Only one kind: params, macs, equal, faster, smaller or kept.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Skip what needs minutes of training; fewer timings, one seed.")
+    ] = False,
+    save: Annotated[bool, typer.Option("--save", help="Record the outcomes in results/claims.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of benchmark data; else FOVEAL_DATA, ./data or ../shared/data.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run the claims of methods on this machine and print the paper's value beside ours.
+
+    Exits with 1 when a claim does not hold or could not run, or a common check fails. What --quick skips counts neither
+    way. With --save the outcomes are recorded with date, processor, threads and versions; what could not run leaves
+    the record as it was.
+
+        $ foveal claims sesr --only equal
+        SESR  2026-11-21  AMD EPYC 9R14, 2 cores, numpy 2.4.6, torch 2.15.0
+        kind   claim                                  paper  here                                verdict  threads
+        equal  The collapsed network is the same map  exact  largest difference 4.1e-07 of the…  holds    2
+    """
+    from rich.markup import escape
+
+    from foveal.catalogue import checks, results
+    from foveal.catalogue.claims import RUNNERS, run
+    from foveal.catalogue.collect import CatalogueError, find, records
+    from foveal.cli._tables import console
+
+    try:
+        if every == bool(names):
+            raise CatalogueError("name one or more methods, or pass --all; foveal catalogue lists them")
+        if quick and save:
+            raise CatalogueError("a quick run is no record; leave out --quick or --save")
+        if only is not None and only not in RUNNERS:
+            raise CatalogueError(f"no kind of claim is called {only!r}; the kinds are {', '.join(RUNNERS)}")
+        if data is not None and not data.is_dir():
+            raise CatalogueError(f"--data must be a folder, and {data} is none")
+        chosen = list(records().values()) if every else [find(name) for name in names or ()]
+    except CatalogueError as error:
+        typer.echo(f"foveal claims: {error}", err=True)
+        raise typer.Exit(2) from None
+    out, progress = console(), console(stderr=True)
+    failed, reports = False, []
+    with _data_folder(data):
+        for record in chosen:
+            with progress.status(f"{record.method.name}: common checks") as status:
+                checked = checks.run(record.method) if only is None else {}
+                outcomes = run(record, only=only, quick=quick, announce=lambda claim: status.update(escape(claim.says)))
+            failed |= any(outcome.verdict in ("does not hold", "could not run") for outcome in outcomes)
+            failed |= any(said.startswith("failed") for said in checked.values())
+            reports.append(_report(record, outcomes, checked))
+            if not as_json:
+                _show(out, record, outcomes, checked)
+            if save:
+                path = results.save(record.method, outcomes, checks=checked or None)
+                progress.print(f"recorded in {path}", markup=False, highlight=False)
+    if as_json:
+        out.print_json(json.dumps(results.plain(reports)))
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _data_folder(folder: Path | None) -> Iterator[None]:
+    """FOVEAL_DATA set to the folder, for the length of a run."""
+    before = os.environ.get("FOVEAL_DATA")
+    if folder is not None:
+        os.environ["FOVEAL_DATA"] = str(folder)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop("FOVEAL_DATA") if before is None else os.environ.update(FOVEAL_DATA=before)
+
+
+def _report(record: Located, outcomes: Sequence[Outcome], checked: Mapping[str, str]) -> dict[str, Any]:
+    method = record.method
+    claims_run = [dataclasses.asdict(outcome) for outcome in outcomes]
+    return {"method": method.name, "id": method.id, "claims": claims_run, "checks": dict(checked)}
+
+
+def _show(out: Console, record: Located, outcomes: Sequence[Outcome], checked: Mapping[str, str]) -> None:
+    """Heading with date and hardware, the claims, the common checks."""
+    from foveal.catalogue import machine
+    from foveal.cli._tables import table
+
+    here, versions = machine.describe(), machine.versions()
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name in machine.PACKAGES)
+    today = outcomes[0].date if outcomes else ""
+    where = f"{here['processor']}, {here['cores']} cores, {packages}"
+    out.print(f"{record.method.name}  {today}  {where}", markup=False, highlight=False, style="bold")
+    lines = [
+        (o.kind, o.says, o.paper or "–", o.here or o.reason, o.verdict, str(o.threads), f"{o.seconds:.1f}")
+        for o in outcomes
+    ]
+    table(out, ("kind", "claim", "paper", "here", "verdict", "threads", "seconds"), lines)
+    failed = [said for said in checked.values() if said.startswith("failed")]
+    if checked:
+        passed = f"common checks: {len(checked) - len(failed)} of {len(checked)} passed or excused"
+        out.print(passed, markup=False, highlight=False)
+    for said in failed:
+        out.print(said, markup=False, highlight=False, style="red")

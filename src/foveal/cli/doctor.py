@@ -1,0 +1,171 @@
+"""`foveal doctor`: what works on this machine, and why the rest does not."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["doctor"]
+
+# Instructions that make convolutions fast, from the oldest to the newest.
+_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """What works here: engines, picture formats, processor, threads, folders; and why the rest does not.
+
+    Every engine is opened and every format written and read once, so "works" means that it did. The exit code is 1 if
+    pictures cannot be upscaled here.
+
+    Args:
+        json: machine-readable.
+
+    Raises:
+        typer.Exit: with 1 if pictures cannot be upscaled here.
+
+    Example:
+        $ foveal doctor
+        TRANSCRIPT
+    """
+    report = _examine()
+    if json:
+        import json as json_module
+
+        print(json_module.dumps(report, indent=2))
+    else:
+        _tell(report)
+    if not any(e["works"] for e in report["engines"].values()) or not any(
+        f["works"] for f in report["formats"].values()
+    ):
+        raise typer.Exit(1)
+
+
+def _examine() -> dict[str, Any]:
+    import foveal
+    from foveal.runtime.bundle import available
+    from foveal.runtime.engines import ENGINES, cpu_model, default_threads
+    from foveal.runtime.plan import cache_folder
+
+    folder = cache_folder()
+    problems: list[str] = []
+    try:
+        bundles = [bundle.card.name for bundle in available()]
+    except ValueError as error:
+        bundles, problems = [], [str(error)]
+    if not bundles:
+        problems.append("no bundle is installed; install foveal again")
+    return {
+        "foveal": foveal.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": cpu_model(),
+        "features": _features(),
+        "threads": default_threads(),
+        "cache": {"folder": str(folder), "writable": _writable(folder)},
+        "packages": {name: _version(name) for name in ("numpy", "pillow", "pyvips", "libvips", "typer", "rich")},
+        "engines": {name: _engine(name, bundles) for name in ENGINES},
+        "formats": _formats(),
+        "bundles": bundles,
+        "problems": problems,
+    }
+
+
+def _tell(report: dict[str, Any]) -> None:
+    lines = [
+        f"foveal {report['foveal']}, Python {report['python']}, {report['system']}",
+        f"processor  {report['processor']}; {' '.join(report['features']) or 'features unknown'}",
+        f"threads    {report['threads']}",
+        f"cache      {report['cache']['folder']}" + ("" if report["cache"]["writable"] else " (cannot be written)"),
+        "packages   " + ", ".join(f"{name} {number or 'missing'}" for name, number in report["packages"].items()),
+        f"bundles    {', '.join(report['bundles']) or 'none'}",
+        "engines",
+        *(f"  {name:<12} {_state(entry)}" for name, entry in report["engines"].items()),
+        "formats",
+        *(f"  {name:<12} {_state(entry)}" for name, entry in report["formats"].items()),
+        *(f"problem: {problem}" for problem in report["problems"]),
+    ]
+    print("\n".join(lines))
+
+
+def _state(entry: dict[str, Any]) -> str:
+    version_text = f" {entry['version']}" if entry.get("version") else ""
+    return f"works{version_text}" if entry["works"] else f"does not work: {entry['why']}"
+
+
+def _features() -> list[str]:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return []
+    have = set(flags)
+    return [feature for feature in _FEATURES if feature in have] + (["neon"] if "asimd" in have else [])
+
+
+def _version(name: str) -> str:
+    if name == "libvips":
+        try:
+            import pyvips
+        except Exception:  # a broken libvips fails in many ways
+            return ""
+        return ".".join(str(pyvips.version(i)) for i in range(3))
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _engine(name: str, bundles: list[str]) -> dict[str, Any]:
+    from foveal.runtime.engines import library_version, why_not
+
+    if reason := why_not(name):
+        return {"works": False, "why": reason}
+    if not bundles:
+        return {"works": False, "why": "no bundle to try it with"}
+    try:
+        import numpy as np
+
+        from foveal.runtime.upscaler import Upscaler
+
+        Upscaler(model=bundles[0], engine=name, threads=1)(np.full((8, 8, 3), 128, np.uint8))
+    except Exception as error:
+        return {"works": False, "why": f"{type(error).__name__}: {error}"}
+    return {"works": True, "version": library_version(name)}
+
+
+def _formats() -> dict[str, dict[str, Any]]:
+    from foveal.images.formats import FORMATS
+
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: _format(Path(folder) / f"try{one.suffixes[0]}") for name, one in FORMATS.items()}
+
+
+def _format(path: Path) -> dict[str, Any]:
+    try:
+        import numpy as np
+
+        from foveal import images
+
+        picture = images.Picture(np.full((8, 8, 3), 128, np.uint8), alpha=False)
+        images.write(path, picture)
+        width = images.read(path).width
+    except Exception as error:
+        return {"works": False, "why": str(error) or type(error).__name__}
+    if width != 8:
+        return {"works": False, "why": f"a picture 8 wide came back {width} wide"}
+    return {"works": True}

@@ -1,0 +1,106 @@
+"""`foveal export`: a trained network to a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from foveal.export.bundle import Exported
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(help="Folder of a run (foveal train), its model.safetensors, or a registered model's name.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder.")],
+    scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4, for a model given by name.")] = 4,
+    name: Annotated[str, typer.Option(help="The bundle's name; that of its folder without it.")] = "",
+    quality: Annotated[str, typer.Option(help="fast, balanced or best: what --quality finds it by.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
+    data: Annotated[str, typer.Option(help="What the weights were trained on, for the card.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that stands there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Export a network to a bundle: ONNX with free height and width, checked against torch, timed beside it.
+
+        $ foveal export runs/fast_x4 -o bundles/fast_x4 --quality fast
+        bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
+        parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
+        1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
+    """
+    from foveal.export.bundle import export_bundle
+    from foveal.export.onnx import ExportError
+
+    try:
+        model, described = _load(source, scale)
+        result = export_bundle(
+            model,
+            out,
+            name=name or out.name,
+            quality=quality,
+            licence=licence,
+            data=data,
+            overwrite=overwrite,
+            **described,
+        )
+    except (ExportError, ValueError, FileNotFoundError) as error:
+        typer.echo(f"foveal export: {error}", err=True)
+        raise typer.Exit(2) from None
+    times = _times(model, result)
+    if as_json:
+        agreement = [p.to_json() for p in result.parity]
+        print(json.dumps({"card": result.card, "parity": agreement, "milliseconds": times}, indent=2))
+        return
+    card = result.card
+    fast = "yes" if result.fast_path else "no"
+    print(f"{out}: {card['parameters']} parameters, margin {card['margin']}, 8-bit path {fast}")
+    compared = ", ".join(f"{p.relative:.1e} at {'×'.join(map(str, p.shape))}" for p in result.parity)
+    print(f"parity with torch: {compared}")
+    print("1×3×256×256, 2 threads: " + ", ".join(f"{n} {t:.1f} ms" for n, t in times.items()))
+
+
+def _load(source: str, scale: int) -> tuple[Any, dict[str, Any]]:
+    """The network and what the card says of it."""
+    from safetensors import safe_open
+
+    from foveal.models import create_model
+
+    path = Path(source)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if not weights.exists():
+        if path.is_dir():
+            raise FileNotFoundError(f"{path} holds no model.safetensors; has its training ended?")
+        return create_model(source, scale=scale), {"model_name": source, "scale": scale}
+    with safe_open(weights, "pt") as file:
+        recipe = json.loads((file.metadata() or {}).get("recipe", "null"))
+        if recipe is None:
+            raise ValueError(f"{weights} does not say which model it is for; export weights written by foveal train")
+        model = create_model(recipe["model"], scale=recipe["scale"], **recipe["arguments"])
+        model.load_state_dict({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118 - not a dict
+    described = {"model_name": recipe["model"], "arguments": recipe["arguments"], "scale": recipe["scale"]}
+    return model.eval(), described
+
+
+def _times(model: Any, result: Exported) -> dict[str, float]:
+    """Median milliseconds of the network in torch and of the file in every engine that is here."""
+    import numpy as np
+    import torch
+
+    from foveal.measure.cost import latency
+    from foveal.runtime.engines import available, create
+
+    around = 2 * result.card["margin"] if result.card["trims"] else 0
+    x = np.random.default_rng(0).random((1, 3, 256 + around, 256 + around), np.float32)
+    tensor = torch.from_numpy(x)
+    file = result.folder / result.card["files"]["float"]
+    with torch.inference_mode():
+        times = {"torch": latency(lambda: model(tensor[..., :256, :256]), threads=2).median * 1e3}
+    for engine in available():
+        if engine != "torch":
+            run = create(engine, file, threads=2).run
+            times[engine] = latency(lambda run=run: run(x), threads=2).median * 1e3
+    return times

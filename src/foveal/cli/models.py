@@ -1,0 +1,114 @@
+"""`foveal models`: what can be run, and what can be built."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["models"]
+
+
+def models(
+    filter: Annotated[str, typer.Argument(help="Part of a name, or a shell pattern such as 'sesr_*'.")] = "*",  # noqa: A002
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List shipped bundles, ready to run, and registered networks, ready to train.
+
+    Without torch only the bundles are listed.
+
+    \b
+    $ foveal models fast
+    bundle   scale  quality  parameters  s/MP   Set5   licence
+    fast_x4  4      fast     17,328      0.019  30.95  Apache-2.0
+
+    model         parameters  shipped weights
+    luma_sr_fast  54,987      yes
+    """  # noqa: D301  \b keeps the transcript's lines apart in the help
+    from foveal.cli._tables import console, table
+    from foveal.runtime.bundle import BundleError
+
+    try:
+        bundles = _bundles(filter)
+    except BundleError as error:
+        raise typer.BadParameter(str(error)) from error
+    networks = _networks(filter)
+    out = console()
+    if as_json:
+        out.print_json(json.dumps({"bundles": bundles, "models": networks}))
+        return
+    if bundles:
+        head = ("bundle", "scale", "quality", "parameters", "s/MP", "Set5", "licence")
+        lines = [
+            (
+                b["name"],
+                str(b["scale"]),
+                b["quality"],
+                f"{b['parameters']:,}",
+                _shown(b["seconds_per_megapixel"], 3),
+                _shown(b["measured"].get("Set5"), 2),
+                b["licence"],
+            )
+            for b in bundles
+        ]
+        table(out, head, lines)
+        out.print()
+    if networks:
+        rows = [(n["name"], f"{n['parameters']:,}", "yes" if n["pretrained"] else "no") for n in networks]
+        table(out, ("model", "parameters", "shipped weights"), rows)
+    elif networks is None:
+        out.print("Networks to train need torch: pip install 'foveal[torch]'", markup=False, highlight=False)
+    if not bundles and not networks:
+        out.print(f"Nothing is called {filter!r}.", markup=False, highlight=False)
+
+
+def _shown(value: Any, digits: int) -> str:
+    """A figure of a card: plain, or the PSNR of a {psnr, ssim} pair; "–" where there is none."""
+    if isinstance(value, dict):
+        value = value.get("psnr")
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
+
+
+def _bundles(pattern: str) -> list[dict[str, Any]]:
+    from fnmatch import fnmatch
+
+    from foveal.runtime.bundle import available
+
+    pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    listed = []
+    for bundle in available():
+        card = bundle.card
+        if fnmatch(card.name, pattern):
+            measured = dict(card.measured)
+            seconds = measured.get("seconds_per_megapixel")
+            listed.append(
+                {
+                    "name": card.name,
+                    "scale": card.scale,
+                    "quality": card.quality,
+                    "parameters": card.parameters,
+                    "seconds_per_megapixel": seconds,
+                    "licence": card.licence,
+                    "data": card.data,
+                    "measured": measured,
+                    "folder": str(bundle.folder),
+                }
+            )
+    return listed
+
+
+def _networks(pattern: str) -> list[dict[str, Any]] | None:
+    """None without torch."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        return None
+    from foveal.measure.cost import count_parameters
+    from foveal.models import create_model, list_models
+
+    trained = set(list_models(pretrained=True))
+    return [
+        {"name": name, "parameters": count_parameters(create_model(name)), "pretrained": name in trained}
+        for name in list_models(pattern)
+    ]

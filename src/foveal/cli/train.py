@@ -1,0 +1,82 @@
+"""`foveal train`: a network from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="TOML recipe, for example recipes/fast_x4.toml.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME without it. Resumes what is there.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of training pictures, instead of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps, instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Processor threads; 0 takes all cores.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train a network by a recipe; run again to resume where it stopped.
+
+    Writes checkpoint.pt, log.csv and recipe.json while it runs, model.safetensors and log.png at the end. A training
+    that is stopped and resumed gives the weights of one that was not.
+
+        $ foveal train recipes/fast_x4.toml
+        luma_sr_fast ×4 · 20000 steps · cpu, 2 threads · runs/fast_x4
+        step 500/20000 · loss 0.02713 · 14.2 steps/s · 23 min left
+        ...
+        done: runs/fast_x4/model.safetensors
+        next: foveal export runs/fast_x4 -o bundles/fast_x4
+    """
+    import torch
+
+    from foveal.models import create_model
+    from foveal.train.fit import CheckpointError, Progress, fit
+    from foveal.train.recipe import Recipe, RecipeError
+
+    try:
+        plan = Recipe.read(recipe, data=data, steps=steps)
+        if threads:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        torch.manual_seed(plan.seed)
+        model = create_model(plan.model, scale=plan.scale, **plan.arguments)
+        place = out or Path("runs") / recipe.stem
+        if not quiet:
+            where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
+            print(f"{plan.model} ×{plan.scale} · {plan.steps} steps · {where} · {place}", flush=True)
+        fit(model, plan, place, device=device, report=None if quiet else _reporter(Progress))
+    except (RecipeError, CheckpointError, ValueError, FileNotFoundError) as error:
+        typer.echo(f"foveal train: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; run the same command again to resume from {place / 'checkpoint.pt'}", err=True)
+        raise typer.Exit(130) from None
+    if not quiet:
+        print(f"done: {place / 'model.safetensors'}\nnext: foveal export {place} -o bundles/{place.name}")
+
+
+def _reporter(progress_type: type) -> object:
+    """A bar on a terminal, a line at every checkpoint in a pipe."""
+    import sys
+
+    terminal = sys.stderr.isatty()
+    last = [0]
+
+    def report(progress: progress_type) -> None:  # type: ignore[valid-type]
+        p = progress
+        quality = "" if p.psnr is None else f" · {p.psnr:.2f} dB"
+        minutes = f"{p.left / 60:.0f} min left" if p.left >= 90 else f"{p.left:.0f} s left"
+        text = f"step {p.step}/{p.steps} · loss {p.loss:.5f}{quality} · {p.rate:.1f} steps/s · {minutes}"
+        done = p.step == p.steps
+        if terminal:
+            print(f"\r\x1b[K{text}", end="\n" if done or quality else "", file=sys.stderr, flush=True)
+        elif done or quality or p.step - last[0] >= max(1, p.steps // 40):
+            last[0] = p.step
+            print(text, flush=True)
+
+    return report

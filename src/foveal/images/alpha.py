@@ -1,0 +1,85 @@
+"""Multiply colours by alpha and divide them again.
+
+A network or a filter that mixes neighbours must see premultiplied colours, else the invisible colours of transparent
+pixels bleed into the visible ones as a dark or light halo.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["premultiply", "unpremultiply"]
+
+
+def premultiply(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Multiply the colours by alpha.
+
+    Integer results are rounded to nearest, and opaque pixels stay exactly as they are. Integer pixels lose precision
+    where alpha is low; convert to floating point first when the result is divided again.
+
+    Args:
+        pixels: (..., C) with alpha last; uint8 and uint16 of full range, or floating point with alpha in [0, 1].
+
+    Returns:
+        A new array of the same shape and dtype.
+
+    Raises:
+        ValueError: the array has no alpha channel, or is of another dtype.
+    """
+    top = _top(pixels)
+    out = pixels.copy()
+    if top == 1:
+        out[..., :-1] *= pixels[..., -1:]
+        return out
+    wide = np.uint32 if pixels.dtype == np.uint8 else np.uint64
+    alpha = pixels[..., -1:].astype(wide)
+    for channel in range(pixels.shape[-1] - 1):  # one channel at a time: the wide copy is a fraction of the picture
+        product = pixels[..., channel : channel + 1].astype(wide) * alpha
+        out[..., channel : channel + 1] = (product + top // 2) // top
+    return out
+
+
+def unpremultiply(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Divide the colours by alpha: the inverse of `premultiply`.
+
+    Colours above alpha (a filter may overshoot) are clipped to the range for integers and left as they are for
+    floating point. Fully transparent pixels become zero. Opaque pixels stay exactly as they are.
+
+    Args:
+        pixels: (..., C) premultiplied, with alpha last; dtypes as in `premultiply`.
+
+    Returns:
+        A new array of the same shape and dtype.
+
+    Raises:
+        ValueError: the array has no alpha channel, or is of another dtype.
+    """
+    top = _top(pixels)
+    out = pixels.copy()
+    alpha = pixels[..., -1:]
+    visible = alpha > 0
+    if top == 1:
+        out[..., :-1] = np.where(visible, pixels[..., :-1] / np.where(visible, alpha, 1), 0)
+        return out
+    wide = np.uint32 if pixels.dtype == np.uint8 else np.uint64
+    divisor = np.where(visible, alpha, 1).astype(wide)
+    for channel in range(pixels.shape[-1] - 1):
+        product = pixels[..., channel : channel + 1].astype(wide) * top
+        out[..., channel : channel + 1] = np.where(visible, np.minimum((product + divisor // 2) // divisor, top), 0)
+    return out
+
+
+def _top(pixels: NDArray[Any]) -> int:
+    """The value of full opacity; also the check that the array can be worked on."""
+    if pixels.ndim < 1 or pixels.shape[-1] not in (2, 4):
+        raise ValueError(f"pixels must end in an axis of 2 or 4 channels, alpha last, got shape {pixels.shape}")
+    if pixels.dtype in (np.uint8, np.uint16):
+        return int(np.iinfo(pixels.dtype).max)
+    if np.issubdtype(pixels.dtype, np.floating):
+        return 1
+    raise ValueError(f"pixels must be uint8, uint16 or floating point, got {pixels.dtype}")

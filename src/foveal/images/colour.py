@@ -1,0 +1,83 @@
+"""Conversions of colour for files whose kind of pixels or whose format cannot carry a profile as it is."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._vips import vips
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["image_to_srgb", "rows_to_srgb", "space", "srgb_profile"]
+
+
+@cache
+def srgb_profile() -> bytes:
+    """The sRGB profile that libvips carries (public domain).
+
+    Returns:
+        An ICC profile of about 500 bytes.
+    """
+    return bytes(vips().Image.profile_load("srgb"))
+
+
+def space(icc: bytes | None) -> str:
+    """Kind of pixels that a profile describes.
+
+    Args:
+        icc: a profile.
+
+    Returns:
+        "rgb", "grey", "cmyk", another four-letter name, or "" without a profile.
+    """
+    if not icc or len(icc) < 20:
+        return ""
+    name = icc[16:20].decode("ascii", "replace").strip().lower()
+    return "grey" if name == "gray" else name
+
+
+def image_to_srgb(image: Any) -> Any:
+    """Convert an image to sRGB through its own profile; CMYK without one goes through a common press profile.
+
+    The intent is relative colorimetric with black-point compensation, what Photoshop and browsers use.
+
+    Args:
+        image: a pyvips image.
+
+    Returns:
+        A pyvips image in sRGB with the sRGB profile attached, of as many bits as before; alpha untouched.
+    """
+    depth = 16 if image.format == "ushort" else 8
+    return image.icc_transform(
+        "srgb", embedded=True, intent="relative", black_point_compensation=True, depth=depth
+    )  # fmt: skip
+
+
+def rows_to_srgb(rows: NDArray[Any], icc: bytes) -> NDArray[Any]:
+    """Convert rows of pixels to sRGB.
+
+    Args:
+        rows: (n, W, C), uint8 or uint16, alpha last when C is 2 or 4.
+        icc: profile of the pixels; an RGB profile on grey pixels reads them as equal red, green and blue.
+
+    Returns:
+        (n, W, 3) or, with alpha, (n, W, 4), of the same dtype.
+    """
+    from ._vips import set_blob
+
+    colours, alpha = (rows[..., :-1], rows[..., -1:]) if rows.shape[2] in (2, 4) else (rows, None)
+    if colours.shape[2] == 1 and space(icc) != "grey":
+        colours = np.repeat(colours, 3, axis=2)
+    high, wide, channels = colours.shape
+    deep = rows.dtype == np.uint16
+    names = {(1, False): "b-w", (1, True): "grey16", (3, False): "srgb", (3, True): "rgb16"}
+    data = np.ascontiguousarray(colours)
+    image = vips().Image.new_from_memory(data, wide, high, channels, "ushort" if deep else "uchar")
+    image = image.copy(interpretation=names[channels, deep])
+    set_blob(image, "icc-profile-data", icc)
+    out = np.frombuffer(image_to_srgb(image).write_to_memory(), rows.dtype).reshape(high, wide, 3)
+    return out if alpha is None else np.concatenate([out, alpha], axis=2)

@@ -1,0 +1,303 @@
+"""EXIF: read it out of any file, keep it true after turning and enlarging, and put it into TIFF files.
+
+EXIF is a small TIFF structure: directories (IFDs) of entries, each entry a tag, a kind, a count and a value or its
+offset. Changes are made in place wherever possible, because makers' notes hold offsets of their own that break when
+anything moves.
+
+Source: CIPA DC-008 (EXIF 2.32), TIFF 6.0, and the BigTIFF layout of libtiff.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["dpi", "from_tiff", "into_tiff", "orientation", "resized", "upright"]
+
+Buffer = bytes | bytearray | mmap.mmap
+
+ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x0112, 0x8769, 0x8825, 0xA005
+XRESOLUTION, YRESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+THUMBNAIL, THUMBNAIL_LENGTH = 0x0201, 0x0202
+WIDTHS, HEIGHTS = (0x0100, 0xA002), (0x0101, 0xA003)
+# Bytes of one item of each kind, and of the units that byte order turns round (a rational is two longs).
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+UNITS = {**SIZES, 5: 4, 10: 4}
+# Of a TIFF's first directory, what describes the picture and not the way its pixels are stored.
+DESCRIPTIVE = frozenset(
+    (0x010D, 0x010E, 0x010F, 0x0110, 0x011D, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, 0xC4A5)
+    + tuple(range(0x9C9B, 0x9CA0))
+)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry as found: `raw` is its value in the byte order of the file, `where` the offset of the value."""
+
+    tag: int
+    kind: int
+    count: int
+    raw: bytes
+    where: int
+    at: int
+
+
+class _Tiff:
+    """A reader of directories over a buffer."""
+
+    def __init__(self, data: Buffer) -> None:
+        marks = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
+        if data[:4] not in marks:
+            raise ValueError("not a TIFF structure")
+        self.data = data
+        self.order, self.big = marks[data[:4]]
+        self.count, self.entry, self.word = ("Q", 20, "Q") if self.big else ("H", 12, "I")
+        self.first: int = self.number(self.word, 8 if self.big else 4)
+
+    def number(self, code: str, at: int) -> int:
+        """One unsigned number at an offset."""
+        return int(struct.unpack_from(self.order + code, self.data, at)[0])
+
+    def entries(self, offset: int) -> Iterator[_Entry]:
+        """The entries of the directory at `offset`; those of unknown kind or pointing outside are passed over."""
+        total = self.number(self.count, offset)
+        start = offset + struct.calcsize("=" + self.count)
+        width = struct.calcsize("=" + self.word)
+        for at in range(start, start + min(total, 4096) * self.entry, self.entry):
+            tag, kind = struct.unpack_from(self.order + "HH", self.data, at)
+            count = self.number(self.word, at + 4)
+            size = SIZES.get(kind, 0) * count
+            where = at + 4 + width if size <= width else self.number(self.word, at + 4 + width)
+            if size and where + size <= len(self.data):
+                yield _Entry(tag, kind, count, bytes(self.data[where : where + size]), where, at)
+
+    def next_at(self, offset: int) -> int:
+        """Where the pointer to the following directory stands."""
+        return offset + struct.calcsize("=" + self.count) + self.number(self.count, offset) * self.entry
+
+    def integer(self, entry: _Entry) -> int:
+        """The first value of an entry of integers."""
+        return int(struct.unpack_from(self.order + {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}[entry.kind],
+                                      entry.raw)[0])  # fmt: skip
+
+    def pointed(self, entries: list[_Entry], tag: int) -> list[_Entry]:
+        """The entries of the directory that an entry with this tag points to."""
+        for entry in entries:
+            if entry.tag == tag:
+                return list(self.entries(self.integer(entry)))
+        return []
+
+
+def orientation(blob: bytes) -> int:
+    """How the pixels must be turned.
+
+    Args:
+        blob: EXIF, with or without its `Exif` prefix.
+
+    Returns:
+        1 (upright) to 8; 1 when the data do not say or are damaged.
+    """
+    try:
+        tiff = _Tiff(_bare(blob))
+        found = [tiff.integer(entry) for entry in tiff.entries(tiff.first) if entry.tag == ORIENTATION]
+    except (ValueError, KeyError, struct.error):
+        return 1
+    return found[0] if found and 1 <= found[0] <= 8 else 1
+
+
+def dpi(blob: bytes) -> tuple[float, float] | None:
+    """The resolution that EXIF names.
+
+    Args:
+        blob: EXIF, with or without its `Exif` prefix.
+
+    Returns:
+        Dots per inch across and down, or None.
+    """
+    try:
+        tiff = _Tiff(_bare(blob))
+        raw = {entry.tag: entry for entry in tiff.entries(tiff.first)}
+        pairs = [struct.unpack_from(tiff.order + "II", raw[tag].raw) for tag in (XRESOLUTION, YRESOLUTION)]
+        unit = 2.54 if RESOLUTION_UNIT in raw and tiff.integer(raw[RESOLUTION_UNIT]) == 3 else 1.0
+        across, down = (unit * over / under for over, under in pairs)
+    except (ValueError, KeyError, struct.error, ZeroDivisionError):
+        return None
+    return (across, down) if across > 0 and down > 0 else None
+
+
+def upright(blob: bytes) -> bytes | None:
+    """Set the orientation to 1 and remove the thumbnail, which shows the picture before it was changed.
+
+    Args:
+        blob: EXIF, with or without its `Exif` prefix.
+
+    Returns:
+        EXIF without prefix, or None when the data are damaged.
+    """
+    data = bytearray(_bare(blob))
+    try:
+        tiff = _Tiff(data)
+        for entry in tiff.entries(tiff.first):
+            if entry.tag == ORIENTATION:
+                struct.pack_into(tiff.order + "HIHH", data, entry.at + 2, 3, 1, 1, 0)
+        link = tiff.next_at(tiff.first)
+        second = tiff.number("I", link) if link + 4 <= len(data) else 0
+        if second:
+            struct.pack_into(tiff.order + "I", data, link, 0)
+            _erase_thumbnail(tiff, data, second)
+    except (ValueError, KeyError, struct.error):
+        return None
+    return bytes(data)
+
+
+def _erase_thumbnail(tiff: _Tiff, data: bytearray, directory: int) -> None:
+    """Blank the thumbnail's bytes, and cut them off where they end the data, as they mostly do."""
+    try:
+        entries = {entry.tag: entry for entry in tiff.entries(directory)}
+        start, length = (tiff.integer(entries[tag]) for tag in (THUMBNAIL, THUMBNAIL_LENGTH))
+    except (KeyError, struct.error):
+        return
+    end = min(start + length, len(data))
+    if start < 8 or start >= end:
+        return
+    data[start:end] = bytes(end - start)
+    if end >= len(data) - 2:
+        del data[start:]
+
+
+def resized(blob: bytes, width: int, height: int) -> bytes:
+    """Let the tags that give the size in pixels tell the new one; tags that are not there stay away.
+
+    Args:
+        blob: EXIF without prefix.
+        width: in pixels.
+        height: in pixels.
+
+    Returns:
+        EXIF of the same length.
+    """
+    data = bytearray(blob)
+    try:
+        tiff = _Tiff(data)
+        entries = list(tiff.entries(tiff.first))
+        for entry in entries + tiff.pointed(entries, EXIF_IFD):
+            if entry.tag in WIDTHS + HEIGHTS:
+                struct.pack_into(tiff.order + "HII", data, entry.at + 2, 4, 1, width if entry.tag in WIDTHS else height)
+    except (ValueError, KeyError, struct.error):
+        return blob
+    return bytes(data)
+
+
+def from_tiff(path: Path) -> bytes | None:
+    """Collect EXIF from a TIFF file, where it is spread over the file's own directories.
+
+    Args:
+        path: a TIFF or BigTIFF file.
+
+    Returns:
+        EXIF without prefix, or None when there is none.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            tiff = _Tiff(data)
+            root = list(tiff.entries(tiff.first))
+            exif = tiff.pointed(root, EXIF_IFD)
+            directories = (root, exif, tiff.pointed(root, GPS_IFD), tiff.pointed(exif, INTEROP_IFD))
+            order = tiff.order
+    except (ValueError, KeyError, struct.error, OSError):
+        return None
+    root = [entry for entry in root if entry.tag in DESCRIPTIVE]
+    if not any((root, *directories[1:])):
+        return None
+    body, first = _build(root, *directories[1:], source=order, target=order, base=8, big=False, verbatim=[], following=0)
+    return {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", first) + body
+
+
+def into_tiff(path: Path, blob: bytes) -> None:
+    """Give a TIFF file EXIF: a longer first directory is put at its end, and the header pointed there.
+
+    Args:
+        path: a TIFF or BigTIFF file; it is changed in place.
+        blob: EXIF without prefix.
+    """
+    try:
+        source = _Tiff(blob)
+        root = list(source.entries(source.first))
+        exif = source.pointed(root, EXIF_IFD)
+        gps, interop = source.pointed(root, GPS_IFD), source.pointed(exif, INTEROP_IFD)
+    except (ValueError, KeyError, struct.error):
+        return
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            tiff = _Tiff(data)
+            present = list(tiff.entries(tiff.first))
+            verbatim = [(entry.tag, bytes(data[entry.at : entry.at + tiff.entry])) for entry in present]
+            following = tiff.number(tiff.word, tiff.next_at(tiff.first))
+            base = len(data) + len(data) % 8
+            order, big = tiff.order, tiff.big
+        tags = {tag for tag, _ in verbatim}
+        root = [entry for entry in root if entry.tag in DESCRIPTIVE and entry.tag not in tags]
+        body, first = _build(root, exif, gps, interop, source=source.order, target=order, base=base, big=big,
+                             verbatim=verbatim, following=following)  # fmt: skip
+        file.seek(base)
+        file.write(body)
+        file.seek(8 if big else 4)
+        file.write(struct.pack(order + ("Q" if big else "I"), first))
+
+
+def _build(
+    root: list[_Entry],
+    exif: list[_Entry],
+    gps: list[_Entry],
+    interop: list[_Entry],
+    *,
+    source: str,
+    target: str,
+    base: int,
+    big: bool,
+    verbatim: list[tuple[int, bytes]],
+    following: int,
+) -> tuple[bytes, int]:
+    """Lay four directories out from offset `base` on: the bytes, and the offset of the first directory."""
+    out = bytearray()
+    word, width = ("Q", 8) if big else ("I", 4)
+
+    def directory(entries: list[_Entry], pointers: dict[int, int], more: list[tuple[int, bytes]], after: int) -> int:
+        lines = dict(more)
+        for tag, offset in pointers.items():
+            lines[tag] = struct.pack(target + "HH" + word * 2, tag, 16 if big else 4, 1, offset)
+        for entry in entries:
+            if entry.tag in (EXIF_IFD, GPS_IFD, INTEROP_IFD):
+                continue
+            raw = entry.raw if source == target else _turned(entry)
+            if len(raw) > width:
+                value = struct.pack(target + word, base + len(out))
+                out.extend(raw + bytes(-len(raw) % 8))
+            else:
+                value = raw.ljust(width, b"\0")
+            lines[entry.tag] = struct.pack(target + "HH" + word, entry.tag, entry.kind, entry.count) + value
+        start = base + len(out)
+        out.extend(struct.pack(target + ("Q" if big else "H"), len(lines)))
+        out.extend(b"".join(lines[tag] for tag in sorted(lines)) + struct.pack(target + word, after))
+        out.extend(bytes(-len(out) % 8))
+        return start
+
+    pointers = {INTEROP_IFD: directory(interop, {}, [], 0)} if interop else {}
+    pointers = {EXIF_IFD: directory(exif, pointers, [], 0)} if exif else {}
+    if gps:
+        pointers[GPS_IFD] = directory(gps, {}, [], 0)
+    first = directory(root, pointers, verbatim, following)
+    return bytes(out), first
+
+
+def _turned(entry: _Entry) -> bytes:
+    """An entry's value in the other byte order."""
+    unit = UNITS[entry.kind]
+    return b"".join(entry.raw[i : i + unit][::-1] for i in range(0, len(entry.raw), unit))
+
+
+def _bare(blob: bytes) -> bytes:
+    return blob[6:] if blob[:6] == b"Exif\0\0" else blob

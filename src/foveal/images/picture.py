@@ -1,0 +1,57 @@
+"""One picture in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .metadata import Metadata
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Picture"]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Pixels, upright, grey or RGB, and what belongs to them.
+
+    Args:
+        pixels: (H, W, C), uint8 or uint16; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+        alpha: the last channel is alpha: straight, that is colours are not multiplied by it.
+        metadata: everything else.
+
+    Raises:
+        ValueError: the array is no such picture.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
+    alpha: bool
+    metadata: Metadata = field(default_factory=Metadata)
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if len(shape) != 3 or not 1 <= shape[2] <= 4 or 0 in shape:
+            raise ValueError(f"pixels must be (H, W, C) with 1 to 4 channels and not empty, got shape {shape}")
+        if dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pixels must be uint8 or uint16, got {dtype}; scale and round floating-point values first")
+        if self.alpha != (shape[2] in (2, 4)):
+            raise ValueError(f"alpha must be {shape[2] in (2, 4)} for {shape[2]} channels, got {self.alpha}")
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def channels(self) -> int:
+        """Channels, alpha included."""
+        return int(self.pixels.shape[2])

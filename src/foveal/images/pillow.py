@@ -1,0 +1,203 @@
+"""What Pillow reads and writes better than libvips: BMP, animated PNG and animated AVIF.
+
+Pillow's limit on pixels is passed by on purpose (its classes are called directly): foveal's own limit was checked.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import PictureError
+from .metadata import Info, Metadata
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PillowFrames", "animation_channels", "bmp_info", "bmp_metadata", "count_frames", "write_animation"]
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def _load(path: Path, format_: str) -> Any:
+    from PIL import AvifImagePlugin, BmpImagePlugin, PngImagePlugin
+
+    classes: dict[str, Any] = {
+        "bmp": BmpImagePlugin.BmpImageFile,
+        "png": PngImagePlugin.PngImageFile,
+        "avif": AvifImagePlugin.AvifImageFile,
+    }
+    try:
+        return classes[format_](str(path))
+    except (OSError, SyntaxError, ValueError, struct.error, IndexError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> PictureError:
+    return PictureError(path, f"the file is damaged or truncated ({error})", "copy or download it again")
+
+
+def _plain(image: Any) -> str:
+    """The mode to convert to: grey, grey and alpha, RGB or RGBA."""
+    transparent = "transparency" in image.info
+    if image.mode in ("1", "L"):
+        return "LA" if transparent else "L"
+    if image.mode in ("LA", "RGBA"):
+        return str(image.mode)
+    return "RGBA" if transparent else "RGB"
+
+
+class PillowFrames:
+    """Frames of one file, decoded by Pillow.
+
+    Args:
+        path: the file.
+        format_: "bmp", "png" or "avif".
+        channels: to convert to.
+
+    Raises:
+        PictureError: the file is damaged or truncated.
+    """
+
+    def __init__(self, path: Path, format_: str, channels: int) -> None:
+        self.path = path
+        self.mode = MODES[channels]
+        self.image = _load(path, format_)
+        # A PNG may hold a picture for readers without animation; it is no frame.
+        self.skip = int(bool(self.image.info.get("default_image")))
+        self.loop = int(self.image.info.get("loop", 0))
+        count = int(getattr(self.image, "n_frames", 1))
+        self.durations: tuple[int, ...] = ()
+        if count > 1:
+            self.durations = tuple(self._duration(i) for i in range(self.skip, count))
+
+    def _duration(self, index: int) -> int:
+        self._decode(index)
+        return round(self.image.info.get("duration", 0))
+
+    def _decode(self, index: int) -> None:
+        try:
+            self.image.seek(index)
+            self.image.load()
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
+            raise _damaged(self.path, error) from error
+
+    def frame(self, index: int) -> NDArray[Any]:
+        """One frame, complete.
+
+        Args:
+            index: from 0.
+
+        Returns:
+            (H, W, C), uint8.
+        """
+        if self.durations:
+            self._decode(index + self.skip)
+        else:
+            self._decode(0)
+        pixels = np.asarray(self.image.convert(self.mode))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def count_frames(path: Path, format_: str) -> int:
+    """Frames in a file.
+
+    Args:
+        path: the file.
+        format_: "png" or "avif".
+
+    Returns:
+        1 or more.
+    """
+    with _load(path, format_) as image:
+        return int(getattr(image, "n_frames", 1)) - int(bool(image.info.get("default_image")))
+
+
+def animation_channels(path: Path, format_: str) -> int:
+    """Channels of an animation's frames.
+
+    Args:
+        path: the file.
+        format_: "png" or "avif".
+
+    Returns:
+        1 to 4.
+    """
+    with _load(path, format_) as image:
+        return len(_plain(image))
+
+
+def bmp_info(path: Path) -> Info:
+    """What a BMP's header promises.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The same as `probe`.
+    """
+    with _load(path, "bmp") as image:
+        return Info(image.width, image.height, len(_plain(image)), 8, 1, "bmp")
+
+
+def bmp_metadata(path: Path) -> Metadata:
+    """A BMP's resolution and, in the newest of its headers, its colour profile.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The metadata.
+    """
+    with _load(path, "bmp") as image:
+        dpi = image.info.get("dpi")
+        origin = {"P": "palette", "1": "bilevel"}.get(image.mode, "")
+    icc = None
+    with path.open("rb") as file:
+        head = file.read(138)
+        if len(head) == 138 and head[14] == 124 and head[70:74] == b"DEBM":
+            offset, size = struct.unpack_from("<II", head, 126)
+            file.seek(14 + offset)
+            icc = file.read(size) or None
+    return Metadata(icc=icc, dpi=dpi if dpi and min(dpi) > 0 else None, format="bmp", origin=origin)
+
+
+def write_animation(
+    path: Path, format_: str, frames: list[NDArray[Any]], metadata: Metadata, quality: int | None
+) -> None:
+    """Write an animated PNG or AVIF; all frames are in memory.
+
+    Args:
+        path: to write.
+        format_: "png" or "avif".
+        frames: (H, W, C) each, uint8.
+        metadata: with one duration per frame.
+        quality: of AVIF, 1 to 100.
+    """
+    from PIL import Image, PngImagePlugin
+
+    images = [Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame) for frame in frames]
+    options: dict[str, Any] = {"append_images": images[1:], "duration": list(metadata.durations), "save_all": True}
+    if metadata.icc:
+        options["icc_profile"] = metadata.icc
+    if metadata.exif:
+        options["exif"] = metadata.exif
+    if format_ == "png":
+        options |= {"loop": metadata.loop, "compress_level": 3, "dpi": metadata.dpi or (72, 72)}
+        info = PngImagePlugin.PngInfo()
+        for keyword, text in metadata.comments:
+            info.add_text(keyword, text)
+        if metadata.xmp:
+            info.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+        options["pnginfo"] = info
+    else:
+        options |= {"quality": 90 if quality is None else quality, "subsampling": "4:4:4", "speed": 8}
+        if metadata.xmp:
+            options["xmp"] = metadata.xmp
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images[0].save(path, format_.upper(), **options)

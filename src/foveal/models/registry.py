@@ -1,0 +1,164 @@
+"""Build a network by its name.
+
+Names come from the `METHOD` records at the foot of the files in this package, which are read when a name is first
+asked for: a file registers nothing and can be imported alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import struct
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import foveal.models
+from foveal.record import Method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+__all__ = ["create_model", "list_models", "load_model"]
+
+
+@lru_cache(maxsize=1)
+def _builders() -> dict[str, Callable[..., nn.Module]]:
+    """Name → function that builds the network, from every record below `foveal.models`."""
+    methods = []
+    for module in pkgutil.walk_packages(foveal.models.__path__, "foveal.models."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            method = getattr(importlib.import_module(module.name), "METHOD", None)
+            if isinstance(method, Method):
+                methods.append(method)
+    return _merged(methods)
+
+
+def _merged(methods: list[Method]) -> dict[str, Callable[..., nn.Module]]:
+    found: dict[str, tuple[str, Callable[..., nn.Module]]] = {}
+    for method in methods:
+        for name, build in method.models.items():
+            if name in found:
+                raise ValueError(f"two methods register {name!r}: {found[name][0]} and {method.name}; rename one")
+            found[name] = (method.name, build)
+    return {name: build for name, (_, build) in found.items()}
+
+
+def _natural(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The recipe that a file of weights says it was trained by, {} when it does not."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        metadata = json.loads(file.read(length)).get("__metadata__", {})
+    return json.loads(metadata.get("recipe", "{}"))
+
+
+def _shipped() -> list[tuple[Path, dict[str, Any]]]:
+    folder = Path(str(resources.files("foveal"))) / "bundles"
+    return [(path, _header(path)) for path in sorted(folder.glob("*/model.safetensors"))]
+
+
+def list_models(filter: str = "*", *, pretrained: bool | None = None) -> list[str]:  # noqa: A002 - timm's word
+    """Names that `create_model` takes.
+
+    Args:
+        filter: shell pattern, "*" for all; a word without wildcards is looked for anywhere in the name.
+        pretrained: True for those with shipped weights, False for those without, None for all.
+
+    Returns:
+        Names in natural order (m5 before m11).
+    """
+    pattern = filter if any(c in filter for c in "*?[") else f"*{filter}*"
+    names = [name for name in _builders() if fnmatch.fnmatch(name, pattern)]
+    if pretrained is not None:
+        trained = {recipe.get("model") for _, recipe in _shipped()}
+        names = [name for name in names if (name in trained) == pretrained]
+    return sorted(names, key=_natural)
+
+
+def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a network by its name.
+
+    The network is returned in eval mode, unlike timm's: whoever trains calls `.train()`, as `foveal train` does.
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: load shipped weights for this name and scale.
+        **kwargs: arguments of the network, such as `scale`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: an unknown name, or no shipped weights.
+        TypeError: an argument the network does not take.
+
+    Example:
+        >>> import foveal
+        >>> model = foveal.create_model("sesr_m5", scale=2, in_channels=1)
+        >>> sum(p.numel() for p in model.collapse().parameters())
+        13600
+    """
+    builders = _builders()
+    if name not in builders:
+        near = difflib.get_close_matches(name, builders, n=3, cutoff=0)
+        raise ValueError(f"no model is called {name!r}; the closest are {', '.join(near)}; `foveal models` lists all")
+    build = builders[name]
+    known = inspect.signature(build).parameters
+    if unknown := sorted(set(kwargs) - set(known)):
+        raise TypeError(f"{name} takes {', '.join(known)}; got {unknown[0]!r}")
+    if not pretrained:
+        return build(**kwargs).eval()
+    scale = kwargs.get("scale", known["scale"].default)
+    fitting = [(path, recipe) for path, recipe in _shipped() if recipe.get("model") == name]
+    for path, recipe in fitting:
+        if recipe.get("scale") == scale:
+            return _loaded(build(**{**recipe.get("arguments", {}), "scale": scale, **kwargs}), path)
+    scales = ", ".join(str(recipe.get("scale")) for _, recipe in fitting) or "none"
+    raise ValueError(
+        f"no weights for {name} at scale {scale} are shipped (scales with weights: {scales}); "
+        "train it with `foveal train` or leave pretrained out"
+    )
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """Build the network that a file of weights belongs to, and load them.
+
+    Args:
+        path: `model.safetensors` as `foveal train` writes it, with its recipe in the header.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        ValueError: no such file, or one that does not name its network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of weights")
+    try:
+        recipe = _header(path)
+    except (struct.error, ValueError, MemoryError):
+        recipe = {}
+    if "model" not in recipe:
+        raise ValueError(f"{path} does not name its network; only files written by `foveal train` do")
+    arguments = {**recipe.get("arguments", {}), "scale": recipe["scale"]}
+    return _loaded(create_model(recipe["model"], **arguments), path)
+
+
+def _loaded(model: nn.Module, path: Path) -> nn.Module:
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(path))
+    return model.eval()

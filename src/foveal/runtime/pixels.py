@@ -1,0 +1,341 @@
+"""Kinds of pixels, to what a network takes and back: 8 bits, 16 bits and floats; grey, colour and alpha.
+
+A network takes RGB. Grey goes in as three equal channels and comes out as their mean. Alpha is a picture of its own:
+colour is multiplied by it, both go through the network, and colour is divided by the new alpha, so what hides behind
+transparent pixels cannot shine through as a halo. Where alpha is the same extreme all around, none of that is needed.
+
+8-bit colour takes the bundle's uint8 file if there is one: the bytes of the picture go in, bytes come out, and the last
+step, depth to space, is one copy here straight into the picture (a strided view does what costs the engine a pass).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from foveal.runtime.engines import Engine, EngineError
+from foveal.runtime.tiles import SMALLEST_TILE, Grid, Piece, cut
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveal.runtime.bundle import Card
+
+__all__ = ["Network", "Step", "enlarge", "largest_value"]
+
+# Called after each batch of tiles with the part of the output that is now done: (left, top, right, bottom) in pixels.
+Step = Callable[[tuple[int, int, int, int]], None]
+
+# Alpha within this many input pixels decides that a pixel is surely opaque or surely transparent.
+_PIN = 2
+# Every so many pixels one is looked at for output that is black where the picture is bright.
+_LOOK = 8
+
+
+def largest_value(dtype: np.dtype) -> float:
+    """The value of white.
+
+    Args:
+        dtype: of a picture.
+
+    Returns:
+        255, 65535, or 1 for floats.
+
+    Raises:
+        TypeError: a dtype that pictures do not have.
+    """
+    if dtype in (np.uint8, np.uint16):
+        return float(np.iinfo(dtype).max)
+    if dtype.kind == "f":
+        return 1.0
+    raise TypeError(f"pixels must be uint8, uint16 or floating point, got {dtype}; convert the array first")
+
+
+class Network:
+    """A bundle's files, opened in one engine when they are first needed.
+
+    Args:
+        card: of the bundle.
+        open_file: "float" or "uint8" → engine with that file.
+    """
+
+    def __init__(self, card: Card, open_file: Callable[[str], Engine]) -> None:
+        self.card = card
+        self.seconds = 0.0
+        self._open = open_file
+        self._engines: dict[str, Engine] = {}
+
+    def kind(self, dtype: np.dtype) -> str:
+        """Which file runs pixels of a dtype.
+
+        Args:
+            dtype: of a picture.
+
+        Returns:
+            "uint8" or "float".
+        """
+        return "uint8" if dtype == np.uint8 and "uint8" in self.card.files else "float"
+
+    def run(self, kind: str, x: NDArray) -> NDArray:
+        """Compute the network once and look at what it made.
+
+        Args:
+            kind: "float", x: (N, 3, h, w) float32; or "uint8", x: (N, h, w, 3) bytes.
+            x: input.
+
+        Returns:
+            "float": (N, 3, s·h', s·w') float32; "uint8": (N, h', w', s·s·3) bytes. The next call may overwrite it.
+
+        Raises:
+            EngineError: the output is not of the size the card promises, holds something that is no number, or is black
+                where the input is bright.
+        """
+        if kind not in self._engines:
+            self._engines[kind] = self._open(kind)
+        engine = self._engines[kind]
+        start = time.perf_counter()
+        y = engine.run(x)
+        self.seconds += time.perf_counter() - start
+        scale, lost = self.card.scale, 2 * self.card.margin if self.card.trims else 0
+        if kind == "uint8":
+            count, height, width = x.shape[:3]
+            wanted: tuple[int, ...] = (count, height - lost, width - lost, 3 * scale * scale)
+        else:
+            count, _, height, width = x.shape
+            wanted = (count, 3, scale * (height - lost), scale * (width - lost))
+        if y.shape != wanted:
+            raise EngineError(
+                f"{engine.name}: {self.card.name} made an output of shape {y.shape} where its card promises {wanted}; "
+                "the bundle does not match its card"
+            )
+        # One sum shows every NaN and infinity there is.
+        if kind == "float" and not math.isfinite(float(y.sum(dtype=np.float64))):
+            raise EngineError(f"{engine.name}: {self.card.name} made values that are no numbers; try another --engine")
+        self._look_for_black(engine.name, kind, x, y)
+        return y
+
+    def _look_for_black(self, engine: str, kind: str, x: NDArray, y: NDArray) -> None:
+        m, s = self.card.margin if self.card.trims else 0, self.card.scale
+        if kind == "uint8":
+            before = x[:, m : x.shape[1] - m : _LOOK, m : x.shape[2] - m : _LOOK]  # (N, h, w, 3)
+            after = y[:, ::_LOOK, ::_LOOK, :3]
+            bright, axis = 96.0, -1
+        else:
+            before = x[:, :, m : x.shape[2] - m : _LOOK, m : x.shape[3] - m : _LOOK]  # (N, 3, h, w)
+            after = y[:, :, :: s * _LOOK, :: s * _LOOK]
+            bright, axis = 96.0 / 255, 1
+        # No sharpening pushes all three channels of such a pixel down to nothing.
+        dark = after.max(axis=axis) <= 0
+        if dark.any() and bool((dark & (before.min(axis=axis) > bright)).any()):
+            raise EngineError(
+                f"{engine}: {self.card.name} made black pixels where the picture is bright; try another --engine"
+            )
+
+
+def _shuffle(blocks: NDArray, into: NDArray, scale: int) -> None:
+    """Depth to space: blocks (h, w, s·s·3) bytes, each row by row, to (s·h, s·w, 3) bytes in place."""
+    height, width = blocks.shape[:2]
+    row, line = into.strides[0], 3 * scale
+    # One element is the s pixels that a block gives to one row: moved whole instead of byte by byte.
+    item = np.dtype((np.void, line))
+    target = as_strided(into, (height, width, scale, line), (scale * row, line, row, 1)).view(item)
+    y, x, _ = blocks.strides
+    target[...] = as_strided(blocks, (height, width, scale, line), (y, x, line, 1)).view(item)
+
+
+def _grey_shuffle(blocks: NDArray, into: NDArray, scale: int) -> None:
+    """Depth to space of the mean of the three channels: (h, w, s·s·3) bytes to (s·h, s·w, 1)."""
+    height, width = blocks.shape[:2]
+    mean = np.add(blocks[..., 0::3], blocks[..., 1::3], dtype=np.uint16)
+    mean += blocks[..., 2::3]
+    mean += 1
+    mean //= 3
+    # (h, w, s, s) to (h, s, w, s)
+    into[..., 0] = mean.reshape(height, width, scale, scale).transpose(0, 2, 1, 3).reshape(into.shape[:2])
+
+
+def _store(values: NDArray, into: NDArray) -> None:
+    """Floats (s·h, s·w, C) in [0, 1], perhaps a little beyond, to pixels of the dtype of `into`."""
+    if into.dtype.kind == "f":
+        np.clip(values, 0, 1, out=into, casting="same_kind")
+        return
+    white = largest_value(into.dtype)
+    scaled = np.multiply(values, np.float32(white))
+    scaled += np.float32(0.5)
+    np.clip(scaled, 0, np.float32(white), out=scaled)
+    into[...] = scaled  # the cast cuts off the fraction, which after adding a half rounds
+
+
+def _window(grid: Grid, piece: Piece) -> tuple[slice, slice]:
+    """The used part of a tile within what the network returns for it, in input pixels."""
+    skip = 0 if grid.trims else grid.margin
+    return (
+        slice(skip + piece.rows[0], skip + piece.rows[1]),
+        slice(skip + piece.columns[0], skip + piece.columns[1]),
+    )
+
+
+def _times(window: tuple[slice, slice], scale: int) -> tuple[slice, slice]:
+    rows, columns = window
+    return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
+
+
+def _colour(image: NDArray, network: Network, grid: Grid, pieces: list[Piece], into: list[NDArray]) -> None:
+    """Tiles of a grey or RGB picture."""
+    count, scale, m = len(pieces), network.card.scale, grid.margin
+    grey = image.shape[2] == 1
+    if network.kind(image.dtype) == "uint8":
+        x = np.empty((count, *grid.side, 3), np.uint8)
+        for i, piece in enumerate(pieces):
+            cut(image, piece.top - m, piece.left - m, x[i])
+        y = network.run("uint8", x)
+        for i, piece in enumerate(pieces):
+            blocks = y[i][_window(grid, piece)]
+            if grey:
+                _grey_shuffle(blocks, into[i], scale)
+            elif into[i].strides[1] == 3:
+                _shuffle(blocks, into[i], scale)
+            else:  # the colours of a picture with alpha
+                whole = np.empty((*into[i].shape[:2], 3), np.uint8)
+                _shuffle(blocks, whole, scale)
+                into[i][...] = whole
+        return
+    x = np.empty((count, 3, *grid.side), np.float32)
+    for i, piece in enumerate(pieces):
+        cut(image, piece.top - m, piece.left - m, x[i].transpose(1, 2, 0), 1 / largest_value(image.dtype))
+    y = network.run("float", x)
+    for i, piece in enumerate(pieces):
+        values = y[i][:, *_times(_window(grid, piece), scale)].transpose(1, 2, 0)
+        _store(values.mean(axis=2, keepdims=True) if grey else values, into[i])
+
+
+def _around(values: NDArray, radius: int, best: np.ufunc) -> NDArray:
+    """Least or largest value within `radius` pixels; (h + 2·radius, w + 2·radius) to (h, w)."""
+    for axis in (0, 1):
+        length = values.shape[axis] - 2 * radius
+        parts = [values[(slice(None),) * axis + (slice(k, k + length),)] for k in range(2 * radius + 1)]
+        values = best.reduce(parts)
+    return values
+
+
+def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into: NDArray) -> None:
+    """One tile of a picture whose last channel is alpha."""
+    scale, m = network.card.scale, grid.margin
+    white = largest_value(image.dtype)
+    y0, y1 = max(0, piece.top - m), piece.top - m + grid.side[0]
+    x0, x1 = max(0, piece.left - m), piece.left - m + grid.side[1]
+    alpha = image[y0:y1, x0:x1, -1]
+    low, high = alpha.min(), alpha.max()
+    colours = image.shape[2] - 1
+    if low >= white:
+        _colour(image[..., :-1], network, grid, [piece], [into[..., :-1]])
+        into[..., -1] = into.dtype.type(white)
+        return
+    used = (piece.top + piece.rows[0], piece.top + piece.rows[1], piece.left + piece.columns[0])
+    under = image[used[0] : used[1], used[2] : piece.left + piece.columns[1], :-1]
+    # Behind transparent pixels is whatever was there before, each pixel repeated.
+    hidden = under.repeat(scale, axis=0).repeat(scale, axis=1)
+    if high <= 0:
+        into[..., :-1] = hidden
+        into[..., -1] = 0
+        return
+    part = np.empty((*grid.side, colours + 1), np.float32)
+    cut(image, piece.top - m, piece.left - m, part, 1 / white)
+    x = np.empty((2, 3, *grid.side), np.float32)
+    np.multiply(part[..., :-1], part[..., -1:], out=x[0].transpose(1, 2, 0))
+    x[1] = part[..., -1]
+    y = network.run("float", x)
+    rows, columns = _window(grid, piece)
+    big = _times((rows, columns), scale)
+    new_alpha = y[1][:, *big].mean(axis=0)
+    # Ringing must not make the inside of a shape a little transparent, nor the far outside a little visible.
+    offset = m if grid.trims else 0
+    around = np.pad(part[..., -1], _PIN, mode="edge")[
+        offset + rows.start : offset + rows.stop + 2 * _PIN, offset + columns.start : offset + columns.stop + 2 * _PIN
+    ]
+    surely = (_around(around, _PIN, np.maximum) <= 0, _around(around, _PIN, np.minimum) >= 1)
+    for where, value in zip(surely, (0.0, 1.0), strict=True):
+        new_alpha[where.repeat(scale, axis=0).repeat(scale, axis=1)] = value
+    np.clip(new_alpha, 0, 1, out=new_alpha)
+    _store(new_alpha[..., None], into[..., -1:])
+    colour = y[0][:, *big].transpose(1, 2, 0)
+    if colours == 1:
+        colour = colour.mean(axis=2, keepdims=True)
+    visible = into[..., -1:] > 0
+    with np.errstate(all="ignore"):
+        straight = np.where(visible, colour / new_alpha[..., None], 0)
+    _store(straight, into[..., :-1])
+    np.copyto(into[..., :-1], hidden, where=~visible)
+
+
+def enlarge(
+    image: NDArray,
+    network: Network,
+    grid_for: Callable[[int], Grid],
+    tile: int,
+    *,
+    alpha: bool,
+    out: NDArray | None = None,
+    step: Step | None = None,
+    smaller: Callable[[int], None] | None = None,
+) -> Iterator[NDArray]:
+    """Run a picture through a network, band by band from top to bottom.
+
+    Args:
+        image: picture, (H, W, C), C from 1 to 4, uint8, uint16 or floating point in [0, 1].
+        network: that runs.
+        grid_for: side of a tile → the picture's grid.
+        tile: side of a tile to begin with; halved whenever memory does not suffice.
+        alpha: the last channel is alpha.
+        out: takes the result, (s·H, s·W, C) of the dtype of `image`; by default each band is an array of its own.
+        step: called after each batch of tiles.
+        smaller: called with the new side when a tile was halved.
+
+    Yields:
+        Bands, (s·n, s·W, C), the parts of `out` if there is one.
+
+    Raises:
+        MemoryError: even the smallest tile is too large.
+    """
+    scale = network.card.scale
+    height, width, channels = image.shape
+    grid = grid_for(tile)
+    top = 0
+    while top < height:
+        try:
+            bottom, pieces = grid.band(top)
+            if out is None:
+                band = np.empty(((bottom - top) * scale, width * scale, channels), image.dtype)
+            else:
+                band = out[top * scale : bottom * scale]
+            for batch in grid.batches(pieces):
+                parts = []
+                for piece in batch:
+                    first, last = (scale * (piece.left + edge) for edge in piece.columns)
+                    parts.append(band[:, first:last])
+                if alpha:
+                    for piece, part in zip(batch, parts, strict=True):
+                        _with_alpha(image, network, grid, piece, part)
+                else:
+                    _colour(image, network, grid, batch, parts)
+                if step is not None:
+                    first = scale * (batch[0].left + batch[0].columns[0])
+                    last = scale * (batch[-1].left + batch[-1].columns[1])
+                    step((first, top * scale, last, bottom * scale))
+        except MemoryError:
+            now = max(grid.tile)
+            if now <= SMALLEST_TILE:
+                raise
+            tile = max(SMALLEST_TILE, now // 2)
+            # Bands that are done stay done: tiles of the new grid only have to start where the old ones ended.
+            grid = grid_for(tile)
+            if smaller is not None:
+                smaller(tile)
+            continue
+        yield band
+        top = bottom

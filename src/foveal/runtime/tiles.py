@@ -1,0 +1,206 @@
+"""A picture cut into tiles, so that any size fits in memory, without a seam.
+
+Every tile is `tile` pixels of the picture (its core) with `margin` pixels of surroundings on each side, where `margin`
+is the radius of the network's receptive field; beyond the picture's edge the edge pixel repeats. What the network makes
+of the core therefore depends on exactly the pixels it would see in the whole picture: tiled equals untiled. A network
+that trims its borders itself returns just the core; of any other the margin is cut away here.
+
+All tiles of a picture have one size, because engines prepare themselves anew for each size and because equal tiles can
+be run in batches: the last row and column are shifted inward and overlap the ones before. The picture is worked off in
+bands, one row of tiles each, from top to bottom, so that finished rows can leave memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from foveal.runtime.bundle import Card
+
+__all__ = ["SMALLEST_TILE", "Grid", "Piece", "cut", "make_grid"]
+
+SMALLEST_TILE = 16
+# Batches up to this many input pixels: enough to drown the cost of a call, little enough to stay small in memory.
+_BATCH_PIXELS = 320 * 320
+# In automatic mode no band of the output takes more than this, however wide the picture.
+_BAND_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tile: where it lies and which part of it is used.
+
+    Args:
+        top: row of the core's first pixel in the picture.
+        left: column of the core's first pixel in the picture.
+        rows: first and past-the-last row of the core that is used, counted within the core.
+        columns: the same for columns.
+    """
+
+    top: int
+    left: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A picture's tiles.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture.
+        tile: (rows, columns) of every core.
+        side: (rows, columns) of what the network is given for every tile, margins included.
+        margin: pixels of surroundings above and left of the core.
+        trims: whether the network takes the margin off itself.
+        multiple: tiles start at multiples of this.
+        batch: tiles run together.
+    """
+
+    height: int
+    width: int
+    tile: tuple[int, int]
+    side: tuple[int, int]
+    margin: int
+    trims: bool
+    multiple: int
+    batch: int
+
+    @property
+    def rows(self) -> int:
+        """Bands."""
+        return ceil(self.height / self.tile[0])
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a band."""
+        return ceil(self.width / self.tile[1])
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in all."""
+        return self.rows * self.columns
+
+    @property
+    def pixels(self) -> int:
+        """What the network is given in all, margins included, in input pixels."""
+        return self.tiles * self.side[0] * self.side[1]
+
+    def band(self, top: int) -> tuple[int, list[Piece]]:
+        """The row of tiles that makes the rows from `top` on.
+
+        Args:
+            top: first row that is not done yet, a multiple of `multiple`.
+
+        Returns:
+            The first row after the band, and its tiles from left to right.
+        """
+        tops = _start(top, self.tile[0], self.height, self.multiple)
+        bottom = min(self.height, tops + self.tile[0])
+        pieces = []
+        for column in range(self.columns):
+            first = column * self.tile[1]
+            left = _start(first, self.tile[1], self.width, self.multiple)
+            last = min(self.width, left + self.tile[1])
+            pieces.append(Piece(tops, left, (top - tops, bottom - tops), (first - left, last - left)))
+        return bottom, pieces
+
+    def batches(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
+        """Tiles in groups that run together.
+
+        Args:
+            pieces: of one band.
+
+        Yields:
+            Up to `batch` of them.
+        """
+        for first in range(0, len(pieces), self.batch):
+            yield pieces[first : first + self.batch]
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _start(first: int, tile: int, length: int, multiple: int) -> int:
+    """Where a tile that should start at `first` starts, so that it ends with the picture (rounded up to `multiple`)."""
+    return max(0, min(first, _up(length, multiple) - tile))
+
+
+def _core(length: int, target: int, slack: bool, multiple: int) -> int:
+    """Side of equal tiles near `target`: at most that, or within a half of it with `slack`."""
+    count = max(1, ceil(length / target - 0.5)) if slack else ceil(length / target)
+    return _up(ceil(length / count), multiple)
+
+
+def make_grid(height: int, width: int, tile: int, card: Card, *, automatic: bool = False, pixel_bytes: int = 3) -> Grid:
+    """Cut a picture into tiles.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture.
+        tile: side of a tile's core in input pixels.
+        card: of the bundle that will run.
+        automatic: `tile` is a wish: tiles may be up to half as large again if that saves one, and are made flatter
+            where a band of the output would take too much memory.
+        pixel_bytes: bytes of an output pixel.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ValueError: a picture or a tile without pixels.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture must have at least one pixel, got {width}×{height}")
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
+    rows, columns = tile, tile
+    if automatic:
+        row_bytes = width * card.scale**2 * pixel_bytes
+        rows = max(SMALLEST_TILE, min(tile, _BAND_BYTES // row_bytes))
+    core = (_core(height, rows, automatic, card.multiple), _core(width, columns, automatic, card.multiple))
+    # A network that trims takes exactly its margin; another is given whole multiples so that its phases stay in place.
+    margin = card.margin if card.trims else _up(card.margin, card.multiple)
+    side = (_up(core[0] + 2 * margin, card.multiple), _up(core[1] + 2 * margin, card.multiple))
+    batch = max(1, _BATCH_PIXELS // (side[0] * side[1]))
+    return Grid(height, width, core, side, margin, card.trims, card.multiple, batch)
+
+
+def cut(image: NDArray, top: int, left: int, into: NDArray, factor: float = 1.0) -> None:
+    """Copy a part of a picture, repeating its edge where the part reaches beyond it.
+
+    Args:
+        image: picture, (H, W, C).
+        top: row of the first pixel wanted, may be negative.
+        left: column of the first pixel wanted, may be negative.
+        into: takes the part, (h, w, C), or (h, w, 3) of a grey picture (three equal channels); any dtype and strides.
+            The part must overlap the picture.
+        factor: multiplies the values; 1 copies them.
+    """
+    height, width = image.shape[:2]
+    y0, y1 = max(top, 0), min(top + into.shape[0], height)
+    x0, x1 = max(left, 0), min(left + into.shape[1], width)
+    inside = into[y0 - top : y1 - top]
+    here = inside[:, x0 - left : x1 - left]
+    if factor == 1:
+        here[...] = image[y0:y1, x0:x1]
+    else:
+        np.multiply(image[y0:y1, x0:x1], np.float32(factor), out=here)
+    if left < x0:
+        inside[:, : x0 - left] = inside[:, x0 - left, None]
+    if x1 - left < into.shape[1]:
+        inside[:, x1 - left :] = inside[:, x1 - left - 1, None]
+    if top < y0:
+        into[: y0 - top] = into[y0 - top]
+    if y1 - top < into.shape[0]:
+        into[y1 - top :] = into[y1 - top - 1]

@@ -1,0 +1,39 @@
+import subprocess
+
+from foveal.catalogue import machine
+
+
+def test_describe_names_the_processor_and_cores():
+    found = machine.describe()
+    assert found["processor"]
+    assert 1 <= found["cores"]
+    assert found["system"]
+
+
+def test_versions_name_only_what_is_loaded(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "never_loaded"))
+    import numpy as np
+
+    assert machine.versions()["numpy"] == np.__version__
+    assert "never_loaded" not in machine.versions()
+
+
+def test_commit_marks_changed_files(monkeypatch):
+    for status, mark in (("", ""), (" M a.py\n", "+")):
+        answers = iter(["abc1234\n", status])
+        monkeypatch.setattr(
+            machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, next(answers), "")
+        )
+        machine.commit.cache_clear()
+        assert machine.commit() == "abc1234" + mark
+    machine.commit.cache_clear()
+
+
+def test_commit_is_empty_without_git(monkeypatch):
+    def gone(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(machine.subprocess, "run", gone)
+    machine.commit.cache_clear()
+    assert machine.commit() == ""
+    machine.commit.cache_clear()

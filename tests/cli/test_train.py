@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from foveal.cli.data import data
+from foveal.cli.export import export
+from foveal.cli.train import train
+
+RECIPE = """
+model = "luma_sr_fast"
+scale = 2
+data = "{data}"
+steps = 4
+patch = 8
+batch = 2
+every = 2
+precision = "fp32"
+
+[arguments]
+channels = 4
+depth = 1
+expand = 4
+"""
+
+
+def run(function, *arguments):
+    import typer
+
+    app = typer.Typer()
+    app.command()(function)
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "pictures").mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(image).save(folder / "pictures" / "a.png")
+    (folder / "recipe.toml").write_text(RECIPE.format(data=folder / "pictures"))
+    return folder
+
+
+def test_recipe_to_weights_to_bundle(place):
+    done = run(train, place / "recipe.toml", "-o", place / "run", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    assert "luma_sr_fast ×2 · 4 steps · cpu, 1 threads" in done.output
+    assert "step 4/4 · loss" in done.output
+    assert (place / "run" / "model.safetensors").exists()
+    done = run(export, place / "run", "-o", place / "bundle", "--quality", "fast", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert report["card"]["scale"] == 2
+    assert report["card"]["model"]["arguments"] == {"channels": 4, "depth": 1, "expand": 4}
+    assert report["milliseconds"].keys() >= {"torch", "onnxruntime"}
+    again = run(export, place / "run", "-o", place / "bundle")
+    assert again.exit_code == 2
+    assert "exists" in again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.toml"], "no such recipe"),
+        (["{place}/recipe.toml", "--data", "{place}/nothing", "-o", "{place}/x"], "no pictures below it; `foveal data"),
+        (["{place}/recipe.toml", "--steps", "0"], "steps must be at least 1, got 0"),
+    ],
+)
+def test_faults_of_train(place, arguments, message):
+    done = run(train, *(a.format(place=place) for a in arguments))
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_faults_of_export(place, tmp_path):
+    done = run(export, tmp_path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "holds no model.safetensors; has its training ended?" in done.output
+    done = run(export, "no_such_model", "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "no model is called 'no_such_model'" in done.output
+
+
+def test_unknown_package(tmp_path):
+    done = run(data, tmp_path, "--only", "wallpaper-of-nobody")
+    assert done.exit_code == 2
+    assert "no package 'wallpaper-of-nobody'; there are plasma-workspace-wallpapers" in done.output

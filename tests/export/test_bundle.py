@@ -1,0 +1,68 @@
+import hashlib
+import json
+
+import pytest
+import torch
+
+from foveal.export.bundle import export_bundle
+from foveal.export.onnx import ExportError
+from foveal.models import create_model
+from foveal.models.restore.luma_sr import LumaSR
+from foveal.runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return LumaSR(2, channels=4, depth=1, expand=4)
+
+
+@pytest.fixture(scope="module")
+def made(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    arguments = {"channels": 4, "depth": 1, "expand": 4}
+    return export_bundle(
+        model, folder / "tiny", name="tiny", model_name="luma_sr_fast", arguments=arguments, scale=2, quality="fast"
+    )
+
+
+def test_bundle_is_whole_and_runtime_reads_it(made):
+    assert made.fast_path
+    assert all(p.relative < 1e-4 for p in made.parity)
+    card = json.loads((made.folder / "card.json").read_text())
+    assert (card["scale"], card["margin"], card["trims"], card["multiple"]) == (2, 3, True, 1)
+    # 3·4·9 + 4, 4·4·9 + 4, 4·4·9 + 4, the 5×5 base 3·12·25, the spread 4·12
+    assert card["parameters"] == 112 + 148 + 148 + 900 + 48
+    for file, digest in card["sha256"].items():
+        assert hashlib.sha256((made.folder / file).read_bytes()).hexdigest() == digest
+    assert Bundle.load(made.folder).card.name == "tiny"
+    assert [p.name for p in made.folder.parent.iterdir()] == ["tiny"]
+
+
+def test_standing_bundle_is_kept_unless_told(made, model, monkeypatch):
+    with pytest.raises(ExportError, match=r"exists; give another place, or overwrite=True \(--overwrite\)"):
+        export_bundle(model, made.folder, name="other", model_name="luma_sr_fast", scale=2)
+    whole = (made.folder / "model.onnx").read_bytes()
+    monkeypatch.setattr("foveal.export.bundle.to_onnx", lambda model, path, example: path.write_bytes(whole))
+    again = export_bundle(model, made.folder, name="tiny", model_name="luma_sr_fast", scale=2, data="x", overwrite=True)
+    assert json.loads((again.folder / "card.json").read_text())["data"] == "x"
+    assert [p.name for p in made.folder.parent.iterdir()] == ["tiny"]
+
+
+def test_failed_export_leaves_nothing(tmp_path, made, model, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise ExportError("differs")
+
+    monkeypatch.setattr("foveal.export.bundle.to_onnx", lambda *a: None)
+    monkeypatch.setattr("foveal.export.bundle.parity", fail)
+    with pytest.raises(ExportError, match="differs"):
+        export_bundle(model, tmp_path / "b", name="b", model_name="luma_sr_fast", scale=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["espcn", "quicksrnet_small", "sesr_m5", "safmn"])
+def test_every_registered_network_becomes_a_bundle(tmp_path, name):
+    model = create_model(name, scale=2)
+    result = export_bundle(model, tmp_path / name, name=name, model_name=name, scale=2)
+    assert all(p.relative < 1e-4 for p in result.parity)

@@ -1,0 +1,105 @@
+import csv
+import math
+
+import pytest
+import torch
+
+from foveal.models.restore.luma_sr import LumaSR
+from foveal.train.fit import LOSSES, CheckpointError, fit, learning_rate, validate
+from foveal.train.recipe import Recipe
+
+
+def tiny(**changes):
+    values = {"model": "luma_sr", "scale": 2, "steps": 6, "patch": 8, "batch": 2, "warmup": 2, "every": 3, "precision": "fp32"}
+    return Recipe(**values | changes)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return LumaSR(2, channels=4, depth=1, expand=4)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_resumed_training_equals_one_that_was_not_stopped(tmp_path, pictures, optimizer):
+    recipe = tiny(data=str(pictures), optimizer=optimizer)
+    whole = fit(network(), recipe, tmp_path / "whole")
+    fit(network(), recipe, tmp_path / "parts", stop_after=4)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    resumed = fit(network(seed=7), recipe, tmp_path / "parts")
+    assert torch.equal(weights(whole), weights(resumed))
+    for run in ("whole", "parts"):
+        with (tmp_path / run / "log.csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file)][-1] == "6"
+
+
+def test_loss_falls_and_files_appear(tmp_path, pictures):
+    seen = []
+    recipe = tiny(data=str(pictures), steps=60, batch=4, every=20, ema=0.9, validation=str(pictures))
+    start = network()
+    before = validate(start, pictures, 2)
+    model = fit(network(), recipe, tmp_path, report=seen.append)
+    assert validate(model, pictures, 2) > before + 0.5
+    assert seen[-1].step == 60
+    assert seen[-1].psnr == pytest.approx(validate(model, pictures, 2), abs=1e-3)
+    assert seen[-1].left == 0
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoint.pt", "log.csv", "log.png", "model.safetensors", "recipe.json",
+    }  # fmt: skip
+
+
+def test_other_recipe_in_the_same_folder_is_refused_and_nothing_is_lost(tmp_path, pictures):
+    fit(network(), tiny(data=str(pictures)), tmp_path)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(CheckpointError, match="was made with batch = 2, the recipe says 3; use another folder"):
+        fit(network(), tiny(data=str(pictures), batch=3), tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_damaged_checkpoint(tmp_path, pictures):
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read .* remove it to train from the beginning"):
+        fit(network(), tiny(data=str(pictures)), tmp_path)
+
+
+def test_start_takes_the_weights_that_fit(tmp_path, pictures):
+    fit(network(), tiny(data=str(pictures), scale=2), tmp_path / "first")
+    start = str(tmp_path / "first" / "model.safetensors")
+    torch.manual_seed(5)
+    other = LumaSR(3, channels=4, depth=2, expand=4)
+    fit(other, tiny(data=str(pictures), scale=3, start=start, steps=1, lr=0.0, muon_lr=0.0), tmp_path / "second")
+    first = LumaSR(2, channels=4, depth=1, expand=4)
+    from safetensors.torch import load_file
+
+    first.load_state_dict(load_file(start))
+    assert torch.allclose(other.body[0].narrow, first.body[0].narrow)
+    assert other.tail.weight.shape[0] == 9
+    with pytest.raises(CheckpointError, match="no such weights to start from"):
+        fit(network(), tiny(data=str(pictures), start="none.safetensors"), tmp_path / "third")
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine():
+    rates = [learning_rate(s, 102, 2) for s in range(102)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[52] == pytest.approx(0.5)
+    assert rates[77] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.75)))
+    assert rates[-1] < 1e-3
+
+
+def test_automatic_precision_picks_one_that_trains(tmp_path, pictures):
+    model = fit(network(), tiny(data=str(pictures), precision="auto", steps=2), tmp_path)
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_validation_folder_without_pictures(tmp_path):
+    with pytest.raises(ValueError, match=r"no \.png or \.jpg picture to validate on"):
+        validate(network(), tmp_path, 2)
+
+
+def test_luminance_loss_against_the_hand_computed_value():
+    out, target = torch.zeros(1, 3, 1, 1), torch.tensor([0.1, 0.2, 0.4]).view(1, 3, 1, 1)
+    y = (65.481 * 0.1 + 128.553 * 0.2 + 24.966 * 0.4) / 255
+    assert LOSSES["l2_luma"](out, target).item() == pytest.approx(y**2 + 0.1 * (0.01 + 0.04 + 0.16) / 3, rel=1e-5)

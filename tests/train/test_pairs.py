@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveal.images.resize import imresize
+from foveal.train.pairs import Pairs
+
+
+def dihedral(image):
+    for flip in (image, image.transpose(1, 0, 2)):
+        for y in (1, -1):
+            for x in (1, -1):
+                yield flip[::y, ::x]
+
+
+def test_patches_are_matching_parts_of_the_pictures(pictures):
+    pairs = Pairs.from_folder(pictures, 2, patch=8, fraction=1.0)
+    assert len(pairs.shapes) == 2, "the picture smaller than a patch is left out"
+    low, high = pairs.batch(6, np.random.default_rng(1))
+    assert low.shape == (6, 8, 8, 3)
+    assert high.shape == (6, 16, 16, 3)
+    whole = [np.asarray(Image.open(p)) for p in (pictures / "0.png", pictures / "deep" / "1.png")]
+    reduced = [imresize(w, 0.5) for w in whole]
+    for a, b in zip(low, high, strict=True):
+        places = [
+            (k, y, x, turned)
+            for k, r in enumerate(reduced)
+            for y in range(r.shape[0] - 7)
+            for x in range(r.shape[1] - 7)
+            for turned, patch in enumerate(dihedral(r[y : y + 8, x : x + 8]))
+            if np.abs(patch.astype(int) - a).max() <= 1
+        ]
+        assert any(
+            np.array_equal(list(dihedral(whole[k][2 * y : 2 * y + 16, 2 * x : 2 * x + 16]))[turned], b)
+            for k, y, x, turned in places
+        )
+
+
+def test_batch_is_a_function_of_its_generator(pictures):
+    pairs = Pairs.from_folder(pictures, 2, patch=8)
+    first, again, other = (pairs.batch(4, np.random.default_rng(seed))[0] for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_second_call_reads_what_the_first_kept(pictures, monkeypatch):
+    first = Pairs.from_folder(pictures, 3, patch=8)
+    monkeypatch.setattr("foveal.train.pairs._pair", None)
+    again = Pairs.from_folder(pictures, 3, patch=8)
+    assert np.array_equal(first.high, again.high)
+    assert np.array_equal(first.places, again.places)
+
+
+def test_folder_without_large_enough_pictures(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="no picture of at least 192 pixels a side among the 1 found"):
+        Pairs.from_folder(tmp_path, 4, patch=48)
+    assert not list(tmp_path.rglob("*.part"))
