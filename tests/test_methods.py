@@ -1,7 +1,7 @@
 """The common suite: every record of the package, every check that applies to it, every case.
 
-The checks are in `foveal.catalogue.checks`; `tests/catalogue/test_checks.py` shows that each can fail. A method is excused
-from one by `except_for` in its record, with the reason.
+The checks are in `foveal.catalogue.checks`; `tests/catalogue/test_checks.py` shows that each can fail. A method is
+excused from one by `except_for` in its record, with the reason.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from foveal.catalogue import checks, records
+from foveal.models import list_models
 
 LISTING = Path(__file__).parent / "catalogue" / "public_names.txt"
 SUITE = [(name, check, case) for name, item in records().items() for check, case in checks.pairs(item.method)]
@@ -27,6 +28,11 @@ def test_every_registered_model_has_a_case():
     for name, item in records().items():
         uncovered = set(item.method.models) - set(item.method.cases)
         assert not uncovered, f"{name}: no tiny case for {', '.join(sorted(uncovered))}"
+
+
+def test_create_model_takes_the_models_of_the_records():
+    below = [item.method.models for item in records().values() if item.module.startswith("foveal.models.")]
+    assert set(list_models()) == {name for models in below for name in models}
 
 
 def test_names_are_those_of_the_listing():

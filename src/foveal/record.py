@@ -15,10 +15,12 @@ Claims are built by six functions. The callables they hold do the work and are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Claim", "Method", "Paper", "equal", "faster", "kept", "macs", "params", "smaller"]
 

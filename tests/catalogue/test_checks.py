@@ -151,7 +151,7 @@ def test_a_wrong_model_is_refused(record, check, model, case, text):
     with pytest.raises(CheckError, match=text) as caught:
         CHECKS[check](method, "toy")
     assert str(caught.value).startswith("ESPCN, toy: ")
-    assert run(method)[check] == f"failed: {caught.value}" or check == "deterministic" or model is Hidden
+    assert run(method)[check].startswith("failed: ESPCN, toy: ")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_what_is_taken_twice_raises_and_names_both_files(package, first, second,
 
 def test_duplicate_ids_raise_and_name_both_files(package):
     folder, name = package(first=record(), second=record("ESPCN again"))
-    with pytest.raises(CatalogueError, match="id 63 is taken twice: by ESPCN in .*first.py and by .* in .*second.py"):
+    with pytest.raises(CatalogueError, match=r"id 63 is taken twice: by ESPCN in .*first.py and by .* in .*second.py"):
         collect(modules(folder, name))
 
 
@@ -120,7 +120,7 @@ def test_find_takes_any_spelling(make_method, located):
 
 def test_find_gives_the_three_closest(make_method, located):
     among = {name: located(make_method(name=name)) for name in ("ESPCN", "SESR", "SAFMN", "SamplingAug")}
-    with pytest.raises(CatalogueError, match="no record is called 'sespr'; the closest are SESR, ESPCN, SamplingAug$"):
+    with pytest.raises(CatalogueError, match=r"no record is called 'sespr'; the closest are SESR, ESPCN, SamplingAug$"):
         find("sespr", among)
     with pytest.raises(CatalogueError, match="DCKD is row 1 of the catalogue but has no record here yet; the closest"):
         find("dckd", among)

@@ -6,7 +6,7 @@ from foveal.catalogue import machine
 def test_describe_names_the_processor_and_cores():
     found = machine.describe()
     assert found["processor"]
-    assert 1 <= found["cores"]
+    assert found["cores"] >= 1
     assert found["system"]
 
 
@@ -19,13 +19,13 @@ def test_versions_name_only_what_is_loaded(monkeypatch):
 
 
 def test_commit_marks_changed_files(monkeypatch):
-    for status, mark in (("", ""), (" M a.py\n", "+")):
-        answers = iter(["abc1234\n", status])
-        monkeypatch.setattr(
-            machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, next(answers), "")
-        )
+    answers = iter(["abc1234\n", "", "abc1234\n", " M a.py\n"])
+    monkeypatch.setattr(
+        machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, next(answers), "")
+    )
+    for want in ("abc1234", "abc1234+"):
         machine.commit.cache_clear()
-        assert machine.commit() == "abc1234" + mark
+        assert machine.commit() == want
     machine.commit.cache_clear()
 
 

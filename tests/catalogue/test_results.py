@@ -82,7 +82,8 @@ def test_file_names_are_plain_and_apart(make_method):
 
 
 def test_numbers_that_are_not_finite_become_none():
-    assert plain({"a": (1.0, float("nan")), "b": [float("inf"), {"c": "x"}]}) == {"a": [1.0, None], "b": [None, {"c": "x"}]}
+    held = {"a": (1.0, float("nan")), "b": [float("inf"), {"c": "x"}]}
+    assert plain(held) == {"a": [1.0, None], "b": [None, {"c": "x"}]}
 
 
 def test_results_stand_in_the_checkout_or_below_the_working_folder_or_in_the_package(tmp_path, monkeypatch):

@@ -90,7 +90,9 @@ def test_a_record_that_cannot_be_read_is_written_with_a_note(tmp_path):
 def test_pick_takes_any_spelling_and_gives_the_closest(tmp_path):
     found = rows(among={}, missing=[], where=tmp_path)
     assert pick("quick-sr-net", found).name == "QuickSRNet"
-    with pytest.raises(CatalogueError, match="nothing in the catalogue is called 'espcm'; the closest are ESPCN, .*, "):
+    with pytest.raises(
+        CatalogueError, match=r"nothing in the catalogue is called 'espcm'; the closest are ESPCN, .*, "
+    ):
         pick("espcm", found)
 
 

@@ -23,12 +23,13 @@ def _weights(rng, *shape):
     return (rng.standard_normal(shape) * 0.2).astype(np.float32)
 
 
-def save_graph(path: Path, nodes, weights, kind, shape_in, shape_out):
+def write_graph(path: Path, nodes, weights, kind, *shapes, opset=17):
+    shape_in, shape_out = shapes
     inputs = [helper.make_tensor_value_info("image", kind, shape_in)]
     outputs = [helper.make_tensor_value_info("upscaled", kind, shape_out)]
     initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 8
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
@@ -53,9 +54,7 @@ def make_bundle(folder: Path, *, scale=2, trims=True, multiple=1, with_uint8=Tru
     ]
     shuffle = helper.make_node("DepthToSpace", ["c"], ["upscaled"], blocksize=scale * block, mode="CRD")
     free = [helper.make_node("Identity", ["image"], ["x"]), *core, shuffle]
-    save_graph(
-        folder / "model.onnx", free, weights, TensorProto.FLOAT, ["n", 3, "h", "w"], ["n", 3, "hh", "ww"]
-    )
+    write_graph(folder / "model.onnx", free, weights, TensorProto.FLOAT, ["n", 3, "h", "w"], ["n", 3, "hh", "ww"])
     files = {"float": "model.onnx"}
     if with_uint8 and multiple == 1:
         # Channels come as (colour, row, column); the uint8 file orders them (row, column, colour).
@@ -74,7 +73,7 @@ def make_bundle(folder: Path, *, scale=2, trims=True, multiple=1, with_uint8=Tru
             helper.make_node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]),
             helper.make_node("QuantizeLinear", ["t", "s", "z"], ["upscaled"]),
         ]
-        save_graph(
+        write_graph(
             folder / "model_u8.onnx", nodes, weights, TensorProto.UINT8, ["n", "h", "w", 3], ["n", "hh", "ww", depth]
         )
         files["uint8"] = "model_u8.onnx"
@@ -92,6 +91,12 @@ def make_bundle(folder: Path, *, scale=2, trims=True, multiple=1, with_uint8=Tru
     )
     (folder / "card.json").write_text(card.to_json())
     return Bundle(folder, card)
+
+
+@pytest.fixture
+def save_graph():
+    """Function that writes nodes and weights as an ONNX file."""
+    return write_graph
 
 
 @pytest.fixture(scope="session")

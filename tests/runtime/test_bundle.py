@@ -59,7 +59,7 @@ def test_card_that_is_missing_broken_or_incomplete(tmp_path):
 
 def test_damaged_file_is_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"other")
-    with pytest.raises(BundleError, match="sha256 is d9298a10d1b0…, the card says 0000.*install the bundle again"):
+    with pytest.raises(BundleError, match=r"sha256 is d9298a10d1b0…, the card says 0000.*install the bundle again"):
         Bundle(tmp_path, card(sha256={"m.onnx": "0" * 64})).file("float")
     assert Bundle(tmp_path, card()).file("float") == tmp_path / "m.onnx"
 
@@ -83,7 +83,9 @@ def test_load_by_name_and_path():
 
 def test_shipped_bundles_are_whole():
     bundles = available()
-    assert {(b.card.scale, b.card.quality) for b in bundles} >= {(s, q) for s in (2, 3, 4) for q in ("fast", "balanced")}
+    assert {(b.card.scale, b.card.quality) for b in bundles} >= {
+        (s, q) for s in (2, 3, 4) for q in ("fast", "balanced")
+    }
     for bundle in bundles:
         for kind in bundle.card.files:
             assert bundle.card.sha256[bundle.card.files[kind]]

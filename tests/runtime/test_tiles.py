@@ -13,7 +13,9 @@ def card(margin=3, trims=True, multiple=1, scale=2):
 
 @pytest.mark.parametrize("automatic", [False, True])
 @pytest.mark.parametrize("multiple", [1, 2, 8])
-@pytest.mark.parametrize(("height", "width", "tile"), [(1, 1, 16), (1, 500, 64), (63, 100, 32), (97, 64, 33), (7, 7, 7)])
+@pytest.mark.parametrize(
+    ("height", "width", "tile"), [(1, 1, 16), (1, 500, 64), (63, 100, 32), (97, 64, 33), (7, 7, 7)]
+)
 def test_every_pixel_is_made_once_and_bands_go_down(height, width, tile, multiple, automatic):
     grid = make_grid(height, width, tile, card(multiple=multiple), automatic=automatic)
     made = np.zeros((height, width), int)

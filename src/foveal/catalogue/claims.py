@@ -209,6 +209,7 @@ def paired(
     pairs: int = 15,
     warm_up: int = 2,
     least: float = 0.01,
+    most: float = 30.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """Time two functions in turn (A B A B …), so that a busy moment of the machine meets both.
@@ -219,6 +220,7 @@ def paired(
         pairs: how many of each are timed.
         warm_up: calls of each before that, not timed; the last of them says how often a short function is repeated.
         least: seconds one timing lasts at least; a shorter function is repeated within it.
+        most: seconds all timings should take; fewer pairs are timed when they would take longer, but at least five.
         clock: seconds since some moment.
 
     Returns:
@@ -235,6 +237,8 @@ def paired(
     for _ in range(warm_up):
         once = [lasting(ours, 1), lasting(theirs, 1)]
     repeats = [max(1, min(10_000, round(least / max(seconds, 1e-9)))) for seconds in once]
+    a_pair = sum(seconds * count for seconds, count in zip(once, repeats, strict=True))
+    pairs = min(pairs, max(5, int(most / max(a_pair, 1e-9))))
     times: tuple[list[float], list[float]] = ([], [])
     collecting = gc.isenabled()
     gc.disable()
@@ -248,8 +252,8 @@ def paired(
     return times
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _faster(check: Mapping[str, Any], *, quick: bool) -> Measured:
@@ -259,8 +263,8 @@ def _faster(check: Mapping[str, Any], *, quick: bool) -> Measured:
     ratios = sorted(second / first for first, second in zip(a, b, strict=True))
     low, ratio, high = statistics.quantiles(ratios, n=4)
     here = (
-        f"{ratio:.2f}× (quartiles {low:.2f}–{high:.2f}; {_milliseconds(statistics.median(a))} against "
-        f"{_milliseconds(statistics.median(b))})"
+        f"{ratio:.2f}× (quartiles {low:.2f}–{high:.2f}; {_time(statistics.median(a))} against "
+        f"{_time(statistics.median(b))})"
     )
     detail = {
         "pairs": len(ratios),

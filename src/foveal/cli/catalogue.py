@@ -27,8 +27,10 @@ def catalogue(
     passed the common checks and had every claim run. Claims that did not hold are counted in the last column.
 
         $ foveal catalogue --family distill
-        name       title                                                               family   status   claims
-        DCKD       DCKD: Dynamic Contrastive Knowledge Distillation for image restora… distill  planned
+        name         title                                                    family   status   claims
+        DCKD         DCKD: Dynamic Contrastive Knowledge Distillation for i…  distill  planned
+        MiPKD        MiPKD: multi-granularity mixture of prior knowledge di…  distill  planned
+        AdaptConf    Vision superalignment: weak-to-strong generalization f…  distill  planned
         ...
         8 of 349 methods of the literature: 8 planned
     """

@@ -45,9 +45,10 @@ def claims(
     the record as it was.
 
         $ foveal claims sesr --only equal
-        SESR  2026-11-21  AMD EPYC 9R14, 2 cores, numpy 2.4.6, torch 2.15.0
-        kind   claim                                  paper  here                                verdict  threads
-        equal  The collapsed network is the same map  exact  largest difference 4.1e-07 of the…  holds    2
+        SESR  2026-11-21  Intel(R) Xeon(R) Processor @ 2.50GHz, 2 cores, numpy 2.4.6, torch 2.15.0
+        kind   claim                       paper  here                         verdict  threads  seconds
+        equal  The collapsed network       exact  largest difference 2.7e-07   holds    2        0.5
+               equals the expanded one.           of the largest value
     """
     from rich.markup import escape
 

@@ -54,10 +54,10 @@ def measure(
 
 def _cost(model: str, shape: tuple[int, ...], *, threads: int, repeats: int, scale: int | None, memory: bool) -> Cost:
     from foveal.measure import cost
-    from foveal.runtime.bundle import SHIPPED, load
+    from foveal.runtime.bundle import SHIPPED, Bundle
 
     if (Path(model) / "card.json").is_file() or (SHIPPED / model / "card.json").is_file():
-        bundle = load(model)
+        bundle = Bundle.load(model)
         return cost.measure_onnx(
             bundle.file("float"),
             shape,

@@ -28,6 +28,7 @@ class _Wishes:
     resume: bool
     keep_record: bool
     limit_pixels: int
+    background: tuple[int, int, int] | None
     quiet: bool
     json: bool
 
@@ -62,6 +63,10 @@ def upscale(
     gpu: Annotated[int, typer.Option("--gpu", "-g", metavar="ID", help="-1 is the processor, all there is now.")] = -1,
     file_format: Annotated[
         str, typer.Option("--format", "-f", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: as it was]")
+    ] = "",
+    background: Annotated[
+        str,
+        typer.Option("--background", metavar="#RRGGBB", help="Below transparent pixels, where a format has none."),
     ] = "",
     suffix: Annotated[
         str | None, typer.Option("--suffix", help="Added to names.  [default: _x4 beside the source, else none]")
@@ -103,6 +108,7 @@ def upscale(
         tile: side, or auto.
         gpu: -1.
         file_format: of the results.
+        background: colour for formats without transparency.
         suffix: of the results' names.
         recursive: look into folders inside folders.
         resume: skip what is done.
@@ -153,6 +159,7 @@ def upscale(
         resume=resume,
         keep_record=resume or (out is not None and jobs[0].target != Path(out)),
         limit_pixels=int(limit_megapixels * 1e6),
+        background=_colour(background),
         quiet=quiet,
         json=json,
     )
@@ -181,6 +188,18 @@ def upscale(
 def _stop(message: str) -> None:
     print(f"foveal upscale: {message}", file=sys.stderr)
     raise typer.Exit(2)
+
+
+def _colour(text: str) -> tuple[int, int, int] | None:
+    if not text:
+        return None
+    digits = {"white": "ffffff", "black": "000000"}.get(text, text.removeprefix("#"))
+    try:
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        _stop(f"--background must be white, black or #rrggbb, got {text!r}")
+        return None
+    return red, green, blue
 
 
 class _Run:
@@ -230,7 +249,7 @@ class _Run:
 
     def prepare(self, jobs: list[Job]) -> None:
         """Sort out what is done or cannot be done, and plan the rest."""
-        from foveal.images import PictureError
+        from foveal import images
 
         for job in jobs:
             if job.problem:
@@ -244,8 +263,11 @@ class _Run:
                 self._fail(job, f"{job.target}: exists already; --overwrite replaces it")
                 continue
             try:
+                info = images.probe(job.source)
+                if info.width * info.height > self.wishes.limit_pixels:
+                    images.read(job.source, limit_pixels=self.wishes.limit_pixels)  # says why not
                 plan = self.upscaler.plan(job.source, file_format=_format(job.target))
-            except (PictureError, OSError) as error:
+            except (images.PictureError, OSError) as error:
                 self._fail(job, str(error))
                 continue
             self._note(job, "planned", plan=plan.to_dict())
@@ -276,7 +298,8 @@ class _Run:
     @property
     def _seconds(self) -> float:
         # Opening the engine is part of every plan and happens once.
-        return sum(plan.seconds for _, plan in self._plans)
+        once = max((plan.start for _, plan in self._plans), default=0.0)
+        return once + sum(plan.seconds - plan.start for _, plan in self._plans)
 
     def work(self) -> None:
         from foveal.cli._progress import Show, duration
@@ -313,6 +336,7 @@ class _Run:
                 job.target,
                 overwrite=self.wishes.overwrite or self.wishes.resume,
                 limit_pixels=self.wishes.limit_pixels,
+                background=self.wishes.background,
                 progress=show.step,
             )
         except (PictureError, EngineError, OSError, MemoryError) as error:

@@ -1,0 +1,67 @@
+"""Pictures: read, write, resize and convert them without losing what belongs to them.
+
+Names are loaded when first used, so importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .alpha import premultiply, unpremultiply
+    from .errors import PictureError
+    from .formats import FORMATS, SUFFIXES
+    from .metadata import Info, Metadata
+    from .picture import Picture
+    from .reader import LIMIT_PIXELS, Reading, probe, read
+    from .resize import imresize
+    from .writer import Writer, write
+
+__all__ = [
+    "FORMATS",
+    "LIMIT_PIXELS",
+    "SUFFIXES",
+    "Info",
+    "Metadata",
+    "Picture",
+    "PictureError",
+    "Reading",
+    "Writer",
+    "imresize",
+    "premultiply",
+    "probe",
+    "read",
+    "unpremultiply",
+    "write",
+]
+
+_HOMES = {
+    "FORMATS": "formats",
+    "SUFFIXES": "formats",
+    "Info": "metadata",
+    "Metadata": "metadata",
+    "Picture": "picture",
+    "PictureError": "errors",
+    "LIMIT_PIXELS": "reader",
+    "Reading": "reader",
+    "probe": "reader",
+    "read": "reader",
+    "imresize": "resize",
+    "premultiply": "alpha",
+    "unpremultiply": "alpha",
+    "Writer": "writer",
+    "write": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

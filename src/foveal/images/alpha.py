@@ -37,9 +37,9 @@ def premultiply(pixels: NDArray[Any]) -> NDArray[Any]:
         out[..., :-1] *= pixels[..., -1:]
         return out
     wide = np.uint32 if pixels.dtype == np.uint8 else np.uint64
-    alpha = pixels[..., -1:].astype(wide)
+    alpha: NDArray[Any] = pixels[..., -1:].astype(wide)
     for channel in range(pixels.shape[-1] - 1):  # one channel at a time: the wide copy is a fraction of the picture
-        product = pixels[..., channel : channel + 1].astype(wide) * alpha
+        product: NDArray[Any] = pixels[..., channel : channel + 1].astype(wide) * alpha
         out[..., channel : channel + 1] = (product + top // 2) // top
     return out
 
@@ -67,9 +67,9 @@ def unpremultiply(pixels: NDArray[Any]) -> NDArray[Any]:
         out[..., :-1] = np.where(visible, pixels[..., :-1] / np.where(visible, alpha, 1), 0)
         return out
     wide = np.uint32 if pixels.dtype == np.uint8 else np.uint64
-    divisor = np.where(visible, alpha, 1).astype(wide)
+    divisor: NDArray[Any] = np.where(visible, alpha, 1).astype(wide)
     for channel in range(pixels.shape[-1] - 1):
-        product = pixels[..., channel : channel + 1].astype(wide) * top
+        product: NDArray[Any] = pixels[..., channel : channel + 1].astype(wide) * top
         out[..., channel : channel + 1] = np.where(visible, np.minimum((product + divisor // 2) // divisor, top), 0)
     return out
 

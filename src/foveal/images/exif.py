@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["dpi", "from_tiff", "into_tiff", "orientation", "resized", "upright"]
 
@@ -28,8 +31,7 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 UNITS = {**SIZES, 5: 4, 10: 4}
 # Of a TIFF's first directory, what describes the picture and not the way its pixels are stored.
 DESCRIPTIVE = frozenset(
-    (0x010D, 0x010E, 0x010F, 0x0110, 0x011D, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, 0xC4A5)
-    + tuple(range(0x9C9B, 0x9CA0))
+    (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, 50341, *tuple(range(40091, 40096)))
 )
 
 
@@ -50,10 +52,11 @@ class _Tiff:
 
     def __init__(self, data: Buffer) -> None:
         marks = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
-        if data[:4] not in marks:
+        head = bytes(data[:4])
+        if head not in marks:
             raise ValueError("not a TIFF structure")
         self.data = data
-        self.order, self.big = marks[data[:4]]
+        self.order, self.big = marks[head]
         self.count, self.entry, self.word = ("Q", 20, "Q") if self.big else ("H", 12, "I")
         self.first: int = self.number(self.word, 8 if self.big else 4)
 
@@ -212,7 +215,9 @@ def from_tiff(path: Path) -> bytes | None:
     root = [entry for entry in root if entry.tag in DESCRIPTIVE]
     if not any((root, *directories[1:])):
         return None
-    body, first = _build(root, *directories[1:], source=order, target=order, base=8, big=False, verbatim=[], following=0)
+    body, first = _build(
+        root, *directories[1:], source=order, target=order, base=8, big=False, verbatim=[], following=0
+    )
     return {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", first) + body
 
 

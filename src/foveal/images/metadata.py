@@ -15,7 +15,7 @@ class Metadata:
         icc: colour profile of the pixels; None means sRGB, or its grey.
         exif: camera data as a TIFF structure (begins `II` or `MM`), orientation already 1, thumbnail removed.
         xmp: Adobe's packet, orientation already 1.
-        iptc: press data (captions, credits).
+        iptc: press data (captions, credits) as a JPEG keeps them; other formats do not hold them in this form.
         dpi: dots per inch, across and down; None where the file says nothing.
         format: the file was a "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
         bits: of the pixels in memory, 8 or 16.

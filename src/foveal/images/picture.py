@@ -37,7 +37,7 @@ class Picture:
         if len(shape) != 3 or not 1 <= shape[2] <= 4 or 0 in shape:
             raise ValueError(f"pixels must be (H, W, C) with 1 to 4 channels and not empty, got shape {shape}")
         if dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"pixels must be uint8 or uint16, got {dtype}; scale and round floating-point values first")
+            raise ValueError(f"pixels must be uint8 or uint16, got {dtype}; scale and round other values first")
         if self.alpha != (shape[2] in (2, 4)):
             raise ValueError(f"alpha must be {shape[2] in (2, 4)} for {shape[2]} channels, got {self.alpha}")
 

@@ -5,9 +5,9 @@ Pillow's limit on pixels is passed by on purpose (its classes are called directl
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +16,18 @@ from .errors import PictureError
 from .metadata import Info, Metadata
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-__all__ = ["PillowFrames", "animation_channels", "bmp_info", "bmp_metadata", "count_frames", "write_animation"]
+__all__ = ["PillowFrames", "animation_channels", "bmp_info", "bmp_metadata", "count_frames", "read_bmp",
+           "write_animation"]  # fmt: skip
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
-def _load(path: Path, format_: str) -> Any:
+def _load(path: Path, format_: str, file: Any) -> Any:
+    """Read the header; `file` stays the caller's to close."""
     from PIL import AvifImagePlugin, BmpImagePlugin, PngImagePlugin
 
     classes: dict[str, Any] = {
@@ -32,7 +36,7 @@ def _load(path: Path, format_: str) -> Any:
         "avif": AvifImagePlugin.AvifImageFile,
     }
     try:
-        return classes[format_](str(path))
+        return classes[format_](file)
     except (OSError, SyntaxError, ValueError, struct.error, IndexError) as error:
         raise _damaged(path, error) from error
 
@@ -52,11 +56,11 @@ def _plain(image: Any) -> str:
 
 
 class PillowFrames:
-    """Frames of one file, decoded by Pillow.
+    """Frames of one animation, decoded by Pillow.
 
     Args:
         path: the file.
-        format_: "bmp", "png" or "avif".
+        format_: "png" or "avif".
         channels: to convert to.
 
     Raises:
@@ -66,14 +70,13 @@ class PillowFrames:
     def __init__(self, path: Path, format_: str, channels: int) -> None:
         self.path = path
         self.mode = MODES[channels]
-        self.image = _load(path, format_)
+        # In memory, so that nothing is left open while the frames wait to be asked for; animations are small files.
+        self.image = _load(path, format_, io.BytesIO(path.read_bytes()))
         # A PNG may hold a picture for readers without animation; it is no frame.
         self.skip = int(bool(self.image.info.get("default_image")))
         self.loop = int(self.image.info.get("loop", 0))
         count = int(getattr(self.image, "n_frames", 1))
-        self.durations: tuple[int, ...] = ()
-        if count > 1:
-            self.durations = tuple(self._duration(i) for i in range(self.skip, count))
+        self.durations = tuple(self._duration(i) for i in range(self.skip, count))
 
     def _duration(self, index: int) -> int:
         self._decode(index)
@@ -95,12 +98,8 @@ class PillowFrames:
         Returns:
             (H, W, C), uint8.
         """
-        if self.durations:
-            self._decode(index + self.skip)
-        else:
-            self._decode(0)
-        pixels = np.asarray(self.image.convert(self.mode))
-        return pixels[..., None] if pixels.ndim == 2 else pixels
+        self._decode(index + self.skip)
+        return _array(self.image, self.mode)
 
 
 def count_frames(path: Path, format_: str) -> int:
@@ -113,7 +112,8 @@ def count_frames(path: Path, format_: str) -> int:
     Returns:
         1 or more.
     """
-    with _load(path, format_) as image:
+    with path.open("rb") as file:
+        image = _load(path, format_, file)
         return int(getattr(image, "n_frames", 1)) - int(bool(image.info.get("default_image")))
 
 
@@ -127,8 +127,36 @@ def animation_channels(path: Path, format_: str) -> int:
     Returns:
         1 to 4.
     """
-    with _load(path, format_) as image:
+    with path.open("rb") as file:
+        image = _load(path, format_, file)
         return len(_plain(image))
+
+
+def read_bmp(path: Path, channels: int) -> NDArray[Any]:
+    """A BMP's pixels.
+
+    Args:
+        path: the file.
+        channels: to convert to.
+
+    Returns:
+        (H, W, C), uint8.
+
+    Raises:
+        PictureError: the file is damaged or truncated.
+    """
+    with path.open("rb") as file:
+        image = _load(path, "bmp", file)
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, struct.error, IndexError) as error:
+            raise _damaged(path, error) from error
+    return _array(image, MODES[channels])
+
+
+def _array(image: Any, mode: str) -> NDArray[Any]:
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def bmp_info(path: Path) -> Info:
@@ -140,7 +168,8 @@ def bmp_info(path: Path) -> Info:
     Returns:
         The same as `probe`.
     """
-    with _load(path, "bmp") as image:
+    with path.open("rb") as file:
+        image = _load(path, "bmp", file)
         return Info(image.width, image.height, len(_plain(image)), 8, 1, "bmp")
 
 
@@ -153,17 +182,20 @@ def bmp_metadata(path: Path) -> Metadata:
     Returns:
         The metadata.
     """
-    with _load(path, "bmp") as image:
+    with path.open("rb") as file:
+        image = _load(path, "bmp", file)
         dpi = image.info.get("dpi")
         origin = {"P": "palette", "1": "bilevel"}.get(image.mode, "")
-    icc = None
-    with path.open("rb") as file:
+        icc = None
+        file.seek(0)
         head = file.read(138)
         if len(head) == 138 and head[14] == 124 and head[70:74] == b"DEBM":
             offset, size = struct.unpack_from("<II", head, 126)
             file.seek(14 + offset)
             icc = file.read(size) or None
-    return Metadata(icc=icc, dpi=dpi if dpi and min(dpi) > 0 else None, format="bmp", origin=origin)
+    return Metadata(
+        icc=icc, dpi=(round(dpi[0], 2), round(dpi[1], 2)) if dpi and min(dpi) > 0 else None, format="bmp", origin=origin
+    )
 
 
 def write_animation(

@@ -235,7 +235,7 @@ def from_torch(model: Any, *, luminance: bool = False) -> Callable[[NDArray[np.u
 
     def upscale(low: NDArray[np.uint8]) -> NDArray:
         picture = luma(low)[..., None] if luminance else low
-        x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)[None] / 255
         training = model.training
         model.eval()
         with torch.inference_mode():

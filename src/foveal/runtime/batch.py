@@ -131,7 +131,9 @@ def find_jobs(
             target = Path(text)
             folder = target.parent
             if wanted and SUFFIXES[target.suffix.lower()] is not wanted:
-                raise ValueError(f"-o {text} asks for another format than --format {file_format}; leave one of them out")
+                raise ValueError(
+                    f"-o {text} asks for another format than --format {file_format}; leave one of them out"
+                )
         else:
             folder = Path(text)
             target = folder / relative.with_name(f"{relative.stem}{suffix or ''}{ending}")

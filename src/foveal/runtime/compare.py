@@ -10,7 +10,7 @@ import base64
 import html
 import io
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,8 @@ __all__ = ["MARK", "Pair", "make_pair", "write_page"]
 MARK = '<meta name="generator" content="foveal">'
 # Of a source, in pixels: what fits a screen after it was enlarged.
 _SHOWN = 160_000
+# Pictures of up to this many values are embedded without loss.
+_EXACT = 480_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def _data_uri(pixels: NDArray, icc: bytes | None) -> str:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     file = io.BytesIO()
     options = {"icc_profile": icc} if icc and image.mode.startswith("RGB") else {}
-    image.save(file, "WEBP", lossless=pixels.size <= 3 * _SHOWN, quality=95, method=2, **options)
+    image.save(file, "WEBP", lossless=pixels.size <= _EXACT, quality=95, method=2, **options)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -83,7 +85,8 @@ def make_pair(upscaler: Upscaler, picture: Picture, title: str, note: str = "") 
     # The surroundings that the network looks at come along and are cut off again.
     m, s = upscaler.card.margin, upscaler.scale
     y0, x0 = max(0, top - m), max(0, left - m)
-    part = replace(picture, pixels=np.ascontiguousarray(picture.pixels[y0 : top + h + m, x0 : left + w + m]))
+    around: Any = np.ascontiguousarray(picture.pixels[y0 : top + h + m, x0 : left + w + m])
+    part = replace(picture, pixels=around)
     large = upscaler(part).pixels[(top - y0) * s : (top - y0 + h) * s, (left - x0) * s : (left - x0 + w) * s]
     icc = picture.metadata.icc
     if shrink < 1:

@@ -210,6 +210,7 @@ def create(name: str, path: Path, threads: int, *, exact: bool = False) -> Engin
     return _OPEN[name](path, threads, exact)
 
 
+@cache
 def library_version(name: str) -> str:
     """Version of an engine's library.
 

@@ -120,18 +120,31 @@ class Network:
         return y
 
     def _look_for_black(self, engine: str, kind: str, x: NDArray, y: NDArray) -> None:
-        m, s = self.card.margin if self.card.trims else 0, self.card.scale
+        """Raise if a pixel that is bright, as are all its neighbours, became black: no network means to do that."""
+        lost, s = self.card.margin if self.card.trims else 0, self.card.scale
+        first = max(lost, 1)
+        before = x if kind == "uint8" else x.transpose(0, 2, 3, 1)  # (N, h, w, 3)
+        height, width = (length - 2 * first for length in before.shape[1:3])
+        if height < 1 or width < 1:
+            return
+        at = first - lost
         if kind == "uint8":
-            before = x[:, m : x.shape[1] - m : _LOOK, m : x.shape[2] - m : _LOOK]  # (N, h, w, 3)
-            after = y[:, ::_LOOK, ::_LOOK, :3]
-            bright, axis = 96.0, -1
+            blocks = y[:, at : at + height : _LOOK, at : at + width : _LOOK]  # (N, h, w, s·s·3)
+            dark = ~blocks.any(axis=-1)
         else:
-            before = x[:, :, m : x.shape[2] - m : _LOOK, m : x.shape[3] - m : _LOOK]  # (N, 3, h, w)
-            after = y[:, :, :: s * _LOOK, :: s * _LOOK]
-            bright, axis = 96.0 / 255, 1
-        # No sharpening pushes all three channels of such a pixel down to nothing.
-        dark = after.max(axis=axis) <= 0
-        if dark.any() and bool((dark & (before.min(axis=axis) > bright)).any()):
+            corners = [
+                y[:, :, s * at + k : s * (at + height) : s * _LOOK, s * at + k : s * (at + width) : s * _LOOK]
+                for k in (0, s - 1)
+            ]
+            dark = np.maximum(*corners).max(axis=1) <= 0
+        if not dark.any():
+            return
+        bright = np.ones(dark.shape, bool)
+        limit = 96 if kind == "uint8" else 96 / 255
+        for dy, dx in np.ndindex(3, 3):
+            top, left = first + dy - 1, first + dx - 1
+            bright &= before[:, top : top + height : _LOOK, left : left + width : _LOOK].min(axis=-1) > limit
+        if (dark & bright).any():
             raise EngineError(
                 f"{engine}: {self.card.name} made black pixels where the picture is bright; try another --engine"
             )
@@ -141,11 +154,13 @@ def _shuffle(blocks: NDArray, into: NDArray, scale: int) -> None:
     """Depth to space: blocks (h, w, s·s·3) bytes, each row by row, to (s·h, s·w, 3) bytes in place."""
     height, width = blocks.shape[:2]
     row, line = into.strides[0], 3 * scale
-    # One element is the s pixels that a block gives to one row: moved whole instead of byte by byte.
-    item = np.dtype((np.void, line))
+    # The s pixels that a block gives to one row are moved as a whole, or as words, instead of byte by byte.
+    item = np.dtype(np.uint32) if line % 4 == 0 else np.dtype((np.void, line))
     target = as_strided(into, (height, width, scale, line), (scale * row, line, row, 1)).view(item)
     y, x, _ = blocks.strides
-    target[...] = as_strided(blocks, (height, width, scale, line), (y, x, line, 1)).view(item)
+    source = as_strided(blocks, (height, width, scale, line), (y, x, line, 1)).view(item)
+    for k in range(line // item.itemsize):
+        target[..., k] = source[..., k]
 
 
 def _grey_shuffle(blocks: NDArray, into: NDArray, scale: int) -> None:
@@ -211,7 +226,7 @@ def _colour(image: NDArray, network: Network, grid: Grid, pieces: list[Piece], i
     y = network.run("float", x)
     for i, piece in enumerate(pieces):
         values = y[i][:, *_times(_window(grid, piece), scale)].transpose(1, 2, 0)
-        _store(values.mean(axis=2, keepdims=True) if grey else values, into[i])
+        _store(np.clip(values, 0, 1).mean(axis=2, keepdims=True) if grey else values, into[i])
 
 
 def _around(values: NDArray, radius: int, best: np.ufunc) -> NDArray:

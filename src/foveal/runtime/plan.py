@@ -299,6 +299,7 @@ class Plan:
         margin: pixels of surroundings that every tile is given.
         memory: bytes, estimated.
         seconds: estimated.
+        start: those of the seconds that opening the engine takes, once for many pictures.
         notes: sentences the user should read.
     """
 
@@ -315,6 +316,7 @@ class Plan:
     margin: int
     memory: int
     seconds: float
+    start: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -389,6 +391,7 @@ def make_plan(
         margin=grid.margin,
         memory=memory(grid, bundle.card, engine, pixel_bytes, whole=not file_format),
         seconds=seconds,
+        start=pace.load,
         notes=notes,
     )
 

@@ -132,6 +132,7 @@ class Upscaler:
         self._wanted = engine
         self._engines: dict[str, str] = {}
         self._paces: dict[str, Pace] = {}
+        self._tiles: dict[str, int] = {}
         self._network = Network(self.card, self._open)
 
     @property
@@ -167,13 +168,17 @@ class Upscaler:
             if pace is None:
                 return None
             self._paces[kind] = pace
+            if self.tile == "auto":
+                self._tiles[kind] = pace.tile
         return self._paces[kind]
 
     def _tile(self, kind: str) -> int:
         if isinstance(self.tile, int):
             return self.tile
-        pace = self._pace(kind, measure=False)
-        return pace.tile if pace else _DEFAULT_TILE
+        if kind not in self._tiles:  # looked up once: a small picture takes less time than the look
+            pace = self._pace(kind, measure=False)
+            self._tiles[kind] = pace.tile if pace else _DEFAULT_TILE
+        return self._tiles[kind]
 
     def _grid(self, height: int, width: int, tile: int, pixel_bytes: int, *, exactly: bool = False) -> Grid:
         automatic = self.tile == "auto" and not exactly
@@ -232,9 +237,7 @@ class Upscaler:
 
         reading = images.read(path)
         if reading.frames > 1:
-            raise ValueError(
-                f"{path}: an animation of {reading.frames} frames; upscale_file(source, target) does all of them"
-            )
+            raise ValueError(f"{path}: holds {reading.frames} frames; upscale_file(source, target) does all of them")
         picture = reading.frame(0)
         return replace(picture, pixels=self._pixels(picture.pixels, picture.alpha, progress))
 
@@ -373,6 +376,7 @@ class Upscaler:
         *,
         overwrite: bool = False,
         limit_pixels: int | None = None,
+        background: tuple[int, int, int] | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Enlarge a file, with everything else it holds; memory does not grow with the result.
@@ -382,6 +386,7 @@ class Upscaler:
             target: to write; its suffix says the format.
             overwrite: replace a target that exists.
             limit_pixels: refuse larger pictures; by default what `foveal.images.read` allows.
+            background: colour, 0 to 255, to put below transparent pixels where the format has no transparency.
             progress: called after every batch of tiles.
 
         Returns:
@@ -391,22 +396,30 @@ class Upscaler:
             FileExistsError: the target exists and `overwrite` is False.
         """
         from foveal import images
+        from foveal.images.formats import format_for
 
         source, target = Path(source), Path(target)
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target}: exists already; say --overwrite (overwrite=True) to replace it")
         start = time.perf_counter()
-        reading = images.read(source) if limit_pixels is None else images.read(source, limit_pixels=limit_pixels)
+        reading = images.read(source, limit_pixels=images.LIMIT_PIXELS if limit_pixels is None else limit_pixels)
         frames = reading.frames
         width, height = reading.width * self.scale, reading.height * self.scale
         step = _counter(progress, width * height * frames)
         picture = reading.frame(0)
         kind = self._network.kind(picture.pixels.dtype)
         before = self._network.seconds
-        with (
-            images.Writer(target, width, height, picture.pixels.shape[2], picture.metadata, frames=frames) as writer,
-            _Behind(writer) as behind,
-        ):
+        writing = images.Writer(
+            target,
+            width,
+            height,
+            picture.channels,
+            picture.metadata,
+            frames=frames,
+            overwrite=overwrite,
+            background=background,
+        )
+        with writing as writer, _Behind(writer) as behind:
             for index in range(frames):
                 if index:
                     picture = reading.frame(index)
@@ -415,7 +428,7 @@ class Upscaler:
         seconds = time.perf_counter() - start
         megapixels = width * height * frames / 1e6
         if megapixels >= 1:
-            learn_file_seconds(images.formats.format_for(target).name, (seconds - (self._network.seconds - before)) / megapixels)
+            learn_file_seconds(format_for(target).name, (seconds - (self._network.seconds - before)) / megapixels)
         return Result(
             source,
             target,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -54,8 +55,8 @@ def brief(
     fraction: float = 0.5,
     folder: Path | None = None,
     luminance: bool = False,
-    patch: int = 32,
-    batch: int = 16,
+    patch: int = 24,
+    batch: int = 8,
     lr: float = 2e-3,
 ) -> nn.Module:
     """Train for a little while: Adam, absolute error, half a cosine.
@@ -113,7 +114,6 @@ def trained(
     seed: int,
     fraction: float = 0.5,
     luminance: bool = False,
-    batch: int = 16,
 ) -> nn.Module:
     """Build a network under a seed and train it; claims about the same network share it.
 
@@ -124,7 +124,6 @@ def trained(
         seed: of weights and batches.
         fraction: see `brief`.
         luminance: see `brief`.
-        batch: see `brief`.
 
     Returns:
         The network in eval mode; not to be changed.
@@ -132,7 +131,7 @@ def trained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = build(scale, in_channels=1 if luminance else 3)
-    return brief(model, scale, steps=steps, seed=seed, fraction=fraction, luminance=luminance, batch=batch)
+    return brief(model, scale, steps=steps, seed=seed, fraction=fraction, luminance=luminance)
 
 
 @lru_cache(maxsize=4)
@@ -185,7 +184,7 @@ class _Onnx(torch.nn.Module):
 
 
 def quantized(
-    model: nn.Module, scale: int, *, seed: int = 0, folder: Path | None = None, pictures: int = 64, patch: int = 64
+    model: nn.Module, scale: int, *, seed: int = 0, folder: Path | None = None, pictures: int = 64, patch: int = 24
 ) -> nn.Module:
     """Static eight-bit quantisation of weights and activations by ONNX Runtime, calibrated on training patches.
 
@@ -202,18 +201,22 @@ def quantized(
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    pairs = Pairs.from_folder(folder or benchmarks.find("bsds400"), scale, patch=patch, fraction=1.0)
+    pairs = Pairs.from_folder(folder or benchmarks.find("bsds400"), scale, patch=patch)
     low, _ = pairs.batch(pictures, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as place:
         plain, eight = Path(place) / "model.onnx", Path(place) / "model_int8.onnx"
-        to_onnx(model, plain, torch.rand(1, 3, patch, patch - 16))
-        quantize_static(
-            plain,
-            eight,
-            _Calibration(_tensor(low, luminance=False)),  # type: ignore[arg-type]
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-        )
+        to_onnx(model, plain, torch.rand(1, 3, 24, 20))
+        logging.disable(logging.WARNING)  # it recommends a pass for graphs that are not folded yet; ours is
+        try:
+            quantize_static(
+                plain,
+                eight,
+                _Calibration(_tensor(low, luminance=False)),  # type: ignore[arg-type]
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
         return _Onnx(eight.read_bytes())

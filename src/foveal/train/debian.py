@@ -37,15 +37,22 @@ class Package:
         name: the package's name in Debian 12.
         licence: licences of its pictures, as its copyright file states them.
         least: smallest picture taken, in megapixels.
+        skip: beginnings of file names that are left out.
     """
 
     name: str
     licence: str
     least: float = 1.0
+    skip: tuple[str, ...] = ()
 
 
-# The lomiri-wallpapers packages are left out: foveal's sample pictures come from them.
+# foveal's sample pictures were cut from four of the lomiri wallpapers, which are therefore never trained on.
+SAMPLES = ("friends_by_", "Bridge_by_", "greentock_by_", "seeding_by_")
+
 PACKAGES = (
+    Package("lomiri-wallpapers-16.04", "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0", skip=SAMPLES),
+    Package("lomiri-wallpapers-20.04", "CC-BY-4.0, CC-BY-SA-4.0", skip=SAMPLES),
+    Package("libjxl-testdata", "BSD-3-Clause, CC0-1.0, Apache-2.0", least=0.15, skip=("flower.png.im", "flower_", "P3-", "R2020-", "rgb-to")),
     Package("plasma-workspace-wallpapers", "GPL-2+ (KDE Visual Design Group and contributors)"),
     Package("mate-backgrounds", "GPL-2+, CC-BY-SA-4.0"),
     Package("ukui-wallpapers", "CC-BY-SA-3.0"),
@@ -60,7 +67,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tga"}
 LOSSY = {".jpg", ".jpeg", ".webp"}
 LARGEST = 4.2  # megapixels: a larger picture is halved until it is below, its detail is then dense
 FLAT = 3.0  # mean squared error of bicubic at ×2, in levels², under which a picture is dropped
-OFTEN = "normal", "_nm.", "_n.", "_s.", "_gloss", "heightmap", "lightmap", "_spec", "screenshot", "alpha", "mask"
+# What such names hold is no picture to learn from: data for shading, or one photograph in another encoding.
+OFTEN = "normal", "_nm.", "_n.", "_s.", "_gloss", "heightmap", "lightmap", "_spec", "screenshot", "alpha", "mask", "_709_", "_2020_", "_acescg", "grayscale"
 
 
 def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print) -> list[Path]:
@@ -95,15 +103,17 @@ def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[
     return archives
 
 
-def _pictures(root: Path, least: float) -> Iterator[Path]:
-    """Every picture under `root` of at least `least` megapixels; of one picture in several sizes, the largest."""
+def _pictures(root: Path, package: Package) -> Iterator[Path]:
+    """Every picture under `root` that is large enough; of one picture in several sizes, the largest."""
     for archive in root.rglob("*.pk3"):
         with zipfile.ZipFile(archive) as z:
             z.extractall(archive.with_suffix(".d"))
     best: dict[Path, tuple[float, Path]] = {}
     for path in sorted(root.rglob("*")):
         low = path.name.lower()
-        if path.suffix.lower() not in SUFFIXES or path.is_symlink() or any(word in low for word in OFTEN):
+        if path.suffix.lower() not in SUFFIXES or path.is_symlink() or path.name.startswith(package.skip or "/"):
+            continue
+        if any(word in low for word in OFTEN):
             continue
         try:
             with Image.open(path) as picture:
@@ -112,7 +122,7 @@ def _pictures(root: Path, least: float) -> Iterator[Path]:
             continue
         # KDE keeps one picture in many sizes: NAME/contents/images/WIDTHxHEIGHT.png
         key = path.parent if path.parent.name.startswith("images") else path
-        if size >= least and size > best.get(key, (0.0, path))[0]:
+        if size >= package.least and size > best.get(key, (0.0, path))[0]:
             best[key] = (size, path)
     yield from (path for _, path in sorted(best.values(), key=lambda item: item[1]))
 
@@ -160,7 +170,7 @@ def prepare(
     for package, archive in zip(packages, archives, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(["dpkg-deb", "-x", str(archive), folder], check=True)
-            paths = list(_pictures(Path(folder), package.least))
+            paths = list(_pictures(Path(folder), package))
             with ThreadPoolExecutor(2) as pool:
                 for path, image in zip(paths, pool.map(_load, paths), strict=True):
                     if image is None:

@@ -79,7 +79,7 @@ def _above_uniform(seed: int) -> float:
     from foveal.train.brief import gain, trained
 
     ours, uniform = (
-        gain(trained(espcn, 3, steps=400, seed=seed, fraction=f, luminance=True), 3, luminance=True)
+        gain(trained(espcn, 3, steps=700, seed=seed, fraction=f, luminance=True), 3, luminance=True)
         for f in (0.25, 1.0)
     )
     return ours - uniform

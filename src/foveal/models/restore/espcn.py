@@ -156,13 +156,13 @@ def _timed(model: nn.Module) -> Callable[[], Any]:
 def _gain(seed: int) -> float:
     from foveal.train.brief import gain, trained
 
-    return gain(trained(espcn, 3, steps=1500, seed=seed, luminance=True), 3, luminance=True)
+    return gain(trained(espcn, 3, steps=2500, seed=seed, luminance=True), 3, luminance=True)
 
 
 def _above_srcnn(seed: int) -> float:
     from foveal.train.brief import gain, trained
 
-    ours, theirs = (trained(build, 3, steps=600, seed=seed, luminance=True) for build in (espcn, _srcnn))
+    ours, theirs = (trained(build, 3, steps=800, seed=seed, luminance=True) for build in (espcn, _srcnn))
     return gain(ours, 3, luminance=True) - gain(theirs, 3, luminance=True)
 
 

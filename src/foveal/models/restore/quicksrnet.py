@@ -216,7 +216,7 @@ def _safmn() -> Callable[[], Any]:
 def _trained(seed: int) -> nn.Module:
     from foveal.train.brief import trained
 
-    return trained(quicksrnet_small, 2, steps=2000, seed=seed)
+    return trained(quicksrnet_small, 2, steps=2500, seed=seed)
 
 
 def _gain(seed: int) -> float:

@@ -202,7 +202,7 @@ def _parameters() -> float:
 def _gain(seed: int) -> float:
     from foveal.train.brief import gain, trained
 
-    return gain(trained(safmn, 4, steps=700, seed=seed, batch=8), 4)
+    return gain(trained(safmn, 4, steps=900, seed=seed), 4)
 
 
 METHOD = Method(

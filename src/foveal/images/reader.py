@@ -13,6 +13,7 @@ from . import colour, exif, xmp
 from ._vips import blob, reason, vips
 from .errors import PictureError
 from .formats import FORMATS, sniff
+from .gif import is_whole
 from .metadata import Info, Metadata
 from .picture import Picture
 
@@ -133,12 +134,12 @@ class _Opened:
     pages: int
 
     def decode(self) -> Reading:
-        from .pillow import PillowFrames, bmp_metadata
+        from .pillow import PillowFrames, bmp_metadata, read_bmp
 
         format_, info = self.info.format, self.info
         if format_ == "bmp":
-            frames = PillowFrames(self.path, format_, info.channels)
-            return Reading(self.path, info, bmp_metadata(self.path), _Still(frames.frame(0)), 1)
+            pixels = read_bmp(self.path, info.channels)
+            return Reading(self.path, info, bmp_metadata(self.path), _Still(pixels), 1)
         metadata = _metadata(self.path, format_, self.image, info)
         if self.pages > info.frames:
             metadata = _replace(metadata, left_out=self.pages - info.frames)
@@ -148,6 +149,8 @@ class _Opened:
             return Reading(self.path, info, metadata, played, 1)
         if info.frames > 1 and format_ == "tiff":
             return Reading(self.path, info, metadata, _Pages(self.path, metadata), self.turn)
+        if format_ == "gif" and not is_whole(self.path):
+            raise _damaged(self.path, "it ends inside a frame")
         if info.frames > 1:
             whole = _header(self.path, format_, n=-1)
             delays = tuple(int(delay) for delay in whole.get("delay"))[: info.frames]
@@ -173,7 +176,7 @@ class _Still:
 
     pixels: NDArray[Any]
 
-    def frame(self, index: int) -> NDArray[Any]:
+    def frame(self, index: int) -> NDArray[Any]:  # noqa: ARG002  one of several that decode frames
         return self.pixels
 
 
@@ -277,7 +280,7 @@ def _identify(path: Path) -> tuple[str, bytes]:
 
 def _header(path: Path, format_: str, **options: int) -> Any:
     """A lazy image; nothing but the header is read until pixels are asked for."""
-    if format_ == "avif" or format_ == "png":
+    if format_ in {"avif", "png"}:
         options |= {"unlimited": True}  # our own limit is stricter and has a message that helps
     try:
         return getattr(vips().Image, LOADERS[format_])(
@@ -326,7 +329,7 @@ def _decode(path: Path, image: Any, depth: int) -> NDArray[Any]:
         data = image.write_to_memory()
     except vips().Error as error:
         raise _damaged(path, reason(error)) from error
-    pixels = np.frombuffer(data, np.uint16 if image.format == "ushort" else np.uint8)
+    pixels: NDArray[Any] = np.frombuffer(data, np.uint16 if image.format == "ushort" else np.uint8)
     pixels = pixels.reshape(image.height, image.width, image.bands)
     if depth in (10, 12):
         # libvips shifts these up and leaves the low bits 0, so white would be 65,472; repeating the high bits below
@@ -345,7 +348,8 @@ def _upright(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
 def _metadata(path: Path, format_: str, image: Any, info: Info) -> Metadata:
     """Everything but the pixels."""
     camera = exif.from_tiff(path) if format_ == "tiff" else blob(image, "exif-data")
-    dpi: tuple[float, float] | None = (image.xres * 25.4, image.yres * 25.4)
+    # PNG counts dots per metre, TIFF in single precision: two decimals take 300 back to 300.
+    dpi: tuple[float, float] | None = (round(image.xres * 25.4, 2), round(image.yres * 25.4, 2))
     if image.xres == 1.0 and image.yres == 1.0:  # libvips' way to say that nothing is known
         dpi = exif.dpi(camera) if camera else None
     packet = blob(image, "xmp-data")
@@ -362,7 +366,7 @@ def _metadata(path: Path, format_: str, image: Any, info: Info) -> Metadata:
         icc=icc,
         exif=exif.upright(camera) if camera else None,
         xmp=xmp.upright(packet) if packet else None,
-        iptc=blob(image, "iptc-data"),
+        iptc=blob(image, "iptc-data") if format_ == "jpeg" else None,
         dpi=dpi,
         format=format_,
         bits=info.bits,
@@ -423,5 +427,3 @@ def _pages_alike(path: Path, first: Any, pages: int) -> bool:
         if (page.width, page.height, page.bands, page.format, page.interpretation) != kind:
             return False
     return True
-
-

@@ -1,0 +1,73 @@
+# Every target does its own set-up, once: what is installed is installed again only when what it depends on changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PACKAGE := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
+
+export PYTHON
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help:  ## this text
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
+	@# The CUDA libraries that torch brings on Linux are several gigabytes; nothing here needs a GPU.
+	scripts/install.sh $(VENV) --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed  ## everything that working on foveal needs, into .venv
+
+demo/.venv/.installed: pyproject.toml constraints.txt scripts/install.sh $(PACKAGE)
+	scripts/install.sh demo/.venv .
+	@touch $@
+
+.PHONY: demo
+demo: demo/.venv/.installed  ## a light install, the sample pictures ×4, and a page of before and after
+	demo/.venv/bin/python scripts/demo.py
+
+.PHONY: test
+test: setup  ## the fast suite
+	$(BIN)/pytest
+
+# The same lines, in the same order, as .pre-commit-config.yaml; a test compares them.
+.PHONY: lint
+lint: export PATH := $(BIN):$(PATH)
+lint: setup  ## format, lint, types, docstrings, spelling, the walls between folders, large files
+	ruff format --check .
+	ruff check .
+	mypy
+	pydoclint --config=pyproject.toml src
+	codespell
+	lint-imports
+	python scripts/large_files.py
+
+.PHONY: docs
+docs: setup  ## the site, into site/
+	$(BIN)/mkdocs build --strict
+	@! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?://[^">]+\.(js|css|woff2?|png|svg)' site --include='*.html' \
+	  || { echo 'these pages fetch something from elsewhere; the site must show without a network' >&2; exit 1; }
+
+.PHONY: bench
+bench: setup  ## every bundle × every engine, into results/restore.md and .json
+	$(BIN)/python bench/restore.py --save results/restore
+
+.PHONY: picture
+picture: setup  ## README's before and after, with its measured figures
+	$(BIN)/python scripts/before_after.py
+
+.PHONY: counts
+counts: setup  ## README's table of counts
+	$(BIN)/python -m foveal.catalogue README.md
+
+.PHONY: constraints
+constraints: setup  ## constraints.txt, resolved anew: names and versions for every platform
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
+
+.PHONY: clean
+clean:  ## what was built, but no environment
+	rm -rf build dist site demo/*.png demo/*.html .pytest_cache .ruff_cache .mypy_cache

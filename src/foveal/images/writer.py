@@ -1,0 +1,412 @@
+"""Write pictures row by row, with everything that belongs to them, and never half a file."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from . import colour, exif, xmp
+from ._vips import reason, set_blob, vips
+from .errors import PictureError
+from .formats import format_for
+from .metadata import Metadata
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from .picture import Picture
+
+__all__ = ["Writer", "write"]
+
+BLOCK_BYTES = 4 << 20
+DEFAULT_QUALITY = {"jpeg": 95, "webp": 95, "avif": 90}
+GIGABYTES_4 = 1 << 32
+
+
+class Sink(Protocol):
+    """What takes a file's rows."""
+
+    def rows(self, block: NDArray[Any]) -> None:
+        """Append rows (n, W, C)."""
+        ...
+
+    def finish(self) -> None:
+        """Complete the file."""
+        ...
+
+    def abort(self) -> None:
+        """Give up."""
+        ...
+
+
+class Writer:
+    """Writes one file from top to bottom; a context manager.
+
+    Rows go to disk as they come: for PNG, JPEG, TIFF and BMP memory does not grow with the height. WebP and AVIF
+    encoders hold a frame, animated PNG and AVIF the animation.
+
+    The file appears under its name when the block ends without an exception; until then it has a temporary name in the
+    same folder, and after an exception nothing is left.
+
+    Values are fitted to what the format can hold: 16 bits become 8 by rounding; colours become sRGB where a profile
+    cannot be attached (GIF and BMP; grey profiles in WebP and AVIF, which store grey as colour). What would lose
+    something visible is an error instead: transparency in JPEG without `background`, frames in a still format.
+
+    Args:
+        path: to write; its suffix names the format.
+        width: columns.
+        height: rows of one frame.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+        metadata: usually the `Metadata` of the picture that was read.
+        quality: of JPEG, WebP and AVIF, 1 to 100, where 100 is lossless in WebP and AVIF; None is 95 for JPEG, 90 for
+            AVIF, and for WebP lossless where the picture came from a lossless file and 95 otherwise.
+        frames: pictures in the file, given one after the other.
+        overwrite: replace a file that exists.
+        background: grey level or colour, 0 to 255, to put below transparent pixels in formats without alpha.
+
+    Raises:
+        PictureError: the format cannot hold this picture, the file exists, or the folder does not.
+        ValueError: a size, number of channels or quality out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        channels: int,
+        metadata: Metadata | None = None,
+        *,
+        quality: int | None = None,
+        frames: int = 1,
+        overwrite: bool = False,
+        background: int | tuple[int, int, int] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.width, self.height, self.channels, self.frames = width, height, channels, frames
+        if min(width, height, frames) < 1 or not 1 <= channels <= 4:
+            raise ValueError(
+                "width, height and frames must be at least 1 and channels 1 to 4, "
+                f"got {width} × {height}, {frames} frames, {channels} channels"
+            )
+        if quality is not None and not 1 <= quality <= 100:
+            raise ValueError(f"quality must be in 1…100, got {quality}; leave it out for the best default")
+        self.format = format_for(path)
+        self.metadata = replace(metadata or Metadata())
+        self._background = background
+        self._overwrite = overwrite
+        self._quality = quality
+        self._rows = 0
+        self._check()
+        self._deep = self.metadata.bits == 16 and self.format.deep
+        if frames > 1 and self.format.name in ("png", "avif"):
+            self._deep = False  # Pillow, which writes these animations, knows 8 bits only
+        self._to_srgb = self._needs_srgb()
+        self._stored = self._stored_channels()
+        if self._to_srgb:
+            holds = self.format.icc and self._stored >= 3
+            self._icc = colour.srgb_profile() if holds else None
+        else:
+            self._icc = self.metadata.icc if self.format.icc else None
+        if self.format.name == "bmp":
+            from .bmp import file_size
+
+            if file_size(width, height, self._stored) >= GIGABYTES_4:
+                raise PictureError(path, f"BMP cannot hold {width} × {height} pixels (4 GB)", "write TIFF or PNG")
+        self._temporary = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(4)}.part")
+        self._sink: Sink | None = None
+
+    def __enter__(self) -> Writer:
+        try:
+            self._sink = self._open()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def rows(self, block: NDArray[Any]) -> None:
+        """Append rows, frame after frame for animations.
+
+        Args:
+            block: (n, W, C), or (n, W) for one channel; uint8 or uint16. 8-bit values are widened for a 16-bit file
+                and 16-bit values rounded for an 8-bit one.
+
+        Raises:
+            ValueError: the rows are of another width, number of channels or dtype, or too many.
+            PictureError: the file cannot be written on, for example because the disk is full.
+        """
+        if self._sink is None:
+            raise ValueError("rows must be called inside the Writer's with block")
+        if block.ndim == 2 and self.channels == 1:
+            block = block[..., None]
+        if block.ndim != 3 or block.shape[1:] != (self.width, self.channels):
+            raise ValueError(f"rows must be (n, {self.width}, {self.channels}), got shape {block.shape}")
+        if block.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"rows must be uint8 or uint16, got {block.dtype}; scale and round first")
+        if self._rows + len(block) > self.height * self.frames:
+            raise ValueError(
+                f"the picture has {self.height * self.frames} rows, got {self._rows + len(block)}; "
+                "give the Writer the height of one frame and the number of frames"
+            )
+        step = max(1, BLOCK_BYTES // (self.width * self.channels * block.itemsize))
+        try:
+            for start in range(0, len(block), step):
+                self._sink.rows(self._fit(block[start : start + step]))
+        except (OSError, vips().Error) as error:
+            raise self._failed(error) from error
+        self._rows += len(block)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        try:
+            if kind is None:
+                self._complete(sink)
+            else:
+                sink.abort()
+        except BaseException:
+            sink.abort()
+            raise
+        finally:
+            self._discard()
+
+    def _complete(self, sink: Sink) -> None:
+        if self._rows != self.height * self.frames:
+            raise ValueError(f"the picture has {self.height * self.frames} rows, got only {self._rows}; add the rest")
+        try:
+            sink.finish()
+            if self.format.name == "tiff" and self.metadata.exif:
+                exif.into_tiff(self._temporary, self._exif())
+            self._refuse_existing()
+            self._temporary.replace(self.path)
+        except (OSError, vips().Error) as error:
+            raise self._failed(error) from error
+
+    def _discard(self) -> None:
+        self._temporary.unlink(missing_ok=True)
+
+    def _failed(self, error: Exception) -> PictureError:
+        why = reason(error) if not isinstance(error, OSError) else str(error.strerror or error)
+        return PictureError(self.path, f"it cannot be written ({why})", "check the space and rights on that disk")
+
+    def _refuse_existing(self) -> None:
+        if self.path.is_dir():
+            raise PictureError(self.path, "a folder has this name", "choose another name")
+        if self.path.exists() and not self._overwrite:
+            raise PictureError(self.path, "the file exists already", "choose another name, or allow overwriting "
+                               "(overwrite=True, on the command line --overwrite)")  # fmt: skip
+
+    def _check(self) -> None:
+        """Everything that can be known before the first row."""
+        form = self.format
+        self._refuse_existing()
+        if not self.path.parent.is_dir():
+            raise PictureError(self.path, f"there is no folder {self.path.parent}", "make it first")
+        if max(self.width, self.height) > form.side:
+            raise PictureError(
+                self.path,
+                f"{form.label} holds at most {form.side:,} pixels a side, this picture has "
+                f"{self.width} × {self.height}",
+                "write PNG or TIFF, or choose a smaller scale",
+            )
+        if self.channels in (2, 4) and not form.alpha and self._background is None:
+            raise PictureError(self.path, f"{form.label} cannot hold transparency",
+                               "write PNG, WebP or TIFF, or give a background colour")  # fmt: skip
+        if self.frames > 1 and not form.frames:
+            raise PictureError(self.path, f"{form.label} cannot hold {self.frames} frames",
+                               "write GIF, WebP or PNG, or one file per frame")  # fmt: skip
+        durations = len(self.metadata.durations)
+        if self.frames > 1 and form.name != "tiff" and durations != self.frames:
+            raise ValueError(f"metadata must have one duration per frame, got {durations} for {self.frames} frames")
+
+    def _needs_srgb(self) -> bool:
+        icc = self.metadata.icc
+        if not icc:
+            return False
+        mismatch = (colour.space(icc) == "grey") != (self.channels <= 2)
+        if self.format.name in ("webp", "avif") and self.channels <= 2:
+            return colour.space(icc) == "grey"
+        return not self.format.icc or (mismatch and self.format.name == "png") or colour.space(icc) == "cmyk"
+
+    def _stored_channels(self) -> int:
+        """Channels of the rows that the encoder gets."""
+        alpha = self.channels in (2, 4) and self.format.alpha
+        colours = 3 if self.channels >= 3 or self._grey_becomes_colour() else 1
+        if self.format.name == "bmp" and alpha:
+            colours = 3
+        return colours + alpha
+
+    def _grey_becomes_colour(self) -> bool:
+        return self._to_srgb and not self.format.grey
+
+    def _exif(self) -> bytes:
+        return exif.resized(self.metadata.exif or b"", self.width, self.height)
+
+    def _fit(self, block: NDArray[Any]) -> NDArray[Any]:
+        """Rows as the encoder takes them."""
+        if self._deep and block.dtype == np.uint8:
+            block = block.astype(np.uint16) * 257
+        if self.channels in (2, 4) and not self.format.alpha:
+            block = _flatten(block, self._background)
+        if self._to_srgb and self.metadata.icc:
+            block = colour.rows_to_srgb(block, self.metadata.icc)
+            if self._stored <= 2:
+                block = np.concatenate([block[..., :1], block[..., 3:]], axis=2)
+        if not self._deep and block.dtype == np.uint16:
+            block = ((block.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if self._stored >= 3 and block.shape[2] <= 2:
+            block = np.concatenate([np.repeat(block[..., :1], 3, axis=2), block[..., 1:]], axis=2)
+        if self._deep and self.format.name == "avif":
+            depth = self._avif_depth()
+            block = ((block.astype(np.uint32) * ((1 << depth) - 1) + 32767) // 65535 << (16 - depth)).astype(np.uint16)
+        return block
+
+    def _avif_depth(self) -> int:
+        return self.metadata.depth if self.metadata.depth in (10, 12) else 12
+
+    def _open(self) -> Sink:
+        if self.format.name == "bmp":
+            from .bmp import BmpSink
+
+            dpi = self.metadata.dpi or (72.0, 72.0)
+            try:
+                return BmpSink(self._temporary, self.width, self.height, self._stored, dpi)
+            except OSError as error:
+                raise self._failed(error) from error
+        if self.frames > 1 and self.format.name in ("png", "avif"):
+            return _AnimationSink(self)
+        from .stream import VipsSink
+
+        return VipsSink(self.width, self.height * self.frames, self._stored, self._deep, self._save)
+
+    def _save(self, image: Any) -> None:
+        """Attach everything and encode; runs in the encoder's thread."""
+        across, down = self.metadata.dpi or (72.0, 72.0)
+        image = image.copy(xres=across / 25.4, yres=down / 25.4)
+        packet = self.metadata.xmp
+        set_blob(image, "icc-profile-data", self._icc)
+        set_blob(image, "xmp-data", xmp.resized(packet, self.width, self.height) if packet else None)
+        set_blob(image, "iptc-data", self.metadata.iptc if self.format.name == "jpeg" else None)
+        if self.metadata.exif:
+            set_blob(image, "exif-data", b"Exif\0\0" + self._exif())
+        for index, (keyword, text) in enumerate(self.metadata.comments):
+            image.set_type(vips().GValue.gstr_type, f"png-comment-{index}-{keyword}", text)
+        if self.frames > 1:
+            image.set_type(vips().GValue.gint_type, "page-height", self.height)
+            if self.metadata.durations:
+                image.set_type(vips().GValue.array_int_type, "delay", list(self.metadata.durations))
+                image.set_type(vips().GValue.gint_type, "loop", self.metadata.loop)
+        saver, options = self._saver()
+        getattr(image, saver)(str(self._temporary), **options)
+
+    def _saver(self) -> tuple[str, dict[str, Any]]:
+        """The encoder and its settings."""
+        name, keep = self.format.name, vips().ForeignKeep
+        common: dict[str, Any] = {}
+        named = self.metadata.dpi and name in ("jpeg", "webp", "avif")  # EXIF is where these name the resolution
+        if not self.metadata.exif and not named:  # libvips would make up an EXIF block that says nothing
+            common["keep"] = keep.ICC | keep.XMP | keep.IPTC | keep.OTHER
+        quality = self._quality or DEFAULT_QUALITY.get(name, 0)
+        if name == "png":
+            # Enlarged pictures are smooth: the filter "up" at level 2 made files smaller than level 6 without it.
+            return "pngsave", common | {"compression": 2, "filter": "up"}
+        if name == "jpeg":
+            return "jpegsave", common | {"Q": quality, "subsample_mode": "off"}
+        if name == "tiff":
+            size = self.width * self.height * self.frames * self._stored * (2 if self._deep else 1)
+            # LZW may make noise a little larger than it was, so the switch comes early.
+            options = {"compression": "lzw", "predictor": "horizontal", "resunit": "inch", "bigtiff": size > 2 << 30}
+            return "tiffsave", common | options
+        if name == "webp":
+            lossless = self._quality == 100 or (self._quality is None and self.metadata.lossless)
+            options = {"lossless": True, "exact": True} if lossless else {"Q": quality}
+            return "webpsave", common | options | {"effort": 2}
+        if name == "avif":
+            options = {"compression": "av1", "effort": 2, "bitdepth": self._avif_depth() if self._deep else 8}
+            options |= {"lossless": True} if quality == 100 else {"Q": quality, "subsample_mode": "off"}
+            return "heifsave", common | options
+        return "gifsave", common | {"keep_duplicate_frames": True}
+
+
+class _AnimationSink:
+    """Collects the frames of an animation that Pillow writes at the end."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.blocks: list[NDArray[Any]] = []
+
+    def rows(self, block: NDArray[Any]) -> None:
+        self.blocks.append(block)
+
+    def finish(self) -> None:
+        from .pillow import write_animation
+
+        writer = self.writer
+        rows = np.concatenate(self.blocks)
+        frames = list(rows.reshape(writer.frames, writer.height, writer.width, rows.shape[2]))
+        packet = writer.metadata.xmp
+        metadata = replace(
+            writer.metadata,
+            icc=writer._icc,
+            exif=writer._exif() if writer.metadata.exif else None,
+            xmp=xmp.resized(packet, writer.width, writer.height) if packet else None,
+        )
+        write_animation(writer._temporary, writer.format.name, frames, metadata, writer._quality)
+
+    def abort(self) -> None:
+        self.blocks.clear()
+
+
+def write(
+    path: str | Path,
+    picture: Picture,
+    *,
+    quality: int | None = None,
+    overwrite: bool = False,
+    background: int | tuple[int, int, int] | None = None,
+) -> None:
+    """Write one picture that is in memory.
+
+    Args:
+        path: to write; its suffix names the format.
+        picture: pixels and what belongs to them.
+        quality: see `Writer`.
+        overwrite: replace a file that exists.
+        background: see `Writer`.
+
+    Raises:
+        PictureError: the format cannot hold this picture, the file exists, or it cannot be written.
+    """
+    bits = 16 if picture.pixels.dtype == np.uint16 else 8
+    metadata = replace(picture.metadata, bits=bits, durations=())
+    with Writer(
+        path,
+        picture.width,
+        picture.height,
+        picture.channels,
+        metadata,
+        quality=quality,
+        overwrite=overwrite,
+        background=background,
+    ) as writer:
+        writer.rows(picture.pixels)
+
+
+def _flatten(block: NDArray[Any], background: int | tuple[int, int, int] | None) -> NDArray[Any]:
+    """Put a background below transparent pixels: (n, W, C) without the alpha channel."""
+    top = int(np.iinfo(block.dtype).max)
+    colours, alpha = block[..., :-1].astype(np.int64), block[..., -1:].astype(np.int64)
+    below = np.asarray(background if background is not None else 255, np.int64) * (top // 255)
+    if colours.shape[2] == 1 and below.size == 3:
+        below = below.mean().round().astype(np.int64)
+    mixed = (colours * alpha + below * (top - alpha) + top // 2) // top
+    return np.asarray(mixed, block.dtype)

@@ -1,0 +1,69 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from foveal.catalogue.__main__ import main
+from foveal.catalogue.claims import run
+from foveal.catalogue.collect import CatalogueError
+from foveal.catalogue.results import save
+from foveal.catalogue.status import rows
+from foveal.catalogue.tables import BEGIN, END, counts, page, refreshed
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def listed(make_method, make_claim, located, tmp_path):
+    """One row that works with one of two claims holding, one own record not run, the rest planned."""
+    method = make_method(claims=(make_claim("It | is small."), make_claim("It is tiny.", at_least=99)))
+    save(method, run(located(method)), checks={"fields": "passed"}, where=tmp_path)
+    own = make_method(id=None, name="Luma-Toy v2")
+    return rows(among={"a": located(method), "b": located(own)}, missing=[], where=tmp_path)
+
+
+def test_counts_add_up_kind_by_kind(listed):
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in counts(listed).splitlines()]
+    assert lines[0] == ["kind", "works", "written", "planned", "all"]
+    assert lines[2] == ["architecture", "1", "0", "133", "134"]
+    assert lines[-1] == ["**all**", "1", "0", "348", "349"]
+    for column in range(1, 5):
+        assert sum(int(line[column]) for line in lines[2:-1]) == int(lines[-1][column])
+
+
+def test_page_shows_every_row_and_every_recorded_claim(listed):
+    text = page(listed)
+    assert sum(bool(re.match(r"\| \d+ \|", line)) for line in text.splitlines()) == 349
+    assert "| [ESPCN](#espcn) | restore | works | 1 of 2 |" in text
+    assert "| [Luma-Toy v2](#luma-toy-v2) | foveal | written | 0 of 1 |" in text
+    assert r"| It \| is small. | 2 times | 2× (1 against 2) | holds |" in text
+    assert "| It is tiny. | 2 times | 2× (1 against 2) | does not hold |" in text
+    assert "Not run yet: One is less than two." in text
+    assert "### restore (42)" in text
+
+
+def test_refreshed_changes_only_what_stands_between_the_markers(listed):
+    text = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
+    once = refreshed(text, listed)
+    assert once == f"above\n{BEGIN}\n{counts(listed)}\n{END}\nbelow\n"
+    assert refreshed(once, listed) == once
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_refreshed_needs_one_pair_of_markers(listed, text):
+    with pytest.raises(CatalogueError, match=r"the counts go between one .*; found \d and \d"):
+        refreshed(text, listed)
+
+
+def test_main_renews_files_in_place(tmp_path):
+    file = tmp_path / "TEXT.md"
+    file.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    main([str(file)])
+    assert file.read_text(encoding="utf-8") == f"{BEGIN}\n{counts(rows())}\n{END}\n"
+
+
+@pytest.mark.skipif(not README.is_file(), reason="there is no README.md beside the tests")
+def test_readme_is_up_to_date():
+    text = README.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1, f"README.md needs one line {BEGIN} and one line {END}"
+    assert refreshed(text, rows()) == text, "renew it with: python -m foveal.catalogue README.md"

@@ -1,0 +1,133 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from foveal.catalogue import collect, machine
+from foveal.catalogue.collect import Located
+from foveal.cli.claims import claims
+from foveal.record import Method, Paper, params, smaller
+
+PAPER = Paper("A Toy", "A. Author", 2020, "arXiv:0000.00000")
+FITS = smaller("One is half of two.", paper="2 times", ours=lambda: 1.0, theirs=lambda: 2.0)
+FAILS = smaller("One is a tenth of two.", paper="10 times", ours=lambda: 1.0, theirs=lambda: 2.0, at_least=10)
+BREAKS = params("It counts.", paper="3", model=lambda: 1 / 0, expect=3)
+SLOW = smaller("Trained.", paper="", ours=lambda: 1.0, theirs=lambda: 2.0, needs=("minutes",))
+WANTS = smaller("On data.", paper="", ours=lambda: 1.0, theirs=lambda: 2.0, needs=("Set5",))
+
+
+@pytest.fixture
+def foveal(tmp_path, monkeypatch):
+    """Runs the command over toy records; results go to a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FOVEAL_DATA", raising=False)
+    monkeypatch.setattr(machine, "checkout", lambda: None)
+    app = typer.Typer()
+    app.command()(claims)
+
+    def invoke(*arguments, **toys):
+        found = {
+            name: Located(Method(None, name, "objective", "A toy.", PAPER, claims=made), "toys", Path(__file__))
+            for name, made in toys.items()
+        }
+        monkeypatch.setattr(collect, "_collected", lambda: (found, []))
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def test_paper_here_and_verdict_are_printed_with_date_hardware_and_threads(foveal):
+    result = foveal("toy", Toy=(FITS,))
+    assert result.exit_code == 0, result.output
+    heading, columns, line, checks = result.stdout.splitlines()
+    assert heading.startswith("Toy  20")
+    assert machine.describe()["processor"] in heading
+    assert f"{machine.cores()} cores" in heading
+    assert columns.split() == ["kind", "claim", "paper", "here", "verdict", "threads", "seconds"]
+    assert line.split("  ")[:4] == ["smaller", "One is half of two.", "2 times", "2× (1 against 2)"]
+    assert "holds" in line
+    assert checks == "common checks: 1 of 1 passed or excused"
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "text"),
+    [
+        ((FITS,), 0, "holds"),
+        ((FITS, FAILS), 1, "does not hold"),
+        ((BREAKS, FITS), 1, "could not run"),
+        ((WANTS,), 1, "benchmark data 'Set5' is not on this machine"),
+        ((), 1, "at least one claim is needed"),
+    ],
+)
+def test_the_exit_code_tells_whether_all_is_well(foveal, made, code, text):
+    result = foveal("Toy", Toy=made)
+    assert result.exit_code == code, result.output
+    assert text in result.stdout
+
+
+def test_a_claim_that_breaks_does_not_stop_the_next(foveal):
+    result = foveal("--all", First=(BREAKS, FITS), Second=(FITS,))
+    assert "ZeroDivisionError: division by zero" in result.stdout
+    assert result.stdout.count("2× (1 against 2)") == 2
+
+
+def test_json_holds_everything(foveal):
+    result = foveal("Toy", "--json", Toy=(FITS, FAILS))
+    (report,) = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (report["method"], report["id"], report["checks"]) == ("Toy", None, {"fields": "passed"})
+    assert [claim["verdict"] for claim in report["claims"]] == ["holds", "does not hold"]
+    assert {"paper", "here", "date", "machine", "threads", "versions", "seconds"} <= set(report["claims"][0])
+
+
+def test_save_records_and_plain_runs_do_not(foveal, tmp_path):
+    foveal("Toy", Toy=(FITS,))
+    assert not (tmp_path / "results").exists()
+    result = foveal("Toy", "--save", Toy=(FITS, BREAKS))
+    assert "recorded in results/claims/toy.json" in result.stderr
+    content = json.loads((tmp_path / "results" / "claims" / "toy.json").read_text())
+    assert [claim["says"] for claim in content["claims"]] == [FITS.says]
+    assert content["checks"] == {"fields": "passed"}
+
+
+def test_only_runs_one_kind_and_no_checks(foveal):
+    result = foveal("Toy", "--only", "smaller", Toy=(FITS, BREAKS))
+    assert result.exit_code == 0
+    assert "It counts." not in result.stdout
+    assert "common checks" not in result.stdout
+
+
+def test_quick_skips_training_without_failing(foveal):
+    result = foveal("Toy", "--quick", Toy=(SLOW, FITS))
+    assert result.exit_code == 0
+    assert "skipped" in result.stdout
+
+
+def test_data_is_where_claims_look_and_is_put_back(foveal, tmp_path, monkeypatch):
+    (tmp_path / "sets" / "Set5").mkdir(parents=True)
+    assert foveal("Toy", "--data", tmp_path / "sets", Toy=(WANTS,)).exit_code == 0
+    assert "FOVEAL_DATA" not in os.environ
+    monkeypatch.setenv("FOVEAL_DATA", "elsewhere")
+    assert foveal("Toy", "--data", tmp_path / "sets", Toy=(WANTS,)).exit_code == 0
+    assert os.environ["FOVEAL_DATA"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "name one or more methods, or pass --all"),
+        (["Toy", "--all"], "name one or more methods, or pass --all"),
+        (["Tony"], "no record is called 'Tony'; the closest are Toy"),
+        (["Toy", "--only", "fast"], "no kind of claim is called 'fast'; the kinds are params, macs"),
+        (["Toy", "--quick", "--save"], "a quick run is no record; leave out --quick or --save"),
+        (["Toy", "--data", "nowhere"], "--data must be a folder, and nowhere is none"),
+    ],
+)
+def test_a_wrong_call_is_told_what_to_do(foveal, arguments, text):
+    result = foveal(*arguments, Toy=(FITS,))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("foveal claims: ")
+    assert text in result.stderr

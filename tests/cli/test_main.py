@@ -1,0 +1,133 @@
+import sys
+import types
+
+import pytest
+
+from foveal.cli import main as module
+from foveal.cli.main import COMMANDS, command_help, main
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_overview_lists_every_command(arguments, capsys):
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    for name, (_, line) in COMMANDS.items():
+        assert f"  {name}" in out
+        assert line in out
+
+
+def test_version(capsys):
+    import foveal
+
+    assert run(capsys, "--version") == (0, f"foveal {foveal.__version__}\n", "")
+
+
+def test_unknown_command_gives_the_closest(capsys):
+    code, _, err = run(capsys, "upscal")
+    assert code == 2
+    assert "no command 'upscal'; did you mean upscale?" in err
+    assert "commands are upscale, models" in run(capsys, "xyz")[2]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Make a function a command of its own."""
+
+    def register(function):
+        holder = types.ModuleType("foveal_test_command")
+        holder.try_it = function
+        monkeypatch.setitem(sys.modules, "foveal_test_command", holder)
+        monkeypatch.setitem(COMMANDS, "try", ("foveal_test_command:try_it", "Try."))
+
+    return register
+
+
+def test_command_is_run_with_its_options(command, capsys):
+    def try_it(name: str, count: int = 1) -> None:
+        """Say a name."""
+        print(name * count)
+
+    command(try_it)
+    assert run(capsys, "try", "ab", "--count", "2") == (0, "abab\n", "")
+    code, _, err = run(capsys, "try")
+    assert code == 2
+    assert "Missing argument" in err
+    assert run(capsys, "try", "a", "--what")[0] == 2
+
+
+def test_missing_extra_names_the_command_that_brings_it(command, capsys):
+    def try_it() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+
+    command(try_it)
+    code, _, err = run(capsys, "try")
+    assert code == 2
+    assert err == "foveal try: needs torch, which is not installed; pip install 'foveal[torch]'\n"
+
+
+def test_missing_module_of_our_own_is_not_blamed_on_the_user(command):
+    def try_it() -> None:
+        raise ModuleNotFoundError("No module named 'foveal.x'", name="foveal.x")
+
+    command(try_it)
+    with pytest.raises(ModuleNotFoundError, match=r"foveal\.x"):
+        main(["try"])
+
+
+def test_interruption_ends_with_130(command, capsys):
+    def try_it() -> None:
+        raise KeyboardInterrupt
+
+    command(try_it)
+    assert run(capsys, "try")[0] == 130
+
+
+def test_every_listed_command_that_is_there_can_be_helped(capsys):
+    from importlib.util import find_spec
+
+    for name, (place, _) in COMMANDS.items():
+        if find_spec(place.partition(":")[0]) is None:
+            continue
+        code, out, _ = run(capsys, name, "--help")
+        assert code == 0
+        assert f"Usage: foveal {name}" in out
+        assert "Args:" not in out
+        assert "$ foveal" in out, f"help of {name} ends in no transcript"
+
+
+def test_help_is_the_docstring_without_what_programmers_need():
+    def function() -> None:
+        """Do it.
+
+        More words,
+        on two lines.
+
+            $ kept as it is
+            two lines
+
+        Args:
+            a: hidden.
+
+        Raises:
+            ValueError: hidden.
+
+        Example:
+            $ foveal do
+            done
+
+            $ foveal do again
+        """
+
+    text, example = command_help(function)
+    assert text == "Do it.\n\nMore words,\non two lines.\n\n\b\n    $ kept as it is\n    two lines"
+    assert example == "\b\nExample:\n    $ foveal do\n    done\n\n\b\n    $ foveal do again"
+    function.__doc__ = None
+    assert command_help(function) == ("", "")
+    assert module.__doc__

@@ -1,0 +1,313 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveal.cli import _progress
+from foveal.cli._progress import Show, duration
+from foveal.cli.main import main
+from foveal.runtime import plan
+from foveal.runtime.batch import RECORD
+from foveal.runtime.compare import MARK
+
+QUICK = ("-s", "2", "--quality", "fast", "--engine", "onnxruntime", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """An empty folder with two pictures, a broken one, and a cache of its own."""
+    monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "_TRIED", (32,))
+    folder = tmp_path / "work"
+    (folder / "in" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (10, 14, 3), np.uint8)).save("in/a.png")
+    Image.fromarray(rng.integers(0, 256, (9, 8), np.uint8)).save("in/deep/b.jpg")
+    return folder
+
+
+def run(capsys, *arguments, quick=True):
+    with pytest.raises(SystemExit) as end:
+        main(["upscale", *arguments, *(QUICK if quick else ())])
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_one_picture_to_a_file(capsys):
+    code, out, err = run(capsys, "in/a.png", "-o", "large.webp")
+    assert (code, err) == (0, "")
+    assert size("large.webp") == (28, 20)
+    # Before the work: engine, threads and seconds; after it a line for the picture.
+    first, second = out.splitlines()
+    assert "fast_x2, onnxruntime, 1 thread: about" in first
+    assert second.startswith("in/a.png → large.webp: 28×20, 0.0 MP in ")
+
+
+def test_beside_the_source_with_a_suffix(capsys):
+    assert run(capsys, "in/a.png")[0] == 0
+    assert size("in/a_x2.png") == (28, 20)
+    assert run(capsys, "-i", "in/a.png", "--suffix", "-big", "-f", "jpeg")[0] == 0
+    assert size("in/a-big.jpg") == (28, 20)
+    assert not (Path("in") / RECORD).exists()
+
+
+def test_tree_of_a_folder(capsys):
+    code, out, _ = run(capsys, "in", "-o", "out", "--recursive")
+    assert code == 0
+    assert size("out/deep/b.jpg") == (16, 18)
+    assert "2 pictures, 0.0 MP in" in out.splitlines()[-1]
+
+
+def test_one_bad_file_does_not_stop_the_rest(capsys):
+    Path("in/empty.png").write_bytes(b"")
+    Path("in/text.png").write_text("not a picture")
+    whole = Path("in/a.png").read_bytes()
+    Path("in/cut.png").write_bytes(whole[: len(whole) // 2])
+    code, _, err = run(capsys, "in", "gone.png", "-o", "out")
+    assert code == 1
+    assert size("out/a.png") == (28, 20)
+    for name in ("in/empty.png", "in/text.png", "in/cut.png", "gone.png"):
+        assert name in err
+    assert len(err.splitlines()) == 4
+    assert sorted(p.name for p in Path("out").iterdir()) == [RECORD, "a.png"]
+
+
+def test_existing_files_are_kept_unless_told(capsys):
+    Path("large.png").write_bytes(b"precious")
+    code, _, err = run(capsys, "in/a.png", "-o", "large.png")
+    assert code == 1
+    assert "large.png: exists already; --overwrite replaces it" in err
+    assert Path("large.png").read_bytes() == b"precious"
+    # Nor does --resume replace what foveal did not make.
+    assert run(capsys, "in/a.png", "-o", "large.png", "--resume")[0] == 1
+    assert run(capsys, "in/a.png", "-o", "large.png", "--overwrite")[0] == 0
+    assert size("large.png") == (28, 20)
+
+
+def statuses(out):
+    return {Path(f["source"]).name: f["status"] for f in json.loads(out)["files"]}
+
+
+def test_resume_skips_what_is_done_and_redoes_what_changed(capsys):
+    command = ("in", "-o", "out", "-r", "--resume", "--json", "--quiet")
+    assert statuses(run(capsys, *command)[1]) == {"a.png": "done", "b.jpg": "done"}
+    assert statuses(run(capsys, *command)[1]) == {"a.png": "skipped", "b.jpg": "skipped"}
+    later = Path("in/a.png").stat().st_mtime + 5
+    os.utime("in/a.png", (later, later))
+    Path("out/deep/b.jpg").unlink()
+    assert statuses(run(capsys, *command)[1]) == {"a.png": "done", "b.jpg": "done"}
+    other = ("--quality", "balanced", "--engine", "onnxruntime", "--scale", "2")
+    assert statuses(run(capsys, *command, *other, quick=False)[1]) == {"a.png": "done", "b.jpg": "done"}
+    assert "nothing to do: 2 done already" in run(capsys, "in", "-o", "out", "-r", "--resume", *other, quick=False)[1]
+
+
+def test_dry_run_tells_and_touches_nothing(capsys):
+    code, out, _ = run(capsys, "in", "-o", "out", "-r", "--dry-run")
+    assert code == 0
+    assert "in/a.png → out/a.png: 14×10 → 28×20, 0.0 MP; fast_x2 with onnxruntime, 1 thread; 1 tile of 14×10" in out
+    assert " MB and " in out
+    assert not Path("out").exists()
+
+
+def test_json_is_one_document_and_words_go_elsewhere(capsys):
+    code, out, err = run(capsys, "in/a.png", "gone.png", "-o", "out", "--json")
+    document = json.loads(out)
+    assert code == 1
+    assert document["counts"] == {"planned": 0, "done": 1, "skipped": 0, "failed": 1}
+    done, failed = sorted(document["files"], key=lambda f: f["status"])
+    assert (done["width"], done["height"], done["engine"]) == (28, 20, "onnxruntime")
+    assert failed["error"] == "gone.png: no such file"
+    assert "in/a.png → out/a.png" in err
+
+
+def test_quiet_says_nothing(capsys):
+    assert run(capsys, "in/a.png", "-o", "out/", "--quiet") == (0, "", "")
+
+
+def test_compare_writes_a_page_and_spares_what_is_not_ours(capsys):
+    code, out, _ = run(capsys, "in", "-r", "-o", "out", "--compare")
+    assert code == 0
+    assert "before and after: out/compare.html" in out
+    page = Path("out/compare.html").read_text()
+    assert MARK in page
+    assert page.count("<figure") == 2
+    assert run(capsys, "in", "-r", "-o", "out", "--compare", "--resume")[0] == 0
+    Path("out/compare.html").write_text("mine")
+    code, _, err = run(capsys, "in", "-r", "-o", "out", "--compare", "--resume")
+    assert code == 1
+    assert "compare.html: exists already and is no page of foveal's" in err
+    assert run(capsys, "in/a.png", "-o", "one.png", "--compare")[0] == 0
+    assert Path("one_compare.html").exists()
+
+
+def test_limit_is_told_before_the_work(capsys):
+    code, _, err = run(capsys, "in/a.png", "-o", "out/", "--limit-megapixels", "0.0001")
+    assert code == 1
+    assert "--limit-megapixels" in err
+
+
+def test_transparency_needs_a_format_or_a_background(capsys):
+    Image.new("RGBA", (6, 6), (200, 0, 0, 0)).save("clear.png")
+    code, _, err = run(capsys, "clear.png", "-o", "clear.jpg")
+    assert code == 1
+    assert "transparency" in err
+    assert run(capsys, "clear.png", "-o", "clear.jpg", "--background", "#0000ff")[0] == 0
+    with Image.open("clear.jpg") as image:
+        red, _, blue = image.getpixel((5, 5))
+    assert (blue > 200, red < 50) == (True, True)
+
+
+def test_animation_keeps_its_frames_and_times(capsys):
+    frames = [Image.new("RGB", (8, 6), (40 * i, 0, 0)) for i in range(1, 4)]
+    frames[0].save("move.gif", save_all=True, append_images=frames[1:], duration=[100, 200, 300], loop=0)
+    assert run(capsys, "move.gif", "-o", "large.gif")[0] == 0
+    with Image.open("large.gif") as image:
+        assert (image.size, image.n_frames) == ((16, 12), 3)
+        times = []
+        for index in range(3):
+            image.seek(index)
+            times.append(image.info["duration"])
+    assert times == [100, 200, 300]
+
+
+def test_sixteen_bits_stay_sixteen(capsys):
+    values = np.linspace(0, 65535, 120).astype(np.uint16).reshape(10, 12)
+    Image.fromarray(values).save("deep.png")
+    assert run(capsys, "deep.png", "-o", "large.png")[0] == 0
+    with Image.open("large.png") as image:
+        assert image.mode == "I;16"
+        assert len(np.unique(np.asarray(image) % 257)) > 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["in/a.png", "-g", "0"], "no engine here computes on a GPU, and -g 0 asks for one"),
+        (["in/a.png", "-t", "big"], "--tile must be auto or a number of pixels, got 'big'"),
+        (["in/a.png", "--background", "blue"], "--background must be white, black or #rrggbb, got 'blue'"),
+        (["in/a.png", "-n", "fast_x9"], "no bundle 'fast_x9'"),
+        (["in"], "a folder of pictures needs a place for the results: -o FOLDER"),
+        ([], "name at least one picture"),
+    ],
+)
+def test_what_cannot_begin_ends_with_2(arguments, text, capsys):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert text in err
+
+
+def test_missing_quality_falls_back_and_says_so(capsys):
+    code, out, _ = run(capsys, "in/a.png", "-s", "2", "--quality", "best", "--engine", "onnxruntime", quick=False)
+    assert code == 0
+    assert "no bundle of quality best ×2 yet; using balanced_x2" in out or "with best" in out
+
+
+SLOW = """
+import os, signal, sys, threading
+from foveal.runtime import plan, upscaler
+plan._TRIED = (32,)
+counted = upscaler._counter
+def slow(progress, pixels):
+    step = counted(progress, pixels)
+    def stop(region):
+        step(region)
+        if region[1] > 100:
+            os.kill(os.getpid(), signal.SIGINT)
+    return stop
+upscaler._counter = slow
+from foveal.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def test_interruption_leaves_no_half_written_file(place):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 40, 3), np.uint8)).save("in/z.png")
+    source = Path(_progress.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW, "upscale", "in", "-o", "out", "-t", "32", "--json", *QUICK],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "interrupted: 1 of 2 done; --resume goes on from there" in done.stderr
+    assert sorted(p.name for p in Path("out").iterdir()) == [RECORD, "a.png"]
+    document = json.loads(done.stdout)
+    assert document["interrupted"] is True
+    assert document["counts"]["done"] == 1
+    assert signal.SIGINT == 2
+
+
+# How it speaks
+
+
+def test_durations_are_said_as_people_do():
+    assert [duration(s) for s in (0.04, 9.94, 9.96, 59.4, 200, 7500)] == [
+        "0.0 s",
+        "9.9 s",
+        "10 s",
+        "59 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
+
+
+def test_long_pictures_get_a_line_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    show = Show(2, 300.0, 30.0, quiet=False, json=False)
+    show.begin("a.png", 200.0, 20.0)
+    for second in range(1, 25):
+        now[0] = float(second)
+        show.step(5.0 * second, 200.0, (0, 0, 1, 1))
+    assert capsys.readouterr().out.splitlines() == [
+        "a.png: 50.0 of 200.0 MP, 5.0 MP/s, 30 s left, 50 s for all",
+        "a.png: 100.0 of 200.0 MP, 5.0 MP/s, 20 s left, 40 s for all",
+    ]
+
+
+def test_terminal_gets_bars(monkeypatch, capsys):
+    class Terminal:
+        def isatty(self):
+            return True
+
+        def __getattr__(self, name):
+            return getattr(sys.__stderr__, name)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    show = Show(2, 3.0, 30.0, quiet=False, json=False)
+    show.begin("a[b].png", 2.0, 20.0)
+    total, one = show._bars.tasks
+    speed = show._bars.columns[-1]
+    assert speed.render(one).plain == "0.0/2.0 MP  about 20 s"
+    show._bars.start_task(one.id)
+    one.start_time = one.get_time() - 2.0
+    show.step(1.0, 2.0, (0, 0, 1, 1))
+    assert one.completed == total.completed == 1.0
+    assert speed.render(one).plain.startswith("1.0/2.0 MP  0.5 MP/s  2.0 s left")
+    show.end(2.0)
+    assert total.completed == 2.0
+    assert [task.description for task in show._bars.tasks] == ["all"]
+
+
+def test_bars_escape_nothing_and_hide_nothing(capsys):
+    show = Show(1, 1.0, 1.0, quiet=False, json=False)
+    show.line("[red]a.png[/red]")
+    show.problem("bad")
+    said = capsys.readouterr()
+    assert said.out == "[red]a.png[/red]\n"
+    assert said.err == "bad\n"

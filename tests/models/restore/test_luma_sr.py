@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foveal.images.resize import imresize
+from foveal.models.restore.luma_sr import LumaSR, bicubic_kernel, luma_sr_balanced, luma_sr_fast
+
+
+def changed(scale=4, **arguments):
+    """A small network whose every parameter has left its start."""
+    torch.manual_seed(0)
+    network = LumaSR(scale, **{"channels": 8, "depth": 2, "expand": 8} | arguments)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return network.eval()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_kernel_is_bicubic_interpolation(scale):
+    picture = np.random.default_rng(0).random((9, 11)).astype(np.float32)
+    expected = imresize(picture, scale)
+    x = F.pad(torch.from_numpy(picture)[None, None], (2, 2, 2, 2), mode="replicate")
+    got = F.pixel_shuffle(F.conv2d(x, bicubic_kernel(scale)[:, None]), scale)[0, 0]
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "height", "width"), [(2, 1, 1), (3, 7, 63), (4, 12, 5)])
+def test_shapes_and_scale(scale, height, width):
+    assert changed(scale)(torch.rand(2, 3, height, width)).shape == (2, 3, scale * height, scale * width)
+    plain = changed(scale).plain()
+    m = changed(scale).margin
+    assert plain(torch.rand(1, 3, height + 2 * m, width + 2 * m)).shape == (1, 3, scale * height, scale * width)
+
+
+def test_plain_form_equals_the_network_inside_its_margin():
+    network = changed()
+    x = torch.rand(1, 3, 30, 25)
+    m = network.margin
+    inside = network(x)[..., 4 * m : -4 * m, 4 * m : -4 * m]
+    torch.testing.assert_close(network.plain()(x), inside, atol=1e-5, rtol=0)
+
+
+def test_margin_is_the_radius_of_the_receptive_field():
+    network = changed().plain()
+    m = changed().margin
+    x = torch.rand(1, 3, 2 * m + 1, 2 * m + 1, requires_grad=True)
+    network(x).sum().backward()
+    assert (x.grad[0, :, 0, 0].abs() > 0).any(), "the corner of the margin reaches the output"
+
+
+@pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.9, 0.1, 0.5)])
+def test_flat_stays_flat(colour):
+    network = changed()
+    m = network.margin
+    x = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 2 * m + 3, 2 * m + 4)
+    out = network.plain()(x)
+    assert (out - x[..., :1, :1]).abs().max() < 1e-5
+
+
+def test_colours_get_the_same_detail():
+    network = changed()
+    m = network.margin
+    x = torch.rand(1, 3, 30, 30)
+    with torch.no_grad():
+        out = network.plain()(x)
+        for p in network.tail.parameters():
+            p.zero_()
+        detail = out - network.plain()(x)
+    assert detail.abs().max() > 1e-3
+    torch.testing.assert_close(detail[:, :1].expand_as(detail), detail, atol=1e-5, rtol=0)
+    assert out.shape[-1] == 4 * (30 - 2 * m)
+
+
+def test_every_parameter_learns():
+    network = changed(2)
+    network(torch.rand(1, 3, 12, 12)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_variations_count_their_parameters():
+    assert sum(p.numel() for p in luma_sr_fast(4).plain().parameters()) == 448 + 6 * 2320 + 2320 + 3600 + 768
+    assert sum(p.numel() for p in luma_sr_balanced(4).plain().parameters()) == 896 + 8 * 9248 + 4624 + 3600 + 768
+
+
+def test_scale_out_of_range():
+    with pytest.raises(ValueError, match="scale must be 2, 3 or 4, got 5"):
+        LumaSR(5)

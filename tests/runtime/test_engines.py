@@ -1,0 +1,146 @@
+import sys
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from foveal.runtime import engines
+from foveal.runtime.engines import ENGINES, EngineError, EngineMemoryError, available, create, default_threads, why_not
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("kind", ["same_blocks", "blocks", "trims"])
+def test_engines_agree(name, kind, bundles):
+    if reason := why_not(name):
+        pytest.skip(reason)
+    bundle = bundles[kind]
+    x = np.random.default_rng(0).random((2, 3, 12, 10), np.float32)
+    theirs = create("onnxruntime", bundle.file("float"), 1).run(x)
+    engine = create(name, bundle.file("float"), 2, exact=True)
+    np.testing.assert_allclose(engine.run(x), theirs, atol=1e-5)
+    assert (engine.name, engine.threads) == (name, 2)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_agree_on_bytes(name, bundles):
+    if reason := why_not(name):
+        pytest.skip(reason)
+    path = bundles["trims"].file("uint8")
+    x = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), np.uint8)
+    theirs = create("onnxruntime", path, 1).run(x)
+    got = create(name, path, 1).run(x)
+    assert got.dtype == np.uint8
+    assert abs(got.astype(int) - theirs).max() <= 1
+    assert theirs.std() > 5  # or the comparison says nothing
+
+
+def test_available_engines_are_those_without_a_reason():
+    assert available() == [name for name in ENGINES if not why_not(name)]
+    assert "onnxruntime" in available()
+
+
+def test_missing_library_names_the_command(monkeypatch, bundles):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"engine torch: torch and onnx not installed; pip install 'foveal\[torch\]'"):
+        create("torch", bundles["trims"].file("float"), 1)
+    assert available() == []
+
+
+def test_wrong_arguments(bundles):
+    with pytest.raises(ValueError, match="engine must be auto or one of onnxruntime, openvino, torch, got 'cuda'"):
+        why_not("cuda")
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        create("onnxruntime", bundles["trims"].file("float"), 0)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_broken_file_names_the_engine(name, tmp_path):
+    if reason := why_not(name):
+        pytest.skip(reason)
+    (tmp_path / "m.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=f"{name} failed: "):
+        create(name, tmp_path / "m.onnx", 1)
+
+
+def test_torch_refuses_an_operator_it_does_not_know(tmp_path, save_graph):
+    pytest.importorskip("torch")
+    nodes = [helper.make_node("Erf", ["image"], ["upscaled"])]
+    save_graph(tmp_path / "m.onnx", nodes, {}, TensorProto.FLOAT, ["n", 3, "h", "w"], ["n", 3, "h", "w"])
+    with pytest.raises(EngineError, match=r"operator Erf in m\.onnx is not supported; use onnxruntime"):
+        create("torch", tmp_path / "m.onnx", 1)
+
+
+@pytest.mark.parametrize(
+    ("node", "text"),
+    [
+        (("Conv", ["image", "w"], {"auto_pad": "SAME_UPPER"}), "Conv with auto_pad=SAME_UPPER is not supported"),
+        (("Pad", ["image", "p", "", "a"], {}), "Pad with axes is not supported"),
+    ],
+)
+def test_torch_refuses_what_it_would_get_wrong(node, text, tmp_path, save_graph):
+    pytest.importorskip("torch")
+    kind, inputs, attributes = node
+    weights = {
+        "w": np.zeros((3, 3, 3, 3), np.float32),
+        "p": np.zeros(4, np.int64),
+        "a": np.array([2, 3], np.int64),
+    }
+    weights = {name: weights[name] for name in inputs if name in weights}
+    nodes = [helper.make_node(kind, inputs, ["a_"], **attributes), helper.make_node("Identity", ["a_"], ["upscaled"])]
+    # Pad takes axes from operator set 18 on.
+    save_graph(tmp_path / "m.onnx", nodes, weights, TensorProto.FLOAT, ["n", 3, 8, 8], ["n", 3, 8, 8], opset=18)
+    with pytest.raises(EngineError, match=text):
+        create("torch", tmp_path / "m.onnx", 1).run(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_torch_keeps_the_number_of_threads(bundles):
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    create("torch", bundles["trims"].file("float"), before + 1).run(np.zeros((1, 3, 8, 8), np.float32))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("Slice", {"s": [1, 1], "e": [-1, 100], "ax": [2, 3]}, {}, [1, 3, 4, 5]),
+        ("DepthToSpace", {}, {"blocksize": 1, "mode": "DCR"}, [1, 3, 6, 6]),
+        ("Pad", {"p": [0, 0, 1, 2, 0, 0, 3, 1]}, {"mode": "edge"}, [1, 3, 10, 9]),
+        ("Pad", {"p": [0, 0, 1, 2, 0, 0, 3, 1]}, {}, [1, 3, 10, 9]),
+        ("Clip", {"lo": np.float32(0.2), "hi": np.float32(0.6)}, {}, [1, 3, 6, 6]),
+        ("PRelu", {"sl": np.full((3, 1, 1), 0.3, np.float32)}, {}, [1, 3, 6, 6]),
+        ("Transpose", {}, {"perm": [0, 1, 3, 2]}, [1, 3, 6, 6]),
+        ("Mul", {"k": np.float32(-2)}, {}, [1, 3, 6, 6]),
+        ("Sub", {"k": np.float32(0.5)}, {}, [1, 3, 6, 6]),
+        ("Div", {"k": np.float32(0.5)}, {}, [1, 3, 6, 6]),
+        ("Tanh", {}, {}, [1, 3, 6, 6]),
+        ("Sigmoid", {}, {}, [1, 3, 6, 6]),
+        ("Cast", {}, {"to": TensorProto.FLOAT}, [1, 3, 6, 6]),
+        ("Concat", {"k": np.ones((1, 3, 6, 6), np.float32)}, {"axis": 1}, [1, 6, 6, 6]),
+    ],
+)
+def test_torch_operators_agree_with_onnxruntime(case, tmp_path, save_graph):
+    pytest.importorskip("torch")
+    operator, inputs, attributes, shape = case
+    weights = {name: np.asarray(value, getattr(value, "dtype", np.int64)) for name, value in inputs.items()}
+    nodes = [helper.make_node(operator, ["image", *weights], ["upscaled"], **attributes)]
+    save_graph(tmp_path / "m.onnx", nodes, weights, TensorProto.FLOAT, [1, 3, 6, 6], shape)
+    x = np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    theirs = create("onnxruntime", tmp_path / "m.onnx", 1).run(x)
+    np.testing.assert_allclose(create("torch", tmp_path / "m.onnx", 1).run(x), theirs, atol=1e-6)
+
+
+def test_out_of_memory_is_told_apart():
+    assert isinstance(engines._failure("x", RuntimeError("std::bad_alloc")), EngineMemoryError)
+    assert isinstance(
+        engines._failure("x", RuntimeError("Failed to allocate memory for requested buffer")), MemoryError
+    )
+    assert not isinstance(engines._failure("x", RuntimeError("shape mismatch")), MemoryError)
+    assert str(engines._failure("x", RuntimeError("\n"))) == "x failed: RuntimeError"
+
+
+def test_threads_and_processor_have_sensible_values():
+    assert default_threads() >= 1
+    assert engines.cpu_model()
+    assert engines.library_version("onnxruntime") == sys.modules["onnxruntime"].__version__
+    assert engines.library_version("no-such-library") == "?"
