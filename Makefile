@@ -47,7 +47,7 @@ lint: setup  ## format, lint, types, docstrings, spelling, the walls between fol
 
 .PHONY: docs
 docs: setup  ## the site, into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?://[^">]+\.(js|css|woff2?|png|svg)' site --include='*.html' \
 	  || { echo 'these pages fetch something from elsewhere; the site must show without a network' >&2; exit 1; }
 

@@ -3,10 +3,10 @@
     python bench/restore.py                          table on standard output
     python bench/restore.py --save results/restore   also results/restore.md and results/restore.json
 
-Time is what a user waits for, array in to array out (uint8 RGB), on `--threads` threads; all rows take turns round by
-round, so that a slow spell of the machine touches all of them, and the median and the quartiles of the rounds are
+Time is what a user waits for, array in to array out (uint8 RGB), on `--threads` threads; all rows take turns round
+by round, so that a slow spell of the machine touches all of them, and the median and the quartiles of the rounds are
 printed. The last rows are what a user can have without foveal: Pillow's bicubic, and the network of OpenCV's
-dnn_superres ESPCN ×4 (the same graph with random weights, so time only) with its bicubic colour, as its `upsample` does.
+dnn_superres ESPCN ×4 (the same graph with random weights, so time only) with bicubic colour, as its `upsample` does.
 Quality is luminance PSNR and SSIM, border of `scale` pixels shaved, on the pictures under FOVEAL_DATA.
 """
 
@@ -29,7 +29,7 @@ from PIL import Image
 from foveal.catalogue.machine import describe
 from foveal.measure.benchmarks import find
 from foveal.measure.quality import psnr, ssim
-from foveal.runtime.bundle import Bundle, shipped
+from foveal.runtime.bundle import available as bundles
 from foveal.runtime.engines import available
 from foveal.runtime.upscaler import Upscaler
 
@@ -112,7 +112,7 @@ def quality(run: Run, scale: int, limit: int | None) -> dict[str, tuple[float, f
 
 def rows_to_measure(threads: int, scales: list[int]) -> list[tuple[Row, Run]]:
     rows: list[tuple[Row, Run]] = []
-    for bundle in sorted(shipped(), key=lambda b: (b.card.scale, b.card.parameters)):
+    for bundle in sorted(bundles(), key=lambda b: (b.card.scale, b.card.parameters)):
         card = bundle.card
         if card.scale in scales:
             for engine in available():
@@ -138,8 +138,16 @@ def table(rows: list[Row], heading: str) -> str:
         ]
         for row in (r for r in rows if r.scale == scale):
             first, third = row.quartiles
-            figures = [f"{row.quality[s][0]:.2f} / {row.quality[s][1]:.4f}" if s in row.quality else "–" for s in sets]
-            cells = [row.name, row.engine, f"{row.parameters:,}", f"{row.median:.4f}", f"{first:.4f}–{third:.4f}", *figures]
+            scores = [row.quality.get(s) for s in sets]
+            figures = ["–" if score is None else f"{score[0]:.2f} / {score[1]:.4f}" for score in scores]
+            cells = [
+                row.name,
+                row.engine,
+                f"{row.parameters:,}",
+                f"{row.median:.4f}",
+                f"{first:.4f}–{third:.4f}",
+                *figures,
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -173,7 +181,10 @@ def main() -> None:
 
     machine = describe()
     date = datetime.now(UTC).date().isoformat()
-    heading = f"{date} · {machine['cpu']}, {machine['cores']} cores · {arguments.threads} threads · {arguments.rounds} rounds"
+    heading = (
+        f"{date} · {machine['processor']}, {machine['cores']} cores · "
+        f"{arguments.threads} threads · {arguments.rounds} rounds"
+    )
     text = table([row for row, _ in measured], heading)
     print(text)
     if arguments.save:

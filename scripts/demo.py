@@ -53,10 +53,20 @@ def gain(sample: Path, result: Path, original: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Run `foveal upscale` on the samples and print its table."""
-    samples, out = ROOT / "samples", ROOT / "demo"
     foveal = Path(sys.executable).with_name("foveal")
-    command = [str(foveal), "upscale", str(samples), "-o", str(out), "--scale", str(SCALE), "--compare", "--overwrite"]
-    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    command = [
+        str(foveal),
+        "upscale",
+        "samples",
+        "-o",
+        "demo",
+        "--scale",
+        str(SCALE),
+        "--compare",
+        "--overwrite",
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)
     run = json.loads(done.stdout)
@@ -64,10 +74,10 @@ def main() -> None:
     print("picture        result     megapixels  seconds  bicubic dB  foveal dB   gain")
     gains = []
     for file in run["files"]:
-        sample, result = Path(file["source"]), Path(file["target"])
+        sample, result = ROOT / file["source"], ROOT / file["target"]
         line = f"{sample.stem:<12} {file['width']:>5}×{file['height']:<5} {file['megapixels']:>10.2f}"
         line += f" {file['seconds']:>8.2f}"
-        original = samples / "original" / sample.name
+        original = sample.parent / "original" / sample.name
         if original.exists():
             before, after = gain(sample, result, original)
             gains.append(after - before)

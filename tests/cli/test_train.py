@@ -87,4 +87,4 @@ def test_faults_of_export(place, tmp_path):
 def test_unknown_package(tmp_path):
     done = run(data, tmp_path, "--only", "wallpaper-of-nobody")
     assert done.exit_code == 2
-    assert "no package 'wallpaper-of-nobody'; there are plasma-workspace-wallpapers" in done.output
+    assert "no package 'wallpaper-of-nobody'; there are lomiri-wallpapers-16.04" in done.output

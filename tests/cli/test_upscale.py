@@ -52,7 +52,7 @@ def test_one_picture_to_a_file(capsys):
     # Before the work: engine, threads and seconds; after it a line for the picture.
     first, second = out.splitlines()
     assert "fast_x2, onnxruntime, 1 thread: about" in first
-    assert second.startswith("in/a.png → large.webp: 28×20, 0.0 MP in ")
+    assert second.startswith("in/a.png → large.webp: 28×20, 0.00 MP in ")
 
 
 def test_beside_the_source_with_a_suffix(capsys):
@@ -67,7 +67,7 @@ def test_tree_of_a_folder(capsys):
     code, out, _ = run(capsys, "in", "-o", "out", "--recursive")
     assert code == 0
     assert size("out/deep/b.jpg") == (16, 18)
-    assert "2 pictures, 0.0 MP in" in out.splitlines()[-1]
+    assert "2 pictures, 0.00 MP in" in out.splitlines()[-1]
 
 
 def test_one_bad_file_does_not_stop_the_rest(capsys):
@@ -116,7 +116,7 @@ def test_resume_skips_what_is_done_and_redoes_what_changed(capsys):
 def test_dry_run_tells_and_touches_nothing(capsys):
     code, out, _ = run(capsys, "in", "-o", "out", "-r", "--dry-run")
     assert code == 0
-    assert "in/a.png → out/a.png: 14×10 → 28×20, 0.0 MP; fast_x2 with onnxruntime, 1 thread; 1 tile of 14×10" in out
+    assert "in/a.png → out/a.png: 14×10 → 28×20, 0.00 MP; fast_x2 with onnxruntime, 1 thread; 1 tile of 14×10" in out
     assert " MB and " in out
     assert not Path("out").exists()
 
@@ -293,12 +293,12 @@ def test_terminal_gets_bars(monkeypatch, capsys):
     show.begin("a[b].png", 2.0, 20.0)
     total, one = show._bars.tasks
     speed = show._bars.columns[-1]
-    assert speed.render(one).plain == "0.0/2.0 MP  about 20 s"
+    assert speed.render(one).plain == "0.00/2.0 MP  about 20 s"
     show._bars.start_task(one.id)
     one.start_time = one.get_time() - 2.0
     show.step(1.0, 2.0, (0, 0, 1, 1))
     assert one.completed == total.completed == 1.0
-    assert speed.render(one).plain.startswith("1.0/2.0 MP  0.5 MP/s  2.0 s left")
+    assert speed.render(one).plain.startswith("1.0/2.0 MP  0.50 MP/s  2.0 s left")
     show.end(2.0)
     assert total.completed == 2.0
     assert [task.description for task in show._bars.tasks] == ["all"]

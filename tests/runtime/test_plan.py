@@ -11,6 +11,7 @@ from foveal.runtime.plan import (
     calibrate,
     file_seconds,
     learn_file_seconds,
+    learn_load,
     make_plan,
     memory,
     pick_engine,
@@ -139,3 +140,12 @@ def test_seconds_of_files_are_learned():
     assert file_seconds("png") == pytest.approx(before + 0.25)
     learn_file_seconds("png", -1)
     assert file_seconds("png") == pytest.approx((before + 0.25) / 2)
+
+
+def test_real_time_of_opening_is_learned(bundles):
+    learn_load(bundles["trims"], "onnxruntime", 1, "uint8", 3.0)
+    assert remembered(bundles["trims"], "onnxruntime", 1, "uint8") is None  # nothing was measured yet
+    pace = calibrate(bundles["trims"], "onnxruntime", 1, "uint8")
+    learn_load(bundles["trims"], "onnxruntime", 1, "uint8", 3.0)
+    learned = remembered(bundles["trims"], "onnxruntime", 1, "uint8")
+    assert learned == Pace(pace.tile, pace.seconds, pytest.approx((pace.load + 3.0) / 2))

@@ -422,3 +422,68 @@ def test_large_copy_of_a_picture_keeps_what_belongs_to_it(bundles, natural):
     large = make(bundles["trims"])(picture)
     assert large.metadata is metadata
     assert large == replace(picture, pixels=large.pixels) or large.pixels.shape == (20, 24, 3)
+
+
+# Files
+
+
+def test_path_in_picture_out(bundles, natural, tmp_path):
+    from foveal import images
+
+    image = natural(20, 30)
+    Image.fromarray(image).save(tmp_path / "a.png", dpi=(300, 300))
+    upscale = make(bundles["trims"])
+    large = upscale(tmp_path / "a.png")
+    assert isinstance(large, images.Picture)
+    assert large.metadata.dpi == pytest.approx((300, 300), abs=0.1)
+    np.testing.assert_array_equal(large.pixels, upscale(image))
+    assert upscale.plan(str(tmp_path / "a.png")).width == 30
+    frames = [Image.new("RGB", (8, 6), (40 * i, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    with pytest.raises(ValueError, match=r"a\.gif: holds 3 frames; upscale_file\(source, target\) does all of them"):
+        upscale(str(tmp_path / "a.gif"))
+
+
+def test_file_is_what_the_array_would_be(bundles, natural, tmp_path):
+    image = natural(70, 50)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    upscale = make(bundles["trims"], tile=16)
+    calls = []
+    result = upscale.upscale_file(tmp_path / "a.png", tmp_path / "b.png", progress=lambda *call: calls.append(call))
+    with Image.open(tmp_path / "b.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), upscale(image))
+    assert (result.width, result.height, result.frames, result.engine) == (100, 140, 1, "onnxruntime")
+    assert calls[-1][0] == pytest.approx(result.megapixels)
+    with pytest.raises(FileExistsError, match=r"b\.png: exists already; say --overwrite"):
+        upscale.upscale_file(tmp_path / "a.png", tmp_path / "b.png")
+    upscale.upscale_file(tmp_path / "a.png", tmp_path / "b.png", overwrite=True)
+
+
+def test_failure_while_writing_is_told_and_leaves_nothing(bundles, natural, tmp_path, monkeypatch):
+    from foveal import images
+
+    Image.fromarray(natural(70, 50)).save(tmp_path / "a.png")
+
+    def full(self, block):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(images.Writer, "rows", full)
+    with pytest.raises(OSError, match="no space left"):
+        make(bundles["trims"], tile=16).upscale_file(tmp_path / "a.png", tmp_path / "b.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_failure_of_the_engine_leaves_nothing(spoil, natural, tmp_path):
+    Image.fromarray(natural(70, 50)).save(tmp_path / "a.png")
+    calls = []
+
+    def later(y, x):
+        calls.append(1)
+        if len(calls) > 2:
+            raise EngineError("gone")
+        return y
+
+    upscale, _ = spoil(later, tile=16)
+    with pytest.raises(EngineError, match="gone"):
+        upscale.upscale_file(tmp_path / "a.png", tmp_path / "b.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -60,7 +60,7 @@ def test_lossy_pictures_are_halved(tmp_path):
 
 def test_fetching_without_apt(tmp_path, monkeypatch):
     monkeypatch.setattr(debian.shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match="fetching needs apt-get .* put the .deb files into the folder"):
+    with pytest.raises(RuntimeError, match=r"fetching needs apt-get .* put the .deb files into the folder"):
         fetch(tmp_path, (PACKAGE,))
 
 

@@ -10,7 +10,16 @@ from foveal.train.recipe import Recipe
 
 
 def tiny(**changes):
-    values = {"model": "luma_sr", "scale": 2, "steps": 6, "patch": 8, "batch": 2, "warmup": 2, "every": 3, "precision": "fp32"}
+    values = {
+        "model": "luma_sr",
+        "scale": 2,
+        "steps": 6,
+        "patch": 8,
+        "batch": 2,
+        "warmup": 2,
+        "every": 3,
+        "precision": "fp32",
+    }
     return Recipe(**values | changes)
 
 
@@ -61,7 +70,7 @@ def test_other_recipe_in_the_same_folder_is_refused_and_nothing_is_lost(tmp_path
 
 def test_damaged_checkpoint(tmp_path, pictures):
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="cannot be read .* remove it to train from the beginning"):
+    with pytest.raises(CheckpointError, match=r"cannot be read .* remove it to train from the beginning"):
         fit(network(), tiny(data=str(pictures)), tmp_path)
 
 

@@ -15,7 +15,7 @@ def dihedral(image):
 
 def test_patches_are_matching_parts_of_the_pictures(pictures):
     pairs = Pairs.from_folder(pictures, 2, patch=8, fraction=1.0)
-    assert len(pairs.shapes) == 2, "the picture smaller than a patch is left out"
+    assert {int(k) for k in pairs.places[:, 0]} == {0, 1}, "the picture smaller than a patch is left out"
     low, high = pairs.batch(6, np.random.default_rng(1))
     assert low.shape == (6, 8, 8, 3)
     assert high.shape == (6, 16, 16, 3)
@@ -55,4 +55,20 @@ def test_folder_without_large_enough_pictures(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="no picture of at least 192 pixels a side among the 1 found"):
         Pairs.from_folder(tmp_path, 4, patch=48)
-    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_folder_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".foveal").touch()  # a file where the folder would be
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / "data" / "a.png")
+    monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
+    assert Pairs.from_folder(tmp_path / "data", 2, patch=8).batch(1, np.random.default_rng(0))[0].shape == (1, 8, 8, 3)
+    assert list((tmp_path / "cache").rglob("high.npy"))
+
+
+def test_failure_leaves_nothing_behind(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"b\.png"):
+        Pairs.from_folder(tmp_path, 2, patch=8)
+    assert list((tmp_path / ".foveal").iterdir()) == []

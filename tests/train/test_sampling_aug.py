@@ -10,7 +10,9 @@ def naive(error, patch, stride):
     return np.array([[error[y : y + patch, x : x + patch].sum() for x in columns] for y in rows])
 
 
-@pytest.mark.parametrize(("height", "width", "patch", "stride"), [(7, 9, 3, 1), (63, 40, 16, 4), (5, 5, 5, 2), (9, 31, 1, 7)])
+@pytest.mark.parametrize(
+    ("height", "width", "patch", "stride"), [(7, 9, 3, 1), (63, 40, 16, 4), (5, 5, 5, 2), (9, 31, 1, 7)]
+)
 def test_scores_equal_the_naive_sum(height, width, patch, stride):
     error = np.random.default_rng(0).random((height, width)).astype(np.float32)
     np.testing.assert_allclose(patch_scores(error, patch, stride=stride), naive(error, patch, stride), rtol=1e-6)

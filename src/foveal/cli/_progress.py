@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Show", "duration"]
+__all__ = ["Show", "duration", "megapixels"]
 
 _EVERY = 10.0  # seconds between two plain lines of one picture
 
@@ -37,19 +37,31 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def megapixels(value: float) -> str:
+    """Megapixels, or megapixels per second, as a number.
+
+    Args:
+        value: at least 0.
+
+    Returns:
+        "12.3", or "0.07" where one decimal would say too little.
+    """
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
 class Show:
     """Progress of a run.
 
     Args:
         pictures: how many there are to do.
-        megapixels: of all results.
+        total: megapixels of all results.
         seconds: planned, shown until there is a speed.
         quiet: say nothing.
         json: standard output is taken.
     """
 
-    def __init__(self, pictures: int, megapixels: float, seconds: float, *, quiet: bool, json: bool) -> None:
-        self._megapixels, self._planned = megapixels, seconds
+    def __init__(self, pictures: int, total: float, seconds: float, *, quiet: bool, json: bool) -> None:
+        self._all = total
         self._quiet = quiet
         self._out = sys.stderr if json else sys.stdout
         self._bars: Any = None
@@ -61,7 +73,7 @@ class Show:
         if not quiet and sys.stderr.isatty():
             self._bars = _bars()
             if pictures > 1:
-                self._total = self._bars.add_task("all", total=megapixels or 1, planned=seconds)
+                self._total = self._bars.add_task("all", total=total or 1, planned=seconds)
 
     def __enter__(self) -> Show:
         if self._bars is not None:
@@ -74,18 +86,18 @@ class Show:
         if self._bars is not None:
             self._bars.stop()
 
-    def begin(self, name: str, megapixels: float, seconds: float) -> None:
+    def begin(self, name: str, total: float, seconds: float) -> None:
         """A picture is begun.
 
         Args:
             name: shown.
-            megapixels: of its result.
+            total: megapixels of its result.
             seconds: planned.
         """
         self._name = name
         self._file_start = self._said = time.monotonic()
         if self._bars is not None:
-            self._file = self._bars.add_task(name, total=megapixels or 1, planned=seconds)
+            self._file = self._bars.add_task(name, total=total or 1, planned=seconds)
 
     def step(self, done: float, total: float, region: tuple[int, int, int, int]) -> None:
         """A part of the picture is done.
@@ -107,17 +119,19 @@ class Show:
         self._said = now
         speed = done / (now - self._file_start)
         left = duration((total - done) / speed)
-        rest = self._megapixels - self._finished - done
+        rest = self._all - self._finished - done
         whole = f", {duration(rest / speed)} for all" if rest > total - done + 1e-6 else ""
-        self.line(f"{self._name}: {done:.1f} of {total:.1f} MP, {speed:.1f} MP/s, {left} left{whole}")
+        self.line(
+            f"{self._name}: {megapixels(done)} of {megapixels(total)} MP, {megapixels(speed)} MP/s, {left} left{whole}"
+        )
 
-    def end(self, megapixels: float) -> None:
+    def end(self, total: float) -> None:
         """The picture is finished, or failed.
 
         Args:
-            megapixels: of its result.
+            total: megapixels of its result.
         """
-        self._finished += megapixels
+        self._finished += total
         if self._bars is not None and self._file is not None:
             self._bars.remove_task(self._file)
             self._file = None
@@ -159,10 +173,11 @@ def _bars() -> Any:
 
         def render(self, task: Task) -> Text:
             elapsed = task.elapsed or 0.0
-            text = f"{task.completed:.1f}/{task.total or 0:.1f} MP"
+            text = f"{megapixels(task.completed)}/{megapixels(task.total or 0)} MP"
             if task.completed > 0 and elapsed > 0:
                 speed = task.completed / elapsed
-                return Text(f"{text}  {speed:.1f} MP/s  {duration(((task.total or 0) - task.completed) / speed)} left")
+                left = duration(((task.total or 0) - task.completed) / speed)
+                return Text(f"{text}  {megapixels(speed)} MP/s  {left} left")
             return Text(f"{text}  about {duration(task.fields['planned'])}")
 
     return Progress(

@@ -32,7 +32,20 @@ def doctor(
 
     Example:
         $ foveal doctor
-        TRANSCRIPT
+        foveal 0.1.0, Python 3.11.7, Linux-6.18-x86_64-with-glibc2.36
+        processor  Intel(R) Xeon(R) Processor @ 2.50GHz; sse4_2 avx avx2 fma f16c avx512f avx512_vnni
+        threads    2
+        cache      /home/me/.cache/foveal
+        packages   numpy 2.4.6, pillow 13.0.0, pyvips 3.2.0, libvips 8.18.7, typer 0.29.2, rich 15.0.0
+        bundles    fast_x2, balanced_x2, fast_x3, balanced_x3, fast_x4, balanced_x4
+        engines
+          onnxruntime  works 1.31.1
+          openvino     does not work: openvino not installed; pip install 'foveal[openvino]'
+          torch        does not work: torch and onnx not installed; pip install 'foveal[torch]'
+        formats
+          png          works
+          jpeg         works
+          ...
     """
     report = _examine()
     if json:

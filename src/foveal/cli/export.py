@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,10 +28,10 @@ def export(
 ) -> None:
     """Export a network to a bundle: ONNX with free height and width, checked against torch, timed beside it.
 
-        $ foveal export runs/fast_x4 -o bundles/fast_x4 --quality fast
-        bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
-        parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
-        1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
+    $ foveal export runs/fast_x4 -o bundles/fast_x4 --quality fast
+    bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
+    parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
+    1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
     """
     from foveal.export.bundle import export_bundle
     from foveal.export.onnx import ExportError
@@ -101,6 +102,6 @@ def _times(model: Any, result: Exported) -> dict[str, float]:
         times = {"torch": latency(lambda: model(tensor[..., :256, :256]), threads=2).median * 1e3}
     for engine in available():
         if engine != "torch":
-            run = create(engine, file, threads=2).run
-            times[engine] = latency(lambda run=run: run(x), threads=2).median * 1e3
+            run = partial(create(engine, file, threads=2).run, x)
+            times[engine] = latency(run, threads=2).median * 1e3
     return times

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from foveal.train.fit import Progress
 
 
 def train(
@@ -34,7 +40,7 @@ def train(
     import torch
 
     from foveal.models import create_model
-    from foveal.train.fit import CheckpointError, Progress, fit
+    from foveal.train.fit import CheckpointError, fit
     from foveal.train.recipe import Recipe, RecipeError
 
     try:
@@ -49,7 +55,7 @@ def train(
         if not quiet:
             where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
             print(f"{plan.model} ×{plan.scale} · {plan.steps} steps · {where} · {place}", flush=True)
-        fit(model, plan, place, device=device, report=None if quiet else _reporter(Progress))
+        fit(model, plan, place, device=device, report=None if quiet else _reporter())
     except (RecipeError, CheckpointError, ValueError, FileNotFoundError) as error:
         typer.echo(f"foveal train: {error}", err=True)
         raise typer.Exit(2) from None
@@ -60,15 +66,12 @@ def train(
         print(f"done: {place / 'model.safetensors'}\nnext: foveal export {place} -o bundles/{place.name}")
 
 
-def _reporter(progress_type: type) -> object:
+def _reporter() -> Callable[[Progress], None]:
     """A bar on a terminal, a line at every checkpoint in a pipe."""
-    import sys
-
     terminal = sys.stderr.isatty()
     last = [0]
 
-    def report(progress: progress_type) -> None:  # type: ignore[valid-type]
-        p = progress
+    def report(p: Progress) -> None:
         quality = "" if p.psnr is None else f" · {p.psnr:.2f} dB"
         minutes = f"{p.left / 60:.0f} min left" if p.left >= 90 else f"{p.left:.0f} s left"
         text = f"step {p.step}/{p.steps} · loss {p.loss:.5f}{quality} · {p.rate:.1f} steps/s · {minutes}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,8 +124,9 @@ def upscale(
         typer.Exit: with the exit code.
 
     Example:
-        $ foveal upscale butterfly.png -o large.png
-        TRANSCRIPT
+        $ foveal upscale photo.png -o large.png
+        1 picture, 3.8 MP with balanced_x4, openvino, 2 threads: about 2.1 s
+        photo.png → large.png: 2000×1920, 3.8 MP in 2.8 s (1.4 MP/s)
     """
     from foveal.runtime.batch import find_jobs
     from foveal.runtime.engines import EngineError
@@ -280,14 +282,14 @@ class _Run:
         self._say(self._sum())
 
     def _sum(self) -> str:
-        from foveal.cli._progress import duration
+        from foveal.cli._progress import duration, megapixels
 
         count = len(self._plans)
         threads = self.upscaler.threads
         skipped = f", {self.count('skipped')} skipped" if self.count("skipped") else ""
         return (
-            f"{count} picture{'' if count == 1 else 's'}, {self._megapixels:.1f} MP with {self.upscaler.card.name}, "
-            f"{self.upscaler.engine()}, {threads} thread{'' if threads == 1 else 's'}: "
+            f"{count} picture{'' if count == 1 else 's'}, {megapixels(self._megapixels)} MP "
+            f"with {self.upscaler.card.name}, {self.upscaler.engine()}, {threads} thread{'' if threads == 1 else 's'}: "
             f"about {duration(self._seconds)}{skipped}"
         )
 
@@ -302,12 +304,15 @@ class _Run:
         return once + sum(plan.seconds - plan.start for _, plan in self._plans)
 
     def work(self) -> None:
-        from foveal.cli._progress import Show, duration
+        from foveal.cli._progress import Show, duration, megapixels
+        from foveal.runtime.engines import EngineError
 
         if self._plans or not self.files:
             self._say(self._sum())
         elif self.count("skipped"):
             self._say(f"nothing to do: {self.count('skipped')} done already")
+        with suppress(EngineError):  # it will come again with the picture it stops
+            self.upscaler.prepare()
         start, done = time.monotonic(), 0.0
         with Show(
             len(self._plans), self._megapixels, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json
@@ -321,11 +326,12 @@ class _Run:
         if self.count("done") > 1:
             seconds = time.monotonic() - start
             self._say(
-                f"{self.count('done')} pictures, {done:.1f} MP in {duration(seconds)} ({done / seconds:.1f} MP/s)"
+                f"{self.count('done')} pictures, {megapixels(done)} MP in {duration(seconds)} "
+                f"({megapixels(done / seconds)} MP/s)"
             )
 
     def _one(self, job: Job, show: Show) -> bool:
-        from foveal.cli._progress import duration
+        from foveal.cli._progress import duration, megapixels
         from foveal.images import PictureError
         from foveal.runtime.engines import EngineError
 
@@ -353,8 +359,8 @@ class _Run:
         self._note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")})
         frames = f", {result.frames} frames" if result.frames > 1 else ""
         show.line(
-            f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {result.megapixels:.1f} MP in "
-            f"{duration(result.seconds)} ({result.megapixels / max(result.seconds, 1e-9):.1f} MP/s)"
+            f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
+            f"in {duration(result.seconds)} ({megapixels(result.megapixels / max(result.seconds, 1e-9))} MP/s)"
         )
         return True
 

@@ -1,0 +1,1 @@
+"""A trained network to ONNX and to a bundle, with a parity report."""

@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -67,14 +67,14 @@ def deployed(model: nn.Module) -> tuple[nn.Module, int, bool]:
     Returns:
         The module, the radius of its receptive field in input pixels, and whether it trims that margin itself.
     """
-    model = model.eval()
-    if hasattr(model, "plain"):
-        return model.plain().eval(), int(model.margin), True
+    network: Any = model.eval()
+    if hasattr(network, "plain"):
+        return network.plain().eval(), int(network.margin), True
     for name in ("collapse", "fold"):
-        if hasattr(model, name):
-            model = getattr(model, name)().eval()
-    known = getattr(model, "margin", None)
-    return model, receptive_radius(model) if known is None else int(known), False
+        if hasattr(network, name):
+            network = getattr(network, name)().eval()
+    known = getattr(network, "margin", None)
+    return network, receptive_radius(network) if known is None else int(known), False
 
 
 def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = 128, multiple: int = 1) -> int:
@@ -132,7 +132,7 @@ def to_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=["upscaled"],
-                dynamic_shapes=[{k: torch.export.Dim.DYNAMIC for k in names}],
+                dynamic_shapes=[dict.fromkeys(names, torch.export.Dim.DYNAMIC)],
             )
     except Exception as error:
         raise ExportError(f"torch cannot export {type(model).__name__}: {error}") from error
@@ -179,7 +179,9 @@ def parity(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...]], *, t
         largest = float(np.abs(got - expected).max())
         found.append(Parity(shape, largest, largest / float(np.abs(expected).max())))
         if not found[-1].relative <= tolerance:
-            raise ExportError(f"{path.name}: differs from torch by {found[-1].relative:.1e} at {shape}, above {tolerance}")
+            raise ExportError(
+                f"{path.name}: differs from torch by {found[-1].relative:.1e} at {shape}, above {tolerance}"
+            )
     return found
 
 
@@ -212,8 +214,8 @@ def eight_bit(source: Path, target: Path) -> bool:
     graph.node.remove(last)
     graph.initializer.extend(
         [
-            numpy_helper.from_array(np.float32(1 / 255), "level"),
-            numpy_helper.from_array(np.uint8(0), "zero"),
+            numpy_helper.from_array(np.array(1 / 255, np.float32), "level"),
+            numpy_helper.from_array(np.array(0, np.uint8), "zero"),
         ]
     )
     inputs = [

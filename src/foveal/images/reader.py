@@ -161,7 +161,8 @@ class _Opened:
             # Many GIF writers reserve a transparent colour that no pixel uses.
             pixels = np.ascontiguousarray(pixels[..., :3])
             info = _replace(info, channels=3)
-        return Reading(self.path, info, metadata, _Still(pixels), self.turn)
+        # Turned once, here, so that the picture as stored can be let go.
+        return Reading(self.path, info, metadata, _Still(_upright(pixels, self.turn)), 1)
 
 
 def _replace(instance: Any, **changes: Any) -> Any:

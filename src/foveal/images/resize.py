@@ -12,7 +12,7 @@ Set14 and BSD100, which it reproduces exactly.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def imresize(
         if min(size) < 1:
             raise ValueError(f"size must be at least 1 by 1, got {size}")
         scales = (size[0] / height, size[1] / width)
-    x = image.astype(dtype)
+    x: NDArray[Any] = image.astype(dtype)
     # MATLAB resizes the dimension that shrinks most first (with equal scales, the rows) and keeps the picture's class
     # in between, so an integer picture is rounded and clipped after each of the two passes.
     for axis in sorted((0, 1), key=lambda a: scales[a]):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Writer", "write"]
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 95, "avif": 90}
 GIGABYTES_4 = 1 << 32
 

@@ -81,6 +81,19 @@ class Network:
         """
         return "uint8" if dtype == np.uint8 and "uint8" in self.card.files else "float"
 
+    def prepare(self, kind: str) -> Engine:
+        """Open a file, if it is not open.
+
+        Args:
+            kind: "uint8" or "float".
+
+        Returns:
+            The engine that runs it.
+        """
+        if kind not in self._engines:
+            self._engines[kind] = self._open(kind)
+        return self._engines[kind]
+
     def run(self, kind: str, x: NDArray) -> NDArray:
         """Compute the network once and look at what it made.
 
@@ -95,9 +108,7 @@ class Network:
             EngineError: the output is not of the size the card promises, holds something that is no number, or is black
                 where the input is bright.
         """
-        if kind not in self._engines:
-            self._engines[kind] = self._open(kind)
-        engine = self._engines[kind]
+        engine = self.prepare(kind)
         start = time.perf_counter()
         y = engine.run(x)
         self.seconds += time.perf_counter() - start

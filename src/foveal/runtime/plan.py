@@ -33,7 +33,20 @@ if TYPE_CHECKING:
     from foveal.runtime.bundle import Bundle, Card
     from foveal.runtime.tiles import Grid
 
-__all__ = ["Cache", "Pace", "Plan", "cache_folder", "calibrate", "make_plan", "memory", "pick_engine", "remembered"]
+__all__ = [
+    "Cache",
+    "Pace",
+    "Plan",
+    "cache_folder",
+    "calibrate",
+    "file_seconds",
+    "learn_file_seconds",
+    "learn_load",
+    "make_plan",
+    "memory",
+    "pick_engine",
+    "remembered",
+]
 
 # Sides of tile that are tried, in input pixels.
 _TRIED = (128, 256, 384)
@@ -220,6 +233,23 @@ def calibrate(bundle: Bundle, engine: str, threads: int, kind: str, cache: Cache
     return pace
 
 
+def learn_load(bundle: Bundle, engine: str, threads: int, kind: str, seconds: float) -> None:
+    """Remember how long opening an engine really took: a calibration may find its library already loaded.
+
+    Args:
+        bundle: that was opened.
+        engine: name of the engine.
+        threads: processor threads.
+        kind: "float" or "uint8".
+        seconds: it took.
+    """
+    known = remembered(bundle, engine, threads, kind)
+    if known is not None:
+        load = (known.load + max(seconds, 1e-6)) / 2
+        value = {"tile": known.tile, "seconds": known.seconds, "load": load}
+        Cache().put(_key(bundle, engine, threads, kind), value)
+
+
 def pick_engine(wanted: str, bundle: Bundle, threads: int, kind: str, cache: Cache | None = None) -> tuple[str, str]:
     """The engine to use.
 
@@ -329,8 +359,9 @@ class Plan:
         tiles = "1 tile" if self.tiles == 1 else f"{self.tiles} tiles"
         return (
             f"{self.width}×{self.height} → {self.width * self.scale}×{self.height * self.scale}{frames}, "
-            f"{self.megapixels:.1f} MP; {self.bundle} with {self.engine}, {self.threads} "
-            f"thread{'s' if self.threads > 1 else ''}; {tiles} of {self.tile[0]}×{self.tile[1]} + {self.margin}; "
+            f"{self.megapixels:.{1 if self.megapixels >= 1 else 2}f} MP; "
+            f"{self.bundle} with {self.engine}, {self.threads} thread{'s' if self.threads > 1 else ''}; "
+            f"{tiles} of {self.tile[0]}×{self.tile[1]} + {self.margin}; "
             f"about {self.memory / 1e6:.0f} MB and {self.seconds:.2g} s"
         )
 

@@ -27,6 +27,7 @@ from foveal.runtime.plan import (
     Plan,
     calibrate,
     learn_file_seconds,
+    learn_load,
     make_plan,
     pick_engine,
     remembered,
@@ -158,8 +159,16 @@ class Upscaler:
         return self._engines[kind]
 
     def _open(self, kind: str) -> Any:
-        path = self.bundle.file(kind)
-        return create(self.engine(kind), path, self.threads, exact=kind == "float")
+        path, name = self.bundle.file(kind), self.engine(kind)
+        start = time.perf_counter()
+        opened = create(name, path, self.threads, exact=kind == "float")
+        learn_load(self.bundle, name, self.threads, kind, time.perf_counter() - start)
+        return opened
+
+    def prepare(self) -> None:
+        """Open now what the pictures planned so far will need, so that the first is not kept waiting."""
+        for kind in self._paces:
+            self._network.prepare(kind)
 
     def _pace(self, kind: str, *, measure: bool) -> Pace | None:
         if kind not in self._paces:

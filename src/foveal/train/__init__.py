@@ -1,0 +1,1 @@
+"""Training: pictures, the fit loop, optimisers, recipes."""

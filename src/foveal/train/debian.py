@@ -52,7 +52,12 @@ SAMPLES = ("friends_by_", "Bridge_by_", "greentock_by_", "seeding_by_")
 PACKAGES = (
     Package("lomiri-wallpapers-16.04", "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0", skip=SAMPLES),
     Package("lomiri-wallpapers-20.04", "CC-BY-4.0, CC-BY-SA-4.0", skip=SAMPLES),
-    Package("libjxl-testdata", "BSD-3-Clause, CC0-1.0, Apache-2.0", least=0.15, skip=("flower.png.im", "flower_", "P3-", "R2020-", "rgb-to")),
+    Package(
+        "libjxl-testdata",
+        "BSD-3-Clause, CC0-1.0, Apache-2.0",
+        least=0.15,
+        skip=("flower.png.im", "flower_", "P3-", "R2020-", "rgb-to"),
+    ),
     Package("plasma-workspace-wallpapers", "GPL-2+ (KDE Visual Design Group and contributors)"),
     Package("mate-backgrounds", "GPL-2+, CC-BY-SA-4.0"),
     Package("ukui-wallpapers", "CC-BY-SA-3.0"),
@@ -68,7 +73,10 @@ LOSSY = {".jpg", ".jpeg", ".webp"}
 LARGEST = 4.2  # megapixels: a larger picture is halved until it is below, its detail is then dense
 FLAT = 3.0  # mean squared error of bicubic at ×2, in levels², under which a picture is dropped
 # What such names hold is no picture to learn from: data for shading, or one photograph in another encoding.
-OFTEN = "normal", "_nm.", "_n.", "_s.", "_gloss", "heightmap", "lightmap", "_spec", "screenshot", "alpha", "mask", "_709_", "_2020_", "_acescg", "grayscale"
+OFTEN = (
+    *("normal", "_nm.", "_n.", "_s.", "_gloss", "heightmap", "lightmap", "_spec", "screenshot", "alpha", "mask"),
+    *("_709_", "_2020_", "_acescg", "grayscale"),
+)
 
 
 def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print) -> list[Path]:
@@ -130,12 +138,10 @@ def _pictures(root: Path, package: Package) -> Iterator[Path]:
 def _load(path: Path) -> np.ndarray | None:
     """The picture as a training target (H, W, 3) uint8, or None when it holds too little detail."""
     with Image.open(path) as picture:
-        if picture.mode in ("RGBA", "LA", "P", "PA"):
-            rgba = picture.convert("RGBA")
-            if np.asarray(rgba)[..., 3].min() < 250:
-                return None
-            picture = rgba  # noqa: PLW2901
-        image = np.asarray(picture.convert("RGB"))
+        seen = picture.convert("RGBA" if picture.mode in ("RGBA", "LA", "P", "PA") else "RGB")
+    if seen.mode == "RGBA" and np.asarray(seen)[..., 3].min() < 250:
+        return None
+    image = np.asarray(seen.convert("RGB"))
     if path.suffix.lower() in LOSSY:
         image = imresize(image, 0.5, dtype=np.float32)
     while image.shape[0] * image.shape[1] > LARGEST * 1e6:
@@ -147,9 +153,7 @@ def _load(path: Path) -> np.ndarray | None:
     return None if np.square(image.astype(np.float32) - back).mean() < FLAT else image
 
 
-def prepare(
-    out: Path, debs: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print
-) -> int:
+def prepare(out: Path, debs: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print) -> int:
     """Unpack the archives and write the training pictures with their sources.
 
     Args:

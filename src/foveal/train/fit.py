@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -29,12 +28,13 @@ from foveal.train.muon import Muon
 from foveal.train.pairs import Pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from foveal.train.recipe import Recipe
 
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
-
 
 
 def _luma_l2(out: Tensor, target: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def fit(
     # Adam's second moments begin as denormal numbers, which a CPU handles a hundred times slower.
     torch.set_flush_denormal(True)
     _keep_memory()
-    model.to(place, memory_format=torch.channels_last).train()
+    model.to(place).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     pairs = Pairs.from_folder(Path(recipe.data), recipe.scale, patch=recipe.patch, fraction=recipe.fraction)
     optimizers = _optimizers(model, recipe)
     peaks = [group["lr"] for o in optimizers for group in o.param_groups]
@@ -312,7 +312,9 @@ def _resume(
     for name, value in asdict(recipe).items():
         if name not in free and state["recipe"].get(name) != value:
             was = state["recipe"].get(name)
-            raise CheckpointError(f"{path} was made with {name} = {was!r}, the recipe says {value!r}; use another folder")
+            raise CheckpointError(
+                f"{path} was made with {name} = {was!r}, the recipe says {value!r}; use another folder"
+            )
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

@@ -8,7 +8,9 @@ alone, which is what makes a resumed training equal to one that was never stoppe
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from foveal.images.resize import imresize
+from foveal.runtime.plan import cache_folder
 from foveal.train.sampling_aug import informative, patch_scores
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pairs"]
 
+ARRAYS = ("high", "low", "error", "shapes")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -35,7 +39,7 @@ def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8],
     low = imresize(high, 1 / scale, dtype=np.float32)
     back = imresize(low, scale, dtype=np.float32)
     error = np.square((high.astype(np.float32) - back).mean(axis=2))
-    return high, low, error.reshape(low.shape[0], scale, low.shape[1], scale).mean(axis=(1, 3))
+    return high, low, error.reshape(low.shape[0], scale, low.shape[1], scale).mean(axis=(1, 3), dtype=np.float32)
 
 
 @dataclass
@@ -43,8 +47,8 @@ class Pairs:
     """Pictures with their reduced versions, and where in them to look.
 
     Args:
-        high: all high-resolution pixels end to end, (n, 3) uint8.
-        low: all low-resolution pixels end to end, (n / s², 3) uint8.
+        high: all high-resolution pixels end to end, (n·s², 3) uint8.
+        low: all low-resolution pixels end to end, (n, 3) uint8.
         shapes: rows and columns of each low-resolution picture, (pictures, 2).
         places: picture, row and column of every patch that may be drawn, (places, 3).
         scale: s.
@@ -62,10 +66,11 @@ class Pairs:
         self._starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))])
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, scale: int, *, patch: int = 48, fraction: float = 0.5, stride: int = 4
-    ) -> Pairs:
+    def from_folder(cls, folder: Path, scale: int, *, patch: int = 48, fraction: float = 0.5, stride: int = 4) -> Pairs:
         """Read every picture below `folder`, or what an earlier call kept of them.
+
+        The pixels are kept in `.foveal` in that folder, or in foveal's cache folder where that cannot be written, once
+        for each scale.
 
         Args:
             folder: pictures in any depth.
@@ -84,18 +89,15 @@ class Pairs:
         if not paths:
             raise ValueError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
         stamp = [(str(p.relative_to(folder)), p.stat().st_size) for p in paths]
-        key = hashlib.sha256(repr((scale, patch, fraction, stride, stamp)).encode()).hexdigest()[:16]
-        cache = Path(folder) / ".foveal"
-        names = {n: cache / f"{key}.{n}.npy" for n in ("high", "low", "shapes", "places")}
-        if not all(p.exists() for p in names.values()):
-            cache.mkdir(exist_ok=True)
-            try:
-                _write(names, paths, scale, patch, fraction, stride)
-            finally:
-                for part in cache.glob(f"{key}.*.part"):
-                    part.unlink()
-        arrays = {n: np.load(p, mmap_mode="r") for n, p in names.items()}
-        return cls(**arrays, scale=scale, patch=patch)
+        key = hashlib.sha256(repr((scale, stamp)).encode()).hexdigest()[:16]
+        kept = _place(Path(folder)) / key
+        if not kept.exists():
+            _write(kept, paths, scale)
+        high, low, error, shapes = (np.load(kept / f"{n}.npy", mmap_mode="r") for n in ARRAYS)
+        places = _places(error, shapes, patch, fraction, stride)
+        if not len(places):
+            raise ValueError(f"no picture of at least {patch * scale} pixels a side among the {len(paths)} found")
+        return cls(high, low, np.asarray(shapes), places, scale, patch)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Draw patches, each turned and mirrored at random.
@@ -123,23 +125,51 @@ class Pairs:
         return low, high
 
 
-def _write(names: dict[str, Path], paths: list[Path], scale: int, patch: int, fraction: float, stride: int) -> None:
-    shapes, places = [], []
-    parts = {n: names[n].with_suffix(".part") for n in ("high", "low")}
-    with parts["high"].open("wb") as high_file, parts["low"].open("wb") as low_file, ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(paths), 16):  # bounded: a picture is a few megabytes, a set can be many thousands
-            for high, low, error in pool.map(lambda p: _pair(p, scale), paths[start : start + 16]):
-                if min(low.shape[:2]) < patch:
-                    continue
-                best = informative(patch_scores(error, patch, stride=stride), fraction) * stride
-                places.append(np.column_stack([np.full(len(best), len(shapes)), best]).astype(np.int32))
-                shapes.append(low.shape[:2])
-                high_file.write(high.tobytes())
-                low_file.write(low.tobytes())
-    if not shapes:
-        raise ValueError(f"no picture of at least {patch * scale} pixels a side among the {len(paths)} found")
-    np.save(names["shapes"], np.array(shapes, np.int64))
-    np.save(names["places"], np.concatenate(places))
-    for n, part in parts.items():
-        flat = np.memmap(part, np.uint8, "r").reshape(-1, 3)
-        np.save(names[n], flat)
+def _place(folder: Path) -> Path:
+    """Where the pixels are kept: beside the pictures if that can be written, else in the cache folder."""
+    place = folder / ".foveal"
+    try:
+        place.mkdir(exist_ok=True)
+        (place / ".try").touch()
+        (place / ".try").unlink()
+    except OSError:
+        place = cache_folder() / "pairs"
+        place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _write(kept: Path, paths: list[Path], scale: int) -> None:
+    """Decode and reduce every picture; the folder gets its name when it is whole."""
+    shapes = []
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        part = Path(folder)
+        with ExitStack() as stack:
+            files = [stack.enter_context((part / n).open("wb")) for n in ARRAYS[:3]]
+            pool = stack.enter_context(ThreadPoolExecutor(2))
+            # Sixteen at a time, so that memory is bounded: a picture is megabytes, a set can be many thousands.
+            for start in range(0, len(paths), 16):
+                for high, low, error in pool.map(lambda p: _pair(p, scale), paths[start : start + 16]):
+                    shapes.append(low.shape[:2])
+                    files[0].write(high.tobytes())
+                    files[1].write(low.tobytes())
+                    files[2].write(error.tobytes())
+        whole = part / "whole"
+        whole.mkdir()
+        for name, dtype, columns in (("high", np.uint8, (3,)), ("low", np.uint8, (3,)), ("error", np.float32, ())):
+            np.save(whole / f"{name}.npy", np.memmap(part / name, dtype, "r").reshape(-1, *columns))
+        np.save(whole / "shapes.npy", np.array(shapes, np.int64))
+        whole.replace(kept)
+
+
+def _places(
+    error: NDArray[np.float32], shapes: NDArray[np.int64], patch: int, fraction: float, stride: int
+) -> NDArray[np.int32]:
+    places = [np.empty((0, 3), np.int32)]
+    start = 0
+    for k, (rows, columns) in enumerate(shapes):
+        if min(rows, columns) >= patch:
+            scores = patch_scores(error[start : start + rows * columns].reshape(rows, columns), patch, stride=stride)
+            best = informative(scores, fraction) * stride
+            places.append(np.column_stack([np.full(len(best), k), best]).astype(np.int32))
+        start += rows * columns
+    return np.concatenate(places)

@@ -106,7 +106,7 @@ class Recipe:
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(table) - set(known)):
             raise RecipeError(f"{path}: unknown key {unknown[0]!r}; keys are {', '.join(known)}")
-        kinds = {"str": str, "int": int, "float": (int, float), "dict[str, Any]": dict}
+        kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, Any]": dict}
         for name, value in table.items():
             if not isinstance(value, kinds[str(known[name].type)]) or isinstance(value, bool):
                 raise RecipeError(f"{path}: {name} must be of type {known[name].type}, got {value!r}")

@@ -16,6 +16,8 @@ QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,6 +46,15 @@ def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
     return (weight / weight.sum((1, 2), keepdim=True)).float()
 
 
+def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A convolution without padding that holds these weights."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], bias=bias is not None)
+    conv.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv
+
+
 class _Plain(nn.Module):
     """LumaSR collapsed to plain convolutions without padding: (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W)."""
 
@@ -68,7 +79,7 @@ class LumaSR(nn.Module):
         scale: s, 2 to 4.
         channels: C, width of every hidden layer; a multiple of 16 fills the vector registers.
         depth: 3×3 convolutions between the first and the last.
-        expand: training-time width of a collapsible convolution; 0 trains plain kernels.
+        expand: training-time width of a collapsible convolution.
         base_kernel: side of the linear colour upsampler, odd.
 
     Raises:
@@ -88,6 +99,7 @@ class LumaSR(nn.Module):
         self.body = nn.ModuleList(
             CollapsibleConv2d(channels, channels, 3, expand=expand, residual=True) for _ in range(depth)
         )
+        self.unit: Tensor
         self.slope = nn.Parameter(torch.full((depth + 1,), 0.1))
         self.tail = nn.Conv2d(channels, scale * scale, 3, padding=1, bias=False)
         nn.init.normal_(self.tail.weight, std=1e-3)
@@ -103,16 +115,20 @@ class LumaSR(nn.Module):
         """Radius of the receptive field in input pixels, r."""
         return len(self.body) + 2
 
-    def _kernels(self) -> tuple[Tensor, Tensor]:
-        """First and base kernels with their sums set: 0 for the first, the identity for the base."""
+    def _kernels(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Kernels and biases of the hidden layers, and the base's kernel.
+
+        The first kernel's sums are set to 0, those of the base to the identity.
+        """
+        body = cast("list[CollapsibleConv2d]", list(self.body))
+        assert self.head.bias is not None
         head = self.head.weight - self.head.weight.mean((2, 3), keepdim=True)
         base = self.base + (self.unit - self.base.sum((2, 3), keepdim=True)) / self.base[0, 0].numel()
-        return head, base
+        biases = [cast("Tensor", conv.bias) for conv in body]
+        return [head, *(conv.weight() for conv in body)], [self.head.bias, *biases], base
 
     def forward(self, x: Tensor) -> Tensor:
-        head, base = self._kernels()
-        weights = [head, *(conv.weight() for conv in self.body)]
-        biases = [self.head.bias, *(conv.bias for conv in self.body)]
+        weights, biases, base = self._kernels()
         features, flat = x, torch.zeros_like(x[:1, :, :1, :1]).flatten(1)
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             slope = self.slope[i]
@@ -133,24 +149,16 @@ class LumaSR(nn.Module):
             A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = `margin`: give it the picture with its edge
             repeated r pixels outward, or a tile with r pixels of its surroundings.
         """
-        head, base = self._kernels()
+        weights, biases, base = self._kernels()
         layers: list[nn.Module] = []
-        flat = head.new_zeros(1, 3)
-        biases = [self.head.bias, *(conv.bias for conv in self.body)]
-        for i, weight in enumerate([head, *(conv.weight() for conv in self.body)]):
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3)
-            conv.weight.copy_(weight)
-            conv.bias.copy_(biases[i])
-            layers += [conv, nn.LeakyReLU(float(self.slope[i]))]
-            flat = F.leaky_relu(F.linear(flat, weight.sum((2, 3)), biases[i]), float(self.slope[i]))
-        tail = nn.Conv2d(self.tail.in_channels, self.tail.out_channels, 3)
-        tail.weight.copy_(self.tail.weight)
-        tail.bias.copy_(-F.linear(flat, self.tail.weight.sum((2, 3))).flatten())
-        upsampler = nn.Conv2d(3, base.shape[0], base.shape[-1], bias=False)
-        upsampler.weight.copy_(base)
-        spread = nn.Conv2d(self.scale**2, 3 * self.scale**2, 1, bias=False)
-        spread.weight.copy_(torch.eye(self.scale**2).repeat(3, 1)[..., None, None])
-        return _Plain([*layers, tail], upsampler, spread, self.margin, self.scale).to(head).eval()
+        flat = base.new_zeros(1, 3)
+        for weight, bias, slope in zip(weights, biases, self.slope.tolist(), strict=True):
+            layers += [_conv(weight, bias), nn.LeakyReLU(slope)]
+            flat = F.leaky_relu(F.linear(flat, weight.sum((2, 3)), bias), slope)
+        silence = F.linear(flat, self.tail.weight.sum((2, 3))).flatten()
+        layers.append(_conv(self.tail.weight, -silence))
+        spread = torch.eye(self.scale**2).repeat(3, 1)[..., None, None].to(base)
+        return _Plain(layers, _conv(base), _conv(spread), self.margin, self.scale).eval()
 
 
 def luma_sr_fast(

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from foveal.cli import doctor as module
+from foveal.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", *arguments])
+    return end.value.code, capsys.readouterr().out
+
+
+def test_report_names_what_works_and_why_the_rest_does_not(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("foveal.runtime.engines.why_not", lambda name: f"{name} is away" if name == "torch" else "")
+    code, out = run(capsys, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["engines"]["onnxruntime"]["works"] is True
+    assert report["engines"]["torch"] == {"works": False, "why": "torch is away"}
+    assert all(entry["works"] for entry in report["formats"].values())
+    assert {"png", "jpeg", "webp", "tiff", "avif", "gif", "bmp"} <= report["formats"].keys()
+    assert report["cache"] == {"folder": str(tmp_path / "cache"), "writable": True}
+    monkeypatch.setattr(module, "_examine", lambda: report)
+    out = run(capsys)[1]
+    assert "torch        does not work: torch is away" in out
+    assert "onnxruntime  works" in out
+
+
+def test_machine_that_cannot_upscale_gives_1(capsys, monkeypatch):
+    dead = {"works": False, "why": "broken"}
+    report = {
+        **dict.fromkeys(("foveal", "python", "system", "processor", "threads"), ""),
+        "features": [],
+        "cache": {"folder": "/x", "writable": False},
+        "packages": {"numpy": ""},
+        "engines": {"onnxruntime": dead},
+        "formats": {"png": {"works": True}},
+        "bundles": [],
+        "problems": ["no bundle is installed; install foveal again"],
+    }
+    monkeypatch.setattr(module, "_examine", lambda: report)
+    code, out = run(capsys)
+    assert code == 1
+    assert "/x (cannot be written)" in out
+    assert "numpy missing" in out
+    assert "problem: no bundle is installed; install foveal again" in out
