@@ -1,0 +1,1 @@
+"""One file per command; `main` lists them and loads the one that is called."""

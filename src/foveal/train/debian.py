@@ -51,7 +51,7 @@ SAMPLES = ("friends_by_", "Bridge_by_", "greentock_by_", "seeding_by_")
 
 PACKAGES = (
     Package("lomiri-wallpapers-16.04", "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0", skip=SAMPLES),
-    Package("lomiri-wallpapers-20.04", "CC-BY-4.0, CC-BY-SA-4.0", skip=SAMPLES),
+    Package("lomiri-wallpapers-20.04", "CC-BY-SA-3.0", skip=SAMPLES),
     Package(
         "libjxl-testdata",
         "BSD-3-Clause, CC0-1.0, Apache-2.0",
