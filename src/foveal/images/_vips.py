@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["blob", "reason", "set_blob", "vips"]
 
 
 @cache
 def vips() -> Any:
-    """The module `pyvips`, with its cache of operations off.
+    """The module `pyvips`, with its cache of operations off and its log silent.
 
     libvips remembers recent loads by file name: a file replaced within one run would be read from memory, and decoded
     pictures would stay there.
 
+    pyvips hands the warnings of libvips to Python's logging, by a call from whichever of libvips' threads has one.
+    Python may collect garbage during such a call and let go of objects of libvips that belong to another thread, which
+    ends the process. What matters in warnings reaches us as errors, so libvips drops them itself.
+
     Returns:
         The module.
     """
+    if "pyvips" not in sys.modules:  # else somebody else has set up logging, and it is theirs
+        with _environment("VIPS_WARNING", "0"):
+            import pyvips
+
+            pyvips._remove_log_handler()
     import pyvips
 
     pyvips.cache_set_max(0)
     return pyvips
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for a moment."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def reason(error: Exception) -> str:

@@ -201,20 +201,15 @@ class _Roll:
     format: str
     metadata: Metadata
     info: Info
-    region: Any = None
+    roll: Any = None
     next: int = 0
 
     def frame(self, index: int) -> NDArray[Any]:
         wide, high = self.info.width, self.info.height
-        try:
-            if self.region is None or index < self.next:
-                self.region = vips().Region.new(_convert(self.path, _header(self.path, self.format, n=-1)))
-            self.next = index + 1
-            data = self.region.fetch(0, index * high, wide, high)
-        except vips().Error as error:
-            self.region = None
-            raise _damaged(self.path, reason(error)) from error
-        return np.frombuffer(data, np.uint8).reshape(high, wide, -1)
+        if self.roll is None or index < self.next:  # decoding goes one way only
+            self.roll = _convert(self.path, _header(self.path, self.format, n=-1))
+        self.next = index + 1
+        return _decode(self.path, self.roll.crop(0, index * high, wide, high), self.metadata.depth)
 
 
 def _open(path: Path) -> _Opened:

@@ -1,13 +1,16 @@
 """Give libvips rows from Python, one block after the other, while it writes the file.
 
-libvips pulls: it asks for pixels when its encoder wants them. Python pushes. Between the two stands a thread, a short
-queue, and a PNG that is never compressed nor stored: PNG is the one format that libvips reads as a stream with 8 or 16
-bits and one to four channels. Only a few blocks are in memory at any time, however tall the picture.
+libvips pulls: it asks for pixels when its encoder wants them. Python pushes. Between the two stand a thread, a pipe and
+a PNG that is neither compressed nor stored: PNG is the one format that libvips reads as a stream with 8 or 16 bits and
+one to four channels. Only what libvips' encoder holds is in memory, however tall the picture.
+
+A pipe and no callback, because a callback would run Python in libvips' own threads (see `_vips.vips`).
 """
 
 from __future__ import annotations
 
-import queue
+import os
+import select
 import struct
 import threading
 import zlib
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VipsSink"]
 
-WAITING_BLOCKS = 4
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
@@ -44,16 +46,17 @@ class VipsSink:
     """
 
     def __init__(self, width: int, height: int, channels: int, deep: bool, save: Callable[[Any], None]) -> None:
-        self._queue: queue.Queue[bytes | None] = queue.Queue(WAITING_BLOCKS)
-        self._stop = threading.Event()
-        self._error: Exception | None = None
         self._save = save
+        self._error: Exception | None = None
         self._deflate = zlib.compressobj(0)
-        size = struct.pack(">IIBBBBB", width, height, 16 if deep else 8, COLOUR_TYPES[channels], 0, 0, 0)
-        self._rest = memoryview(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size))
-        self._ended = False
+        self._read_end, self._write_end = os.pipe()
+        # Not blocking, so that an encoder that has failed is noticed instead of waited for.
+        os.set_blocking(self._write_end, False)
+        self._open = True
         self._thread = threading.Thread(target=self._encode, name="foveal-encoder", daemon=True)
         self._thread.start()
+        size = struct.pack(">IIBBBBB", width, height, 16 if deep else 8, COLOUR_TYPES[channels], 0, 0, 0)
+        self._send(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size))
 
     def rows(self, block: NDArray[Any]) -> None:
         """Append rows; waits while the encoder is behind.
@@ -69,7 +72,7 @@ class VipsSink:
         # Each line of a PNG begins with the number of its filter; 0 is none.
         lines = np.zeros((data.shape[0], data.shape[1] + 1), np.uint8)
         lines[:, 1:] = data
-        self._put(_chunk(b"IDAT", self._deflate.compress(lines.data)))
+        self._send(_chunk(b"IDAT", self._deflate.compress(lines.data)))
 
     def finish(self) -> None:
         """Wait until the file is written.
@@ -77,50 +80,48 @@ class VipsSink:
         Raises:
             pyvips.Error: the encoder failed.
         """
-        self._put(_chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b""))
-        self._put(None)
+        self._send(_chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b""))
+        self._close()
         self._thread.join()
         if self._error is not None:
             raise self._error
 
     def abort(self) -> None:
         """Stop the encoder where it stands; the file it leaves is incomplete."""
-        self._stop.set()
+        self._close()
         self._thread.join()
 
-    def _put(self, data: bytes | None) -> None:
-        while True:
-            if self._error is not None:
-                raise self._error
-            try:
-                self._queue.put(data, timeout=0.1)
-            except queue.Full:
-                if self._thread.is_alive():
-                    continue
-            return
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._write_end)
 
-    def _read(self, count: int) -> memoryview | None:
-        """What libvips calls for the next bytes; None is the end."""
-        while not self._rest:
-            if self._ended or self._stop.is_set():
-                return None
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        waiting = select.poll()
+        waiting.register(self._write_end, select.POLLOUT)
+        while rest and self._thread.is_alive():
             try:
-                data = self._queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if data is None:
-                self._ended = True
-                return None
-            self._rest = memoryview(data)
-        out, self._rest = self._rest[:count], self._rest[count:]
-        return out
+                rest = rest[os.write(self._write_end, rest) :]
+            except BlockingIOError:
+                waiting.poll(100)
+            except BrokenPipeError:
+                break  # the encoder has stopped: it has failed, or has all it needs
+        if rest:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
 
     def _encode(self) -> None:
+        source = image = None
         try:
-            source = vips().SourceCustom()
-            source.on_read(self._read)
+            source = vips().Source.new_from_descriptor(self._read_end)
             # A picture that ends early is an error here, which is how `abort` reaches the encoder.
             image = vips().Image.pngload_source(source, access="sequential", fail_on="error", unlimited=True)
             self._save(image)
-        except Exception as error:  # handed to the thread that waits
-            self._error = error
+        except Exception as error:
+            # Without its traceback, which would keep the image alive, and with it the pipe's other end.
+            self._error = error.with_traceback(None)
+        finally:
+            del image, source
+            os.close(self._read_end)
