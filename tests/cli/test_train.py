@@ -84,6 +84,12 @@ def test_faults_of_export(place, tmp_path):
     assert "no model is called 'no_such_model'" in done.output
 
 
+def test_unknown_kind_of_picture(tmp_path):
+    done = run(data, tmp_path, "--kind", "cartoons")
+    assert done.exit_code == 2
+    assert "--kind must be one of all, photographs, textures, got 'cartoons'" in done.output
+
+
 def test_unknown_package(tmp_path):
     done = run(data, tmp_path, "--only", "wallpaper-of-nobody")
     assert done.exit_code == 2

@@ -13,27 +13,32 @@ def data(
     packages: Annotated[
         Path | None, typer.Option(help="Folder for the downloaded packages; OUT/packages without it.")
     ] = None,
-    only: Annotated[str, typer.Option(help="Comma-separated package names; all without it.")] = "",
+    kind: Annotated[str, typer.Option(help="all, photographs (wallpapers) or textures (of games).")] = "all",
+    only: Annotated[str, typer.Option(help="Comma-separated package names, instead of a kind.")] = "",
 ) -> None:
     """Fetch freely licensed pictures from Debian's archive and prepare them for training.
 
     Needs apt-get and dpkg-deb, about 2 GB of room and some minutes. Wallpaper packages give photographs, game packages
     photographed textures; sources.csv names package, version, file and licence of every picture.
 
-        $ foveal data data/photos
+        $ foveal data data/pictures
         fetching plasma-workspace-wallpapers
         plasma-workspace-wallpapers: 24 pictures
         ...
-        1422 pictures in data/photos
+        1438 pictures in data/pictures
     """
-    from foveal.train.debian import PACKAGES, prepare
+    from foveal.train.debian import PACKAGES, PHOTOGRAPHS, TEXTURES, prepare
 
+    kinds = {"all": PACKAGES, "photographs": PHOTOGRAPHS, "textures": TEXTURES}
+    if kind not in kinds:
+        typer.echo(f"foveal data: --kind must be one of {', '.join(kinds)}, got {kind!r}", err=True)
+        raise typer.Exit(2)
     names = [name.strip() for name in only.split(",") if name.strip()]
     known = [p.name for p in PACKAGES]
     if unknown := sorted(set(names) - set(known)):
         typer.echo(f"foveal data: no package {unknown[0]!r}; there are {', '.join(known)}", err=True)
         raise typer.Exit(2)
-    chosen = tuple(p for p in PACKAGES if not names or p.name in names)
+    chosen = tuple(p for p in PACKAGES if p.name in names) or kinds[kind]
     try:
         count = prepare(out, packages or out / "packages", chosen)
     except RuntimeError as error:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="TOML recipe, for example recipes/fast_x4.toml.")],
+    recipe: Annotated[Path, typer.Argument(help="TOML recipe, for example recipes/fast_x4_1.toml.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME without it. Resumes what is there.")
     ] = None,
@@ -30,12 +30,12 @@ def train(
     Writes checkpoint.pt, log.csv and recipe.json while it runs, model.safetensors and log.png at the end. A training
     that is stopped and resumed gives the weights of one that was not.
 
-        $ foveal train recipes/fast_x4.toml
-        luma_sr_fast ×4 · 20000 steps · cpu, 2 threads · runs/fast_x4
+        $ foveal train recipes/fast_x4_1.toml
+        luma_sr_fast ×4 · 20000 steps · cpu, 2 threads · runs/fast_x4_1
         step 500/20000 · loss 0.02713 · 14.2 steps/s · 23 min left
         ...
-        done: runs/fast_x4/model.safetensors
-        next: foveal export runs/fast_x4 -o bundles/fast_x4
+        done: runs/fast_x4_1/model.safetensors
+        next: foveal export runs/fast_x4_1 -o bundles/fast_x4_1
     """
     import torch
 

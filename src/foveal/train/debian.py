@@ -26,7 +26,7 @@ from foveal.images.resize import imresize
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["PACKAGES", "Package", "fetch", "prepare"]
+__all__ = ["PACKAGES", "PHOTOGRAPHS", "TEXTURES", "Package", "fetch", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,24 @@ class Package:
 
 # foveal's sample pictures were cut from four of the lomiri wallpapers, which are therefore never trained on.
 SAMPLES = ("friends_by_", "Bridge_by_", "greentock_by_", "seeding_by_")
+CHARTS = ("P3-", "R2020-", "rgb-to")
 
-PACKAGES = (
+PHOTOGRAPHS = (
     Package("lomiri-wallpapers-16.04", "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0", skip=SAMPLES),
     Package("lomiri-wallpapers-20.04", "CC-BY-SA-3.0", skip=SAMPLES),
-    Package(
-        "libjxl-testdata",
-        "BSD-3-Clause, CC0-1.0, Apache-2.0",
-        least=0.15,
-        skip=("flower.png.im", "flower_", "P3-", "R2020-", "rgb-to"),
-    ),
+    Package("libjxl-testdata", "BSD-3-Clause, CC0-1.0", least=0.15, skip=("flower.png.im", "flower_", *CHARTS)),
     Package("plasma-workspace-wallpapers", "GPL-2+ (KDE Visual Design Group and contributors)"),
     Package("mate-backgrounds", "GPL-2+, CC-BY-SA-4.0"),
     Package("ukui-wallpapers", "CC-BY-SA-3.0"),
     Package("gnome-backgrounds", "CC-BY-SA-3.0"),
+)
+TEXTURES = (
     Package("ufoai-textures", "GPL-2+, CC-BY-SA-3.0, CC-BY-3.0, public domain", least=0.24),
     Package("supertuxkart-data", "CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-3.0, CC0, public domain, GPL", least=0.24),
     Package("openarena-081-textures", "GPL-2+", least=0.24),
     Package("colobot-common-textures", "GPL-3", least=0.24),
 )
+PACKAGES = PHOTOGRAPHS + TEXTURES
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tga"}
 LOSSY = {".jpg", ".jpeg", ".webp"}
