@@ -28,7 +28,7 @@ from PIL import Image
 
 from foveal.catalogue.machine import describe
 from foveal.measure.benchmarks import find
-from foveal.measure.quality import psnr, ssim
+from foveal.measure.quality import evaluate
 from foveal.runtime.bundle import available as bundles
 from foveal.runtime.engines import available
 from foveal.runtime.upscaler import Upscaler
@@ -97,17 +97,25 @@ def bicubic_of_pillow(scale: int) -> Run:
 
 
 def quality(run: Run, scale: int, limit: int | None) -> dict[str, tuple[float, float]]:
-    found = {}
-    for name in SETS[scale]:
-        folder = find(name) / f"x{scale}"
-        values = []
-        for high_path in sorted(folder.glob("*_HR.png"))[:limit]:
-            high = np.asarray(Image.open(high_path).convert("RGB"))
-            low = np.asarray(Image.open(str(high_path).replace("_HR", "_LR")).convert("RGB"))
-            out = run(low)
-            values.append((psnr(out, high, shave=scale), ssim(out, high, shave=scale)))
-        found[name] = (statistics.mean(v[0] for v in values), statistics.mean(v[1] for v in values))
-    return found
+    scores = [evaluate(run, find(name), scale, name=name, limit=limit) for name in SETS[scale]]
+    return {score.name: (score.psnr, score.ssim or 0.0) for score in scores}
+
+
+def onto_cards(rows: list[Row], date: str, processor: str, threads: int) -> None:
+    """Write each shipped bundle's quality, and its time on its fastest engine, on its card."""
+    for bundle in bundles():
+        best = min((r for r in rows if r.name == bundle.card.name), key=lambda r: r.median)
+        path = bundle.folder / "card.json"
+        card = json.loads(path.read_text())
+        card["measured"] = {
+            **{name: {"psnr": round(p, 3), "ssim": round(q, 4)} for name, (p, q) in best.quality.items()},
+            "seconds_per_megapixel": round(best.median, 4),
+            "engine": best.engine,
+            "threads": threads,
+            "processor": processor,
+            "date": date,
+        }
+        path.write_text(json.dumps(card, indent=2) + "\n")
 
 
 def rows_to_measure(threads: int, scales: list[int]) -> list[tuple[Row, Run]]:
@@ -160,6 +168,7 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--limit", type=int, help="pictures a set, for a quick look")
     parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
+    parser.add_argument("--cards", action="store_true", help="write the figures onto the shipped bundles' cards")
     arguments = parser.parse_args()
 
     measured = rows_to_measure(arguments.threads, arguments.scales)
@@ -173,11 +182,9 @@ def main() -> None:
             if round_ >= 0:
                 row.seconds.append(taken / (out.shape[0] * out.shape[1] / 1e6))
         print(f"round {round_ + 1}/{arguments.rounds}", end="\r", file=sys.stderr)
-    scored: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
     for row, run in measured:
         if row.engine != "OpenCV":  # engines agree to a level, but that is measured, not believed
             row.quality = quality(run, row.scale, arguments.limit)
-            scored[row.name, row.scale] = row.quality
 
     machine = describe()
     date = datetime.now(UTC).date().isoformat()
@@ -187,6 +194,8 @@ def main() -> None:
     )
     text = table([row for row, _ in measured], heading)
     print(text)
+    if arguments.cards:
+        onto_cards([row for row, _ in measured], date, machine["processor"], arguments.threads)
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
         arguments.save.with_suffix(".md").write_text(text + "\n")

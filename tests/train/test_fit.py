@@ -104,7 +104,7 @@ def test_automatic_precision_picks_one_that_trains(tmp_path, pictures):
 
 
 def test_validation_folder_without_pictures(tmp_path):
-    with pytest.raises(ValueError, match=r"no \.png or \.jpg picture to validate on"):
+    with pytest.raises(ValueError, match="no pictures for scale 2"):
         validate(network(), tmp_path, 2)
 
 

@@ -235,11 +235,12 @@ def from_torch(model: Any, *, luminance: bool = False) -> Callable[[NDArray[np.u
 
     def upscale(low: NDArray[np.uint8]) -> NDArray:
         picture = luma(low)[..., None] if luminance else low
-        x = torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)[None] / 255
+        weight = next(model.parameters(), torch.empty(0))
+        x = torch.from_numpy(np.array(picture, np.float32)).to(weight.device).permute(2, 0, 1)[None] / 255
         training = model.training
         model.eval()
         with torch.inference_mode():
-            out = model(x)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+            out = model(x)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
         model.train(training)
         return out[..., 0] if luminance else out
 

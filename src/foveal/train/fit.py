@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from foveal.images.resize import imresize
+from foveal.measure.quality import evaluate, from_torch
 from foveal.train.muon import Muon
 from foveal.train.pairs import Pairs
 
@@ -125,7 +125,6 @@ def _autocast(precision: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-@torch.no_grad()
 def validate(model: nn.Module, folder: Path, scale: int) -> float:
     """Mean luminance PSNR over a folder of pictures, each reduced and enlarged again.
 
@@ -136,26 +135,8 @@ def validate(model: nn.Module, folder: Path, scale: int) -> float:
 
     Returns:
         dB.
-
-    Raises:
-        ValueError: no picture in the folder.
     """
-    from PIL import Image
-
-    from foveal.measure.quality import psnr
-
-    values = []
-    device = next(model.parameters()).device
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in {".png", ".jpg"}):
-        with Image.open(path) as picture:
-            high = np.asarray(picture.convert("RGB"))
-        high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
-        low = torch.from_numpy(imresize(high, 1 / scale)).to(device).permute(2, 0, 1)[None].float() / 255
-        out = (model(low)[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        values.append(psnr(out, high, shave=scale))
-    if not values:
-        raise ValueError(f"{folder}: no .png or .jpg picture to validate on")
-    return float(np.mean(values))
+    return evaluate(from_torch(model), folder, scale, structure=False).psnr
 
 
 def _keep_memory() -> None:
@@ -281,9 +262,7 @@ def _validated(model: nn.Module, average: list[Tensor], recipe: Recipe) -> float
     if not recipe.validation:
         return None
     _exchange(model, average)
-    model.eval()
     quality = validate(model, Path(recipe.validation), recipe.scale)
-    model.train()
     _exchange(model, average)
     return quality
 
