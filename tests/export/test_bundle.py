@@ -7,6 +7,7 @@ import torch
 from foveal.export.bundle import export_bundle
 from foveal.export.onnx import ExportError
 from foveal.models import create_model
+from foveal.models.registry import load_model
 from foveal.models.restore.luma_sr import LumaSR
 from foveal.runtime.bundle import Bundle
 
@@ -37,6 +38,12 @@ def test_bundle_is_whole_and_runtime_reads_it(made):
         assert hashlib.sha256((made.folder / file).read_bytes()).hexdigest() == digest
     assert Bundle.load(made.folder).card.name == "tiny"
     assert [p.name for p in made.folder.parent.iterdir()] == ["tiny"]
+
+
+def test_weights_build_the_network_again(made, model):
+    again = load_model(made.folder / "model.safetensors")
+    x = torch.rand(1, 3, 9, 9)
+    assert torch.equal(again(x), model(x))
 
 
 def test_standing_bundle_is_kept_unless_told(made, model, monkeypatch):

@@ -93,7 +93,10 @@ def export_bundle(
         shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
         agreement = parity(network, place / "model.onnx", shapes)
         fast = eight_bit(place / "model.onnx", place / "model_u8.onnx")
-        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, place / "model.safetensors")
+        # What `create_model(..., pretrained=True)` needs; the run's folders are nobody's business.
+        described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
+        tensors = {n: t.contiguous() for n, t in model.state_dict().items()}
+        save_file(tensors, place / "model.safetensors", metadata={"recipe": described})
         files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
         card = {
             "version": 1,

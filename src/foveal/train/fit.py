@@ -199,7 +199,9 @@ def fit(
         return pairs.batch(recipe.batch, np.random.default_rng((recipe.seed, step)))
 
     def checkpoint(step: int) -> None:
-        state = {"step": step, "model": model.state_dict(), "average": average, "recipe": asdict(recipe)}
+        names = (name for name, _ in model.named_parameters())
+        means = dict(zip(names, average, strict=True))
+        state = {"step": step, "model": model.state_dict(), "average": means, "recipe": asdict(recipe)}
         _save(out / "checkpoint.pt", {**state, "optimizers": [o.state_dict() for o in optimizers]})
 
     precision = _precision(model, recipe, _tensors(load(first), place))
@@ -297,18 +299,21 @@ def _resume(
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    for a, saved in zip(average, state["average"], strict=True):
-        a.copy_(saved)
+    for a, (name, _) in zip(average, model.named_parameters(), strict=True):
+        a.copy_(state["average"][name])
     return int(state["step"])
 
 
 def _start_from(path: Path, model: nn.Module, average: list[Tensor]) -> None:
-    """Copy every weight of the same name and shape; a network of another scale gives its body."""
+    """Copy every weight of the same name and shape; a network of another scale gives its body.
+
+    Of a checkpoint, whose training may not have ended, the running average is taken.
+    """
     from safetensors.torch import load_file
 
     if not path.exists():
         raise CheckpointError(f"{path}: no such weights to start from")
-    saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["model"]
+    saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["average"]
     own = model.state_dict()
     fitting = {n: w for n, w in saved.items() if n in own and own[n].shape == w.shape}
     model.load_state_dict(fitting, strict=False)
