@@ -112,3 +112,12 @@ def test_luminance_loss_against_the_hand_computed_value():
     out, target = torch.zeros(1, 3, 1, 1), torch.tensor([0.1, 0.2, 0.4]).view(1, 3, 1, 1)
     y = (65.481 * 0.1 + 128.553 * 0.2 + 24.966 * 0.4) / 255
     assert LOSSES["l2_luma"](out, target).item() == pytest.approx(y**2 + 0.1 * (0.01 + 0.04 + 0.16) / 3, rel=1e-5)
+
+
+def test_start_from_a_checkpoint_takes_the_running_average(tmp_path, pictures):
+    averaged = fit(network(), tiny(data=str(pictures)), tmp_path / "first", stop_after=4)
+    start = str(tmp_path / "first" / "checkpoint.pt")
+    again = fit(
+        network(seed=9), tiny(data=str(pictures), start=start, steps=1, lr=0.0, muon_lr=0.0), tmp_path / "second"
+    )
+    torch.testing.assert_close(weights(again), weights(averaged))
