@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from foveal.cli.data import data
@@ -73,6 +74,22 @@ def test_faults_of_train(place, arguments, message):
     done = run(train, *(a.format(place=place) for a in arguments))
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_mean_of_several_runs(place, tmp_path):
+    assert run(train, place / "recipe.toml", "-o", tmp_path / "a", "--steps", 1, "--quiet").exit_code == 0
+    weights = load_file(tmp_path / "a" / "model.safetensors")
+    recipe = json.loads((tmp_path / "a" / "recipe.json").read_text())
+    (tmp_path / "b").mkdir()
+    moved = {n: t + 1 for n, t in weights.items()}
+    save_file(moved, tmp_path / "b" / "model.safetensors", metadata={"recipe": json.dumps(recipe)})
+    assert run(export, tmp_path / "a", tmp_path / "b", "-o", tmp_path / "mean").exit_code == 0
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    assert all(np.allclose(mean[n], weights[n] + 0.5, atol=1e-6) for n in weights)
+    save_file(weights, tmp_path / "b" / "model.safetensors", metadata={"recipe": json.dumps(recipe | {"model": "x"})})
+    done = run(export, tmp_path / "a", tmp_path / "b", "-o", tmp_path / "other")
+    assert done.exit_code == 2
+    assert "no model is called 'x'" in done.output
 
 
 def test_faults_of_export(place, tmp_path):

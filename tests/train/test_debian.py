@@ -58,6 +58,14 @@ def test_lossy_pictures_are_halved(tmp_path):
     assert debian._load(tmp_path / "a.jpg").shape == (240, 300, 3)
 
 
+def test_reduced_pictures(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    assert debian._load(tmp_path / "a.png", 2).shape == (240, 300, 3)
+    with pytest.raises(ValueError, match="reduce must be at least 1, got 0"):
+        prepare(tmp_path / "out", tmp_path, (PACKAGE,), reduce=0)
+
+
 def test_fetching_without_apt(tmp_path, monkeypatch):
     monkeypatch.setattr(debian.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match=r"fetching needs apt-get .* put the .deb files into the folder"):

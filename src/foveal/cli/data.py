@@ -14,6 +14,7 @@ def data(
         Path | None, typer.Option(help="Folder for the downloaded packages; OUT/packages without it.")
     ] = None,
     kind: Annotated[str, typer.Option(help="all, photographs (wallpapers) or textures (of games).")] = "all",
+    reduce: Annotated[int, typer.Option(help="Make every picture so many times smaller, and sharper.", min=1)] = 1,
     only: Annotated[str, typer.Option(help="Comma-separated package names, instead of a kind.")] = "",
 ) -> None:
     """Fetch freely licensed pictures from Debian's archive and prepare them for training.
@@ -40,7 +41,7 @@ def data(
         raise typer.Exit(2)
     chosen = tuple(p for p in PACKAGES if p.name in names) or kinds[kind]
     try:
-        count = prepare(out, packages or out / "packages", chosen)
+        count = prepare(out, packages or out / "packages", chosen, reduce=reduce)
     except RuntimeError as error:
         typer.echo(f"foveal data: {error}", err=True)
         raise typer.Exit(1) from None

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="Folder of a run (foveal train), its model.safetensors, or a registered model's name.")
+        list[str],
+        typer.Argument(
+            help="Folder of a run (foveal train), its model.safetensors, or a registered model's name. "
+            "Several runs of one network: the mean of their weights."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder.")],
     scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4, for a model given by name.")] = 4,
@@ -37,7 +41,7 @@ def export(
     from foveal.export.onnx import ExportError
 
     try:
-        model, described = _load(source, scale)
+        model, described = _mean([_load(one, scale) for one in source])
         result = export_bundle(
             model,
             out,
@@ -62,6 +66,23 @@ def export(
     compared = ", ".join(f"{p.relative:.1e} at {'×'.join(map(str, p.shape))}" for p in result.parity)
     print(f"parity with torch: {compared}")
     print("1×3×256×256, 2 threads: " + ", ".join(f"{n} {t:.1f} ms" for n, t in times.items()))
+
+
+def _mean(loaded: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]]:
+    """The first network with the mean of all weights.
+
+    Fine-tunings that began from the same weights lie in one valley, and their mean is often better than each of them:
+    M. Wortsman et al., "Model soups", ICML 2022 (arXiv:2203.05482).
+    """
+    import torch
+
+    (model, described), *others = loaded
+    for _, other in others:
+        if other != described:
+            raise ValueError(f"weights can be averaged for one network only, got {described} and {other}")
+    states = [network.state_dict() for network, _ in loaded]
+    model.load_state_dict({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
+    return model, described
 
 
 def _load(source: str, scale: int) -> tuple[Any, dict[str, Any]]:

@@ -134,7 +134,7 @@ def _pictures(root: Path, package: Package) -> Iterator[Path]:
     yield from (path for _, path in sorted(best.values(), key=lambda item: item[1]))
 
 
-def _load(path: Path) -> np.ndarray | None:
+def _load(path: Path, reduce: int = 1) -> np.ndarray | None:
     """The picture as a training target (H, W, 3) uint8, or None when it holds too little detail."""
     with Image.open(path) as picture:
         seen = picture.convert("RGBA" if picture.mode in ("RGBA", "LA", "P", "PA") else "RGB")
@@ -145,6 +145,9 @@ def _load(path: Path) -> np.ndarray | None:
         image = imresize(image, 0.5, dtype=np.float32)
     while image.shape[0] * image.shape[1] > LARGEST * 1e6:
         image = imresize(image, 0.5, dtype=np.float32)
+    if reduce > 1:
+        size = (image.shape[1] // reduce, image.shape[0] // reduce)
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     image = image[: image.shape[0] // 12 * 12, : image.shape[1] // 12 * 12]
     if min(image.shape[:2]) < 192:
         return None
@@ -152,7 +155,14 @@ def _load(path: Path) -> np.ndarray | None:
     return None if np.square(image.astype(np.float32) - back).mean() < FLAT else image
 
 
-def prepare(out: Path, debs: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print) -> int:
+def prepare(
+    out: Path,
+    debs: Path,
+    packages: tuple[Package, ...] = PACKAGES,
+    say: Callable[[str], None] = print,
+    *,
+    reduce: int = 1,
+) -> int:
     """Unpack the archives and write the training pictures with their sources.
 
     Args:
@@ -160,13 +170,17 @@ def prepare(out: Path, debs: Path, packages: tuple[Package, ...] = PACKAGES, say
         debs: folder of the archives, filled by `fetch` where a package is missing.
         packages: which packages.
         say: called with a line of progress.
+        reduce: make every picture so many times smaller, which makes it sharper pixel by pixel.
 
     Returns:
         How many pictures were written.
 
     Raises:
+        ValueError: `reduce` below 1.
         RuntimeError: an archive cannot be fetched or unpacked.
     """
+    if reduce < 1:
+        raise ValueError(f"reduce must be at least 1, got {reduce}")
     archives = fetch(debs, packages, say)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str, str, str]] = []
@@ -175,7 +189,7 @@ def prepare(out: Path, debs: Path, packages: tuple[Package, ...] = PACKAGES, say
             subprocess.run(["dpkg-deb", "-x", str(archive), folder], check=True)
             paths = list(_pictures(Path(folder), package))
             with ThreadPoolExecutor(2) as pool:
-                for path, image in zip(paths, pool.map(_load, paths), strict=True):
+                for path, image in zip(paths, pool.map(lambda p: _load(p, reduce), paths), strict=True):
                     if image is None:
                         continue
                     name = f"{len(rows):04d}.png"
