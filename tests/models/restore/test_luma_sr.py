@@ -59,6 +59,13 @@ def test_flat_stays_flat(colour):
     assert (out - x[..., :1, :1]).abs().max() < 1e-5
 
 
+def test_grey_stays_grey():
+    network = changed()
+    m = network.margin
+    out = network.plain()(torch.rand(1, 1, 2 * m + 9, 2 * m + 7).expand(1, 3, -1, -1))
+    assert (out - out.mean(1, keepdim=True)).abs().max() < 1e-5
+
+
 def test_colours_get_the_same_detail():
     network = changed()
     m = network.margin

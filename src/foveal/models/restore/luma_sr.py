@@ -8,8 +8,9 @@ QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), 
 1. *Luminance detail.* The eye is sharp in luminance and blunt in colour, so the last convolution makes s² channels, not
    3·s², and the same detail goes to red, green and blue. Colour comes from `base`, a learned linear 5×5 upsampler that
    starts as the bicubic one.
-2. *Flat stays flat.* Each filter of the first convolution sums to zero, each phase of `base` to one, and the last bias
-   cancels what the biases alone produce. A picture of one colour therefore comes out as that colour, exactly.
+2. *Grey stays grey, flat stays flat.* The upsampler is the same for each colour and mixes none. Each filter of the
+   first convolution sums to zero, each phase of `base` to one, and the last bias cancels what the biases alone produce:
+   a picture of one colour comes out as that colour, exactly.
 3. *Nothing at run time but 3×3 convolutions and one leaky slope per layer*, which every engine fuses. Run without
    padding (`plain`), the borders of a tile are cut off by the network itself, so tiles join without a seam.
 """
@@ -99,16 +100,10 @@ class LumaSR(nn.Module):
         self.body = nn.ModuleList(
             CollapsibleConv2d(channels, channels, 3, expand=expand, residual=True) for _ in range(depth)
         )
-        self.unit: Tensor
         self.slope = nn.Parameter(torch.full((depth + 1,), 0.1))
         self.tail = nn.Conv2d(channels, scale * scale, 3, padding=1, bias=False)
         nn.init.normal_(self.tail.weight, std=1e-3)
-        base = torch.zeros(3, scale * scale, 3, base_kernel, base_kernel)
-        base[range(3), :, range(3)] = bicubic_kernel(scale, base_kernel)
-        self.base = nn.Parameter(base.flatten(0, 1))  # (3·s², 3, k, k)
-        unit = torch.zeros(3, scale * scale, 3, 1, 1)
-        unit[range(3), :, range(3)] = 1
-        self.register_buffer("unit", unit.flatten(0, 1), persistent=False)
+        self.base = nn.Parameter(bicubic_kernel(scale, base_kernel))  # (s², k, k)
 
     @property
     def margin(self) -> int:
@@ -118,12 +113,14 @@ class LumaSR(nn.Module):
     def _kernels(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Kernels and biases of the hidden layers, and the base's kernel.
 
-        The first kernel's sums are set to 0, those of the base to the identity.
+        The first kernel's sums are set to 0, those of the base to 1, and each colour goes through the base alone.
         """
         body = cast("list[CollapsibleConv2d]", list(self.body))
         assert self.head.bias is not None
         head = self.head.weight - self.head.weight.mean((2, 3), keepdim=True)
-        base = self.base + (self.unit - self.base.sum((2, 3), keepdim=True)) / self.base[0, 0].numel()
+        phases = self.base + (1 - self.base.sum((1, 2), keepdim=True)) / self.base[0].numel()
+        # (3, s², 3, k, k) to (3·s², 3, k, k)
+        base = torch.einsum("oi,pyx->opiyx", torch.eye(3).to(phases), phases).flatten(0, 1)
         biases = [cast("Tensor", conv.bias) for conv in body]
         return [head, *(conv.weight() for conv in body)], [self.head.bias, *biases], base
 
