@@ -279,8 +279,6 @@ def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into
     rows, columns = _window(grid, piece)
     big = _times((rows, columns), scale)
     new_alpha = y[1][:, *big].mean(axis=0)
-    # Colour is divided by what the network made of alpha, ringing and all: it rang in the same way.
-    divisor = new_alpha.copy()
     # Ringing must not make the inside of a shape a little transparent, nor the far outside a little visible.
     offset = m if grid.trims else 0
     around = np.pad(part[..., -1], _PIN, mode="edge")[
@@ -296,7 +294,7 @@ def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into
         colour = colour.mean(axis=2, keepdims=True)
     visible = into[..., -1:] > 0
     with np.errstate(all="ignore"):
-        straight = np.where(visible, colour / divisor[..., None], 0)
+        straight = np.where(visible, colour / new_alpha[..., None], 0)
     _store(straight, into[..., :-1])
     np.copyto(into[..., :-1], hidden, where=~visible)
 
