@@ -1,0 +1,62 @@
+"""Puts foveal's backbones on timm's list, so that `timm.create_model` and every timm tool take them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from foveal.record import Method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+__all__ = ["register"]
+
+
+def _entry(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`build` under timm's words: in_chans, drop_path_rate, features_only, out_indices."""
+
+    def create(
+        pretrained: bool = False,
+        *,
+        in_chans: int = 3,
+        drop_path_rate: float | None = None,
+        features_only: bool = False,
+        out_indices: tuple[int, ...] | None = None,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        del pretrained_cfg, pretrained_cfg_overlay, cache_dir  # no weights are offered
+        if pretrained:
+            raise ValueError(f"no weights for {name} are shipped; leave pretrained out")
+        if drop_path_rate is not None:
+            kwargs["drop_path"] = drop_path_rate
+        model: Any = build(in_channels=in_chans, **kwargs)
+        if not features_only:
+            return model
+        from timm.models import FeatureGetterNet
+
+        indices = tuple(range(len(model.feature_info))) if out_indices is None else out_indices
+        return FeatureGetterNet(model, out_indices=indices)
+
+    create.__name__ = create.__qualname__ = name
+    return create
+
+
+def register() -> None:
+    """Register every backbone of this package with timm under its name, but for names that timm has itself."""
+    from timm.models import is_model, register_model
+
+    package = importlib.import_module(__package__ or "")
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        method = getattr(importlib.import_module(module.name), "METHOD", None)
+        for name, build in method.models.items() if isinstance(method, Method) else ():
+            if not is_model(name):
+                entry = _entry(name, build)
+                entry.__module__ = __name__
+                register_model(entry)

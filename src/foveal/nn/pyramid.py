@@ -1,0 +1,176 @@
+"""A backbone of several resolutions behind timm's interface: stem, stages, norm, head.
+
+A family's file makes the stem and the stages; everything that timm's tools ask of a backbone (features, intermediate
+maps, a head that can be replaced) is here once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Pyramid"]
+
+
+class Pyramid(nn.Module):
+    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), from stages that pass on (B, C, H', W') maps.
+
+    Args:
+        stem: picture to the first stage's input, (B, C_1, H', W').
+        stages: one module a resolution, each (B, C_{i-1}, …) to (B, C_i, …); downsampling stands at its start.
+        dims: C_i of each stage.
+        reductions: picture pixels a side that one cell of a stage's map stands for.
+        num_classes: of the head; 0 gives pooled features.
+        in_channels: of the picture.
+        norm: applied to the last map, (B, C, H', W'); None for none.
+        drop_rate: dropout before the classifier, while training.
+
+    Raises:
+        ValueError: stages, dims and reductions of different number.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        dims: Sequence[int],
+        reductions: Sequence[int],
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not len(stages) == len(dims) == len(reductions):
+            raise ValueError(
+                f"stages, dims and reductions must be equally many, got {len(stages)}, {len(dims)}, {len(reductions)}"
+            )
+        self.in_channels = in_channels
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.feature_info = [
+            {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
+        ]
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.norm = norm if norm is not None else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002 - timm's
+        """Put a fresh classifier in place.
+
+        Args:
+            num_classes: 0 for none.
+            global_pool: average pooling is the only one; taken for timm's sake.
+        """
+        self.num_classes = num_classes
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer.
+
+        Returns:
+            A linear layer, or the identity.
+        """
+        return self.head
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps after chosen stages.
+
+        Args:
+            x: pictures, (B, in_channels, H, W).
+            indices: stages, negative from the end; an int takes the last so many; None takes all.
+            norm: whether the last map is normalised.
+            stop_early: whether to stop at the last chosen stage.
+            output_fmt: "NCHW".
+            intermediates_only: whether to leave out the last map.
+
+        Returns:
+            The list of maps, or (last map, list of maps).
+
+        Raises:
+            ValueError: an index or format that there is not.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
+        count = len(self.stages)
+        wanted = range(count)[-indices:] if isinstance(indices, int) else indices if indices is not None else range(count)
+        if any(not -count <= i < count for i in wanted):
+            raise ValueError(f"indices must be in {-count}…{count - 1}, got {list(wanted)}")
+        taken = [i % count for i in wanted]
+        maps = {}
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > max(taken):
+                break
+            x = stage(x)
+            if i in taken:
+                maps[i] = self.norm(x) if norm and i == count - 1 else x
+        kept = [maps[i] for i in taken]
+        return kept if intermediates_only else (self.norm(x), kept)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what intermediate maps do not need.
+
+        Args:
+            indices: as for `forward_intermediates`.
+            prune_norm: whether the last norm goes.
+            prune_head: whether the classifier goes.
+
+        Returns:
+            Indices of the stages kept for output.
+        """
+        count = len(self.stages)
+        taken = [i % count for i in (range(count)[-indices:] if isinstance(indices, int) else indices)]
+        self.stages = self.stages[: max(taken) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return taken
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, normalised.
+
+        Args:
+            x: pictures, (B, in_channels, H, W).
+
+        Returns:
+            (B, C, H', W').
+        """
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify.
+
+        Args:
+            x: last map, (B, C, H', W').
+            pre_logits: whether to stop before the classifier.
+
+        Returns:
+            (B, num_classes), or (B, C).
+        """
+        x = self.head_drop(x.mean((2, 3)))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,75 @@
+"""Selective scan, equation by equation: the plain form that every other path is compared with.
+
+*Source*: A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv:2312.00752,
+section 3.2 and algorithm 2.
+*Differs from the paper*: the input matrix is discretised as delta·B (Euler), as the authors' code does, not by
+zero-order hold.
+*Provenance*: written from the paper.
+
+    delta = softplus(delta + bias)                                          (1)
+    h_t = exp(delta_t · A) ∘ h_{t-1} + delta_t · u_t · B_t                  (2)
+    y_t = C_tᵀ h_t + D ∘ u_t                                                (3)
+    out_t = y_t ∘ silu(z_t)                                                 (4)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["selective_scan_reference"]
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Step by step, in float32 (float64 when `u` is).
+
+    Args:
+        u: input, (B, C, L).
+        delta: step sizes, (B, C, L).
+        A: decay of each state, (C, D), negative.
+        B: input weights, (B, G, D, L); each of the G groups serves C / G neighbouring channels.
+        C: output weights, (B, G, D, L).
+        D: skip weights, (C,).
+        z: gate, (B, C, L).
+        delta_bias: added to delta, (C,).
+        delta_softplus: whether equation (1) is applied.
+
+    Returns:
+        Output, (B, C, L), in the dtype of `u`; last state, (B, C, D).
+    """
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    x, step, decay = u.to(wide), delta.to(wide), A.to(wide)
+    if delta_bias is not None:
+        step = step + delta_bias.to(wide)[:, None]
+    if delta_softplus:
+        step = F.softplus(step)  # (1)
+    per_group = u.shape[1] // B.shape[1]
+    # (B, G, D, L) to (B, C, D, L)
+    weights_in, weights_out = (w.to(wide).repeat_interleave(per_group, dim=1) for w in (B, C))
+    state = x.new_zeros(u.shape[0], u.shape[1], A.shape[1])
+    outputs = []
+    for t in range(u.shape[2]):
+        now = step[:, :, t, None]
+        state = torch.exp(now * decay) * state + now * x[:, :, t, None] * weights_in[..., t]  # (2)
+        outputs.append((weights_out[..., t] * state).sum(-1))  # (3)
+    y = torch.stack(outputs, -1) if outputs else x.new_zeros(u.shape)
+    if D is not None:
+        y = y + D.to(wide)[:, None] * x
+    if z is not None:
+        y = y * F.silu(z.to(wide))  # (4)
+    return y.to(u.dtype), state
