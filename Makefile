@@ -13,7 +13,9 @@ export PYTHON
 help:  ## this text
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
+KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.py' -o -name '*.toml' -o -name 'CMakeLists.txt')
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh $(KERNELS)
 	@# The CUDA libraries that torch brings on Linux are several gigabytes; nothing here needs a GPU.
 	scripts/install.sh $(VENV) --editable '.[dev]'
 	@touch $@
@@ -66,7 +68,7 @@ counts: setup  ## README's table of counts
 .PHONY: constraints
 constraints: setup  ## constraints.txt, resolved anew: names and versions for every platform
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package foveal-kernels --quiet --output-file constraints.txt
 
 .PHONY: clean
 clean:  ## what was built, but no environment

@@ -21,7 +21,7 @@ if [ ! -x "$folder/bin/python" ] || ! "$folder/bin/python" -c ''; then
 fi
 # Compiled once here, not in each process that imports torch where Python is told to write no bytecode.
 # uv takes a version of foveal that it has built before for the same one, though the source has changed since.
-uv_install=(pip install --quiet --compile-bytecode --reinstall-package foveal --python "$folder/bin/python")
+uv_install=(pip install --quiet --compile-bytecode --reinstall-package foveal --reinstall-package foveal-kernels --python "$folder/bin/python")
 if uv --version >/dev/null 2>&1; then
     install=(uv "${uv_install[@]}")
 elif "$folder/bin/python" -m pip install --quiet --constraint constraints.txt uv; then

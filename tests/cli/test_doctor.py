@@ -33,6 +33,18 @@ def test_report_names_what_works_and_why_the_rest_does_not(capsys, monkeypatch, 
     assert "onnxruntime  works" in out
 
 
+def test_kernels_say_which_is_in_use_and_why_others_are_not(monkeypatch):
+    kernels = pytest.importorskip("foveal_kernels")
+    found = module._kernels()
+    assert [name for name, entry in found.items() if entry.get("version") == "in use"] == kernels.instruction_sets()[:1]
+    monkeypatch.setattr(kernels, "_flags", set)
+    found = module._kernels()
+    assert found["plain"] == {"works": True, "version": "in use"}
+    assert found["avx2"]["why"] == "this processor does not understand avx2; it runs plain"
+    monkeypatch.setattr(kernels, "built", list)
+    assert "installed without a C++ compiler" in module._kernels()["native"]["why"]
+
+
 def test_machine_that_cannot_upscale_gives_1(capsys, monkeypatch):
     dead = {"works": False, "why": "broken"}
     report = {
@@ -41,6 +53,7 @@ def test_machine_that_cannot_upscale_gives_1(capsys, monkeypatch):
         "cache": {"folder": "/x", "writable": False},
         "packages": {"numpy": ""},
         "engines": {"onnxruntime": dead},
+        "kernels": {},
         "formats": {"png": {"works": True}},
         "bundles": [],
         "problems": ["no bundle is installed; install foveal again"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ _FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """What works here: engines, picture formats, processor, threads, folders; and why the rest does not.
+    """What works here: engines, kernels, picture formats, processor, threads, folders; and why the rest does not.
 
     Every engine is opened and every format written and read once, so "works" means that it did. The exit code is 1 if
     pictures cannot be upscaled here.
@@ -42,6 +43,9 @@ def doctor(
           onnxruntime  works 1.31.1
           openvino     does not work: openvino not installed; pip install 'foveal[openvino]'
           torch        does not work: torch and onnx not installed; pip install 'foveal[torch]'
+        kernels
+          native       does not work: foveal-kernels is not installed; pip install 'foveal[torch]'
+          triton       does not work: torch is not installed; pip install 'foveal[torch]'
         formats
           png          works
           jpeg         works
@@ -84,6 +88,7 @@ def _examine() -> dict[str, Any]:
         "cache": {"folder": str(folder), "writable": _writable(folder)},
         "packages": {name: _version(name) for name in ("numpy", "pillow", "pyvips", "libvips", "typer", "rich")},
         "engines": {name: _engine(name, bundles) for name in ENGINES},
+        "kernels": _kernels(),
         "formats": _formats(),
         "bundles": bundles,
         "problems": problems,
@@ -100,6 +105,8 @@ def _tell(report: dict[str, Any]) -> None:
         f"bundles    {', '.join(report['bundles']) or 'none'}",
         "engines",
         *(f"  {name:<12} {_state(entry)}" for name, entry in report["engines"].items()),
+        "kernels",
+        *(f"  {name:<12} {_state(entry)}" for name, entry in report["kernels"].items()),
         "formats",
         *(f"  {name:<12} {_state(entry)}" for name, entry in report["formats"].items()),
         *(f"problem: {problem}" for problem in report["problems"]),
@@ -141,6 +148,31 @@ def _writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _kernels() -> dict[str, Any]:
+    """The compiled paths of the operators: each instruction set, and Triton."""
+    found: dict[str, Any] = {}
+    try:
+        import foveal_kernels
+    except ImportError:
+        found["native"] = {"works": False, "why": "foveal-kernels is not installed; pip install 'foveal[torch]'"}
+    else:
+        usable = foveal_kernels.instruction_sets()
+        if not usable:
+            found["native"] = {"works": False, "why": foveal_kernels.why_not()}
+        for name in foveal_kernels.built():
+            reason = foveal_kernels.why_not(name)
+            used = {"version": "in use" if name == usable[0] else ""} if reason is None else {"why": reason}
+            found[name] = {"works": reason is None, **used}
+    if importlib.util.find_spec("torch") is None:
+        reason = "torch is not installed; pip install 'foveal[torch]'"
+    else:
+        from foveal.ops.selective_scan import explain
+
+        reason = explain().get("triton", "no Triton path")
+    found["triton"] = {"works": reason == "can run", **({} if reason == "can run" else {"why": reason})}
+    return found
 
 
 def _engine(name: str, bundles: list[str]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from foveal.export.scan import lower_scans
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -138,6 +140,7 @@ def to_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
         raise ExportError(f"torch cannot export {type(model).__name__}: {error}") from error
     assert program is not None
     proto = program.model_proto
+    lower_scans(proto)
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, name in names.items():
             prefix = "" if value.name == "image" or axis == 0 else "upscaled_"

@@ -108,7 +108,9 @@ class Pyramid(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
         count = len(self.stages)
-        wanted = range(count)[-indices:] if isinstance(indices, int) else indices if indices is not None else range(count)
+        wanted = (
+            range(count)[-indices:] if isinstance(indices, int) else indices if indices is not None else range(count)
+        )
         if any(not -count <= i < count for i in wanted):
             raise ValueError(f"indices must be in {-count}…{count - 1}, got {list(wanted)}")
         taken = [i % count for i in wanted]

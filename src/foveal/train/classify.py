@@ -1,7 +1,7 @@
 """A small trainer of classifiers for claims: minutes, not hours, and the same result for the same seed.
 
-As `foveal.train.brief` for super-resolution: it answers "is this network better than that one after as many steps on the
-same pictures?", and nothing else.
+As `foveal.train.brief` for super-resolution: it answers "is this network better than that one after as many steps on
+the same pictures?", and nothing else.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor] | None = None, *, bat
     inputs, labels = cifar10("test", limit=2000) if data is None else data
     with torch.inference_mode():
         right = sum(
-            int((model(x).argmax(1) == y).sum())
-            for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)
+            int((model(x).argmax(1) == y).sum()) for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)
         )
     return 100 * right / len(labels)

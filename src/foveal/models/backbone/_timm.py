@@ -39,7 +39,7 @@ def _entry(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Modul
         model: Any = build(in_channels=in_chans, **kwargs)
         if not features_only:
             return model
-        from timm.models import FeatureGetterNet
+        from timm.models._features import FeatureGetterNet
 
         indices = tuple(range(len(model.feature_info))) if out_indices is None else out_indices
         return FeatureGetterNet(model, out_indices=indices)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.native import why_not
 from foveal.ops.selective_scan.eager import selective_scan_eager
+from foveal.ops.selective_scan.native import selective_scan_native
 from foveal.ops.selective_scan.reference import selective_scan_reference
 
 if TYPE_CHECKING:
@@ -15,7 +17,26 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "selective_scan"]
 
+
+def _complain(named: dict[str, Tensor | None]) -> None:
+    """Raise for the first tensor that holds values which are not a number; sound tensors may still overflow."""
+    for name, tensor in named.items():
+        if tensor is not None and (bad := int(tensor.isnan().sum())):
+            raise ValueError(
+                f"{name} holds {bad} values that are not a number, of {tensor.numel()}; the state would never lose them"
+            )
+
+
+def _no_native(u: Tensor) -> str | None:
+    if u.device.type not in {"cpu", "meta"}:
+        return f"native kernels run on the CPU, the tensors are on {u.device}"
+    if u.dtype == torch.float64:
+        return "native kernels compute in float32, the tensors are float64"
+    return why_not()
+
+
 BACKENDS = (
+    Backend("native", selective_scan_native, _no_native),
     Backend("eager", selective_scan_eager, lambda _: None),
     Backend("reference", selective_scan_reference, lambda _: None),
 )
@@ -59,7 +80,7 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence whose decay, input and output weights depend on the input.
 
-    Takes what mamba_ssm's `selective_scan_fn` takes. The state is float32 whatever the inputs are (float64 for float64).
+    Takes what mamba_ssm's `selective_scan_fn` takes. The state is float32 whatever the inputs are, float64 for float64.
 
         delta = softplus(delta + delta_bias)
         h_t = exp(delta_t · A) ∘ h_{t-1} + delta_t · u_t · B_t
@@ -84,7 +105,7 @@ def selective_scan(
     Raises:
         ShapeError: shapes that do not fit together.
         TypeError: integer or complex tensors.
-        ValueError: an unknown backend.
+        ValueError: an unknown backend; values that are not a number, which no later step would forget.
         BackendError: a backend that cannot run here.
 
     Example:
@@ -109,9 +130,7 @@ def selective_scan(
     weights_in, weights_out = _grouped("B", B, u, A.shape[1]), _grouped("C", C, u, A.shape[1])
     if weights_in.shape[1] != weights_out.shape[1]:
         groups = max(weights_in.shape[1], weights_out.shape[1])
-        weights_in, weights_out = (
-            w.repeat_interleave(groups // w.shape[1], dim=1) for w in (weights_in, weights_out)
-        )
+        weights_in, weights_out = (w.repeat_interleave(groups // w.shape[1], dim=1) for w in (weights_in, weights_out))
         if weights_in.shape != weights_out.shape:
             raise ShapeError(f"the groups of B and C must divide each other, got {B.shape[1]} and {C.shape[1]}")
     if z is not None:
@@ -119,8 +138,13 @@ def selective_scan(
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
             _shape(name, vector, (dim,), "one value for each channel of u")
-    run = choose(BACKENDS, backend, u).run
+    # On a CPU the registered operator takes everything, so that it is in traced graphs too; without the compiled kernel
+    # it runs in torch and says so.
+    registered = backend == "auto" and u.device.type in {"cpu", "meta"}
+    run = selective_scan_native if registered else choose(BACKENDS, backend, u).run
     out, state = run(u, delta, A, weights_in, weights_out, D, z, delta_bias, delta_softplus)
+    if u.device.type == "cpu" and not torch.compiler.is_compiling() and state.isnan().any():
+        _complain(named)
     return (out, state.detach()) if return_last_state else out
 
 

@@ -1,0 +1,216 @@
+"""Selective scan: native, vectorised torch, mambapy's parallel scan and the step-by-step reference, in one run.
+
+    python bench/ops.py                       table on standard output
+    python bench/ops.py --save results/ops    also results/ops.md and results/ops.json
+
+All paths take turns round by round on the same inputs; the median and the quartiles of the rounds are printed, and the
+ratio to the reference is the median of the rounds' ratios. The bound is what this machine could do at best: every input
+and output byte once at the measured copy speed, or every exponential of the recurrence at the measured speed of the
+kernel's own exponential with everything in cache, whichever is longer. Memory is the peak of a training step above its
+inputs, each in a process of its own. mambapy takes part where it is installed (`pip install mambapy`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from foveal.catalogue.machine import describe
+from foveal.ops import selective_scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# batch, channels, length, states
+SHAPES = [(1, 384, 196, 16), (1, 192, 3136, 16), (1, 192, 3136, 1), (4, 384, 784, 16)]
+MEMORY = (1, 192, 3136, 16)
+
+
+def inputs(shape: tuple[int, ...], *, grad: bool = False) -> list[torch.Tensor]:
+    batch, dim, length, states = shape
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(batch, dim, length),
+        torch.randn(batch, dim, length) / 2,
+        -torch.arange(1.0, states + 1).repeat(dim, 1),
+        torch.randn(batch, states, length),
+        torch.randn(batch, states, length),
+        torch.randn(dim),
+    ]
+    return [t.requires_grad_(grad) for t in tensors]
+
+
+def ours(backend: str) -> Callable[..., torch.Tensor]:
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return selective_scan(*given, delta_softplus=True, backend=backend)  # type: ignore[return-value]
+
+    return run
+
+
+def of_mambapy() -> Callable[..., torch.Tensor] | None:
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        return None
+
+    def run(u: torch.Tensor, delta: torch.Tensor, A, B, C, D) -> torch.Tensor:  # noqa: N803
+        x, step = u.transpose(1, 2), torch.nn.functional.softplus(delta.transpose(1, 2))
+        decay = torch.exp(step[..., None] * A)
+        states = pscan(decay, (step * x)[..., None] * B.transpose(1, 2)[:, :, None])
+        return ((states @ C.transpose(1, 2)[..., None])[..., 0] + D * x).transpose(1, 2)
+
+    return run
+
+
+def paths() -> dict[str, Callable[..., torch.Tensor]]:
+    found = {name: ours(name) for name in ("native", "eager", "reference")}
+    parallel = of_mambapy()
+    return {**found, "mambapy": parallel} if parallel is not None else found
+
+
+def timed(run: Callable[..., torch.Tensor], given: list[torch.Tensor], *, backward: bool) -> float:
+    begun = time.perf_counter()
+    if backward:
+        run(*given).sum().backward()
+    else:
+        with torch.no_grad():
+            run(*given)
+    return time.perf_counter() - begun
+
+
+def compare(shape: tuple[int, ...], rounds: int, *, backward: bool) -> dict[str, list[float]]:
+    given = inputs(shape, grad=backward)
+    if backward:
+        given[5].requires_grad_(False)
+    taken: dict[str, list[float]] = {name: [] for name in paths()}
+    for round_ in range(-1, rounds):
+        for name, run in paths().items():
+            timed(run, given, backward=backward)  # the path before has filled the caches and the heap
+            seconds = timed(run, given, backward=backward)
+            if round_ >= 0:
+                taken[name].append(seconds)
+        print(f"{shape} {'backward' if backward else 'forward'} {round_ + 1}/{rounds}", end="\r", file=sys.stderr)
+    return taken
+
+
+def peaks(threads: int) -> tuple[float, float]:
+    """Bytes a second of a copy that no cache holds (read and written both count), and exponentials a second."""
+    a, b = torch.rand(1 << 25), torch.empty(1 << 25)
+    best = min(_seconds(lambda: b.copy_(a)) for _ in range(9))
+    copied = 2 * a.numel() * 4 / best
+    # One channel block a thread, everything in cache: what is left of a scan of many states is its exponentials.
+    few, many = (_seconds_of_states(states, threads) for states in (16, 64))
+    return copied, 16 * threads * 4096 * 48 / (many - few)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def _seconds_of_states(states: int, threads: int) -> float:
+    given = inputs((1, 16 * threads, 4096, states))
+    with torch.no_grad():
+        return min(_seconds(lambda: ours("native")(*given)) for _ in range(50))
+
+
+def bound(shape: tuple[int, ...], copy: float, exponentials: float) -> tuple[float, str]:
+    batch, dim, length, states = shape
+    moved = 4 * batch * length * (3 * dim + 2 * states) / copy
+    # softplus takes an exponential, and a logarithm of about the same price
+    raised = batch * dim * length * (states + 2) / exponentials
+    return max((moved, "memory"), (raised, "exponentials"))
+
+
+def memory(name: str) -> int:
+    """Peak of a training step above its inputs, bytes, in a process of its own."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import ops; print(ops.peak_of_step({name!r}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(out.stdout)
+
+
+def peak_of_step(name: str) -> int:
+    torch.set_num_threads(2)
+    run = paths()[name]
+    small = inputs((1, 16, 8, 16), grad=True)
+    run(*small).sum().backward()
+    given = inputs(MEMORY, grad=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(*given).sum().backward()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def table(results: list[dict]) -> str:
+    lines = []
+    for result in results:
+        shape, seconds = result["shape"], result["seconds"]
+        lines += [f"### {'×'.join(map(str, shape))}, {result['direction']}", ""]
+        lines += ["| path | ms | quartiles | native is faster by |", "|---|---|---|---|"]
+        for name, taken in seconds.items():
+            first, _, third = statistics.quantiles(taken, n=4)
+            ratio = statistics.median(t / n for t, n in zip(taken, seconds["native"], strict=True))
+            lines.append(
+                f"| {name} | {1e3 * statistics.median(taken):.2f} | {1e3 * first:.2f}–{1e3 * third:.2f} | {ratio:.1f} |"
+            )
+        if "bound" in result:
+            best = statistics.median(seconds["native"]) / result["bound"]
+            lines += [
+                "",
+                f"Bound by {result['by']}: {1e3 * result['bound']:.2f} ms; native takes {best:.1f} times that.",
+            ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    copy, exponentials = peaks(arguments.threads)
+    results = []
+    for shape in SHAPES:
+        least, by = bound(shape, copy, exponentials)
+        seconds = compare(shape, arguments.rounds, backward=False)
+        results.append({"shape": shape, "direction": "forward", "seconds": seconds, "bound": least, "by": by})
+    for shape in SHAPES[:2]:
+        seconds = compare(shape, max(3, arguments.rounds // 3), backward=True)
+        results.append({"shape": shape, "direction": "forward and backward", "seconds": seconds})
+    peak = {name: memory(name) for name in paths()}
+
+    machine = describe()
+    heading = (
+        f"{datetime.now(UTC).date().isoformat()} · {machine['processor']}, {machine['cores']} cores · "
+        f"{arguments.threads} threads · copies {copy / 1e9:.1f} GB/s, {exponentials / 1e9:.2f} G exponentials/s\n\n"
+        "Selective scan, batch×channels×length×states."
+    )
+    rows = "\n".join(f"| {name} | {bytes_ / 2**20:.0f} |" for name, bytes_ in peak.items())
+    shape = "×".join(map(str, MEMORY))
+    peaks_table = f"### {shape}, peak memory of a training step\n\n| path | MiB |\n|---|---|\n{rows}\n"
+    text = f"{heading}\n\n{table(results)}\n{peaks_table}"
+    print(text)
+    if arguments.save:
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
+        arguments.save.with_suffix(".md").write_text(text)
+        data = {"heading": heading, "results": results, "memory": peak, "copy": copy, "exponentials": exponentials}
+        arguments.save.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+// Runs tasks on several threads: torch's own OpenMP workers where they can be found, fresh threads elsewhere.
+//
+// A second pool beside torch's would be a loss: its workers keep spinning for milliseconds after each of its regions, on
+// the very cores that a second pool's workers wait for.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#endif
+
+namespace foveal {
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+#if defined(__linux__)
+inline int note_libgomp(dl_phdr_info* info, size_t, void* found) {
+  if (info->dlpi_name == nullptr || std::strstr(info->dlpi_name, "libgomp") == nullptr) return 0;
+  *static_cast<const char**>(found) = info->dlpi_name;
+  // Several may be loaded; torch carries one under a name with a hash.
+  return std::strstr(info->dlpi_name, "torch") != nullptr;
+}
+
+inline GompParallel gomp_parallel() {
+  static const GompParallel found = [] {
+    const char* name = nullptr;
+    dl_iterate_phdr(note_libgomp, &name);
+    void* library = name == nullptr ? nullptr : dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    return library == nullptr ? nullptr : reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
+  }();
+  return found;
+}
+#else
+inline GompParallel gomp_parallel() { return nullptr; }
+#endif
+
+inline void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& work) {
+  std::atomic<int64_t> next{0};
+  const std::function<void()> take = [&] {
+    for (int64_t task = next++; task < tasks; task = next++) work(task);
+  };
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  if (threads <= 1) {
+    take();
+  } else if (GompParallel run = gomp_parallel()) {
+    run([](void* data) { (*static_cast<const std::function<void()>*>(data))(); }, const_cast<std::function<void()>*>(&take),
+        static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(take);
+    take();
+    for (auto& other : others) other.join();
+  }
+}
+
+}  // namespace foveal

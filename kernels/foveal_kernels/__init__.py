@@ -1,0 +1,99 @@
+"""foveal's native kernels: one shared library for each instruction set, chosen when it is loaded.
+
+Nothing here imports torch; `foveal.ops` finds the library through `load` and calls it by ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["built", "instruction_sets", "load", "why_not"]
+
+__version__ = "0.1.0"
+
+HERE = Path(__file__).parent
+SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+PREFERRED = ("avx512", "avx2", "plain")
+NEEDS = {
+    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"},
+    "avx2": {"avx2", "fma"},
+    "plain": set(),
+}
+
+
+def _path(name: str) -> Path:
+    return HERE / f"libfoveal_{name}{SUFFIX}"
+
+
+def built() -> list[str]:
+    """Instruction sets this installation was compiled for.
+
+    Returns:
+        Names, widest registers first; empty when it was installed without a compiler.
+    """
+    return [name for name in PREFERRED if _path(name).is_file()]
+
+
+@lru_cache(maxsize=1)
+def _flags() -> set[str]:
+    """What this processor can do, in the kernel's words; empty where it is not an x86 or does not say."""
+    if platform.machine().lower() not in {"x86_64", "amd64", "i686"}:
+        return set()
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            return set(next(line for line in lines if line.startswith("flags")).partition(":")[2].split())
+    except (OSError, StopIteration):
+        return set()
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets that are both compiled and understood by this processor.
+
+    Returns:
+        Names, the one that is used first.
+    """
+    return [name for name in built() if NEEDS[name] <= _flags()]
+
+
+@lru_cache(maxsize=8)
+def load(name: str | None = None) -> ctypes.CDLL:
+    """The library of an instruction set.
+
+    Args:
+        name: "avx512", "avx2" or "plain"; None takes the widest that runs here.
+
+    Returns:
+        The library.
+
+    Raises:
+        OSError: there is none that runs here, with the reason.
+    """
+    reason = why_not(name)
+    if reason is not None:
+        raise OSError(reason)
+    return ctypes.CDLL(str(_path(name or instruction_sets()[0])))
+
+
+def why_not(name: str | None = None) -> str | None:
+    """Why a library cannot be used.
+
+    Args:
+        name: of the instruction set; None asks for any.
+
+    Returns:
+        None when it can, else the reason and what to do.
+    """
+    if not built():
+        return (
+            "foveal-kernels was installed without a C++ compiler; install one (Debian: apt install g++) and run "
+            "`pip install --force-reinstall --no-deps ./kernels` in foveal's folder"
+        )
+    if name is not None and name not in built():
+        return f"foveal-kernels holds no {name} library; it holds {', '.join(built())}"
+    if name is not None and name not in instruction_sets():
+        return f"this processor does not understand {name}; it runs {', '.join(instruction_sets())}"
+    return None

@@ -1,0 +1,276 @@
+"""Every path of the selective scan against the plain one in float64: outputs, last state and all gradients."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foveal.ops import native, selective_scan
+from foveal.ops.backends import BackendError, ShapeError
+from foveal.ops.selective_scan import BACKENDS, explain
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+# batch, channels, length, states, groups
+SIZES = [(1, 1, 1, 1, 1), (2, 6, 7, 5, 2), (1, 34, 63, 3, 2), (3, 100, 100, 16, 1), (1, 16, 130, 64, 1)]
+FAST = [
+    pytest.param("native", marks=pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))),
+    "eager",
+]
+OUTPUT = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+GRADIENT = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def tensors(batch, dim, length, states, groups, *, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "u": normal(batch, dim, length),
+        "delta": normal(batch, dim, length) / 2,
+        "A": -4 * torch.rand(dim, states, generator=generator, dtype=torch.float64) - 0.1,
+        "B": normal(batch, groups, states, length),
+        "C": normal(batch, groups, states, length),
+        "D": normal(dim),
+        "z": normal(batch, dim, length),
+        "delta_bias": normal(dim),
+    }
+
+
+def run(given, backend, *, dtype=torch.float32, softplus=True, leave_out=()):
+    """Output, last state, then a gradient for each tensor that was given."""
+    leaves = {k: v.to(dtype).detach().requires_grad_() for k, v in given.items() if k not in leave_out}
+    out, state = selective_scan(**leaves, delta_softplus=softplus, return_last_state=True, backend=backend)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    (out.double() * weight).sum().backward()
+    return {"out": out.detach(), "state": state, **{f"grad {k}": v.grad for k, v in leaves.items()}}
+
+
+def assert_close(got, expected, dtype):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = GRADIENT[dtype] if name.startswith("grad") else OUTPUT[dtype]
+        scale = value.abs().max().clamp(min=1e-3)
+        error = (got[name].double() - value.double()).abs() / scale
+        assert got[name].shape == value.shape
+        assert error.max() <= tolerance, f"{name}: off by {error.max():.1e} of the largest, at {error.argmax()}"
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_the_reference(backend, size):
+    given = tensors(*size)
+    assert_close(run(given, backend), run(given, "reference", dtype=torch.float64), torch.float32)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("leave_out", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")], ids="-".join)
+@pytest.mark.parametrize("softplus", [False, True])
+def test_equals_the_reference_without_the_optional_parts(backend, leave_out, softplus):
+    given = tensors(2, 5, 37, 4, 1)
+    given["delta"], given["delta_bias"] = given["delta"].abs(), given["delta_bias"].abs()  # a step is positive
+    got = run(given, backend, softplus=softplus, leave_out=leave_out)
+    assert_close(
+        got, run(given, "reference", dtype=torch.float64, softplus=softplus, leave_out=leave_out), torch.float32
+    )
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_keep_their_dtype_and_a_float32_state(backend, dtype):
+    given = {k: v.to(dtype).double() for k, v in tensors(2, 20, 40, 4, 1).items()}
+    got = run(given, backend, dtype=dtype)
+    assert got["out"].dtype == got["grad u"].dtype == dtype
+    assert got["state"].dtype == torch.float32
+    assert_close(got, run(given, "reference", dtype=torch.float64), dtype)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_channels_last_and_strided_inputs(backend):
+    given = tensors(2, 35, 50, 4, 1)
+    expected = selective_scan(**{k: v.float() for k, v in given.items()}, delta_softplus=True, backend="reference")
+    last = {
+        k: v.float().transpose(-1, -2).contiguous().transpose(-1, -2) if v.ndim > 2 else v.float()
+        for k, v in given.items()
+    }
+    torch.testing.assert_close(
+        selective_scan(**last, delta_softplus=True, backend=backend), expected, rtol=1e-4, atol=1e-4
+    )
+    wide = {k: v.float().repeat_interleave(2, -1)[..., ::2] if v.ndim > 2 else v.float() for k, v in given.items()}
+    torch.testing.assert_close(
+        selective_scan(**wide, delta_softplus=True, backend=backend), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_gradients_of_strided_inputs(backend):
+    given = tensors(2, 33, 45, 4, 1)
+    last = {
+        k: v.float().transpose(-1, -2).contiguous().transpose(-1, -2) if v.ndim > 2 else v for k, v in given.items()
+    }
+    assert_close(run(last, backend), run(given, "reference", dtype=torch.float64), torch.float32)
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_no_steps_and_no_batch(backend):
+    given = {k: v.float() for k, v in tensors(2, 4, 3, 2, 1).items()}
+    none = {k: v[..., :0] if v.ndim > 2 else v for k, v in given.items()}
+    out, state = selective_scan(**none, return_last_state=True, backend=backend)
+    assert out.shape == (2, 4, 0)
+    assert torch.equal(state, torch.zeros(2, 4, 2))
+    assert selective_scan(**{k: v[:0] if v.ndim > 2 else v for k, v in given.items()}, backend=backend).shape == (
+        0,
+        4,
+        3,
+    )
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_large_and_small_steps_stay_finite(backend):
+    given = {k: v.float() for k, v in tensors(1, 16, 20, 2, 1).items()}
+    given["delta"] = torch.linspace(-200, 200, 20).expand(1, 16, 20)
+    out = selective_scan(**given, delta_softplus=True, backend=backend)
+    expected = selective_scan(**{k: v.double() for k, v in given.items()}, delta_softplus=True, backend="reference")
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_reference_by_hand():
+    """One channel, one state, no decay: a running sum."""
+    u = torch.tensor([[[1.0, 2.0, 3.0]]])
+    one = torch.ones(1, 1, 3)
+    out, state = selective_scan(u, one, torch.zeros(1, 1), one, one, return_last_state=True, backend="reference")
+    assert out.tolist() == [[[1.0, 3.0, 6.0]]]
+    assert state.item() == 6
+    gated = selective_scan(u, one, torch.zeros(1, 1), one, one, torch.ones(1), u, backend="reference")
+    torch.testing.assert_close(gated, torch.tensor([[[2.0, 5.0, 9.0]]]) * F.silu(u))
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_gradcheck(backend):
+    leaves = [t.requires_grad_() for t in tensors(1, 2, 5, 2, 1).values()]
+    assert torch.autograd.gradcheck(lambda *x: selective_scan(*x, delta_softplus=True, backend=backend), leaves)
+
+
+def test_groups_of_b_and_c_may_differ_and_weights_may_be_constant():
+    given = {k: v.float() for k, v in tensors(2, 8, 9, 3, 4).items()}
+    shared = {**given, "B": given["B"][:, :2]}
+    repeated = {**given, "B": given["B"][:, :2].repeat_interleave(2, 1)}
+    torch.testing.assert_close(selective_scan(**shared), selective_scan(**repeated))
+    constant = torch.randn(8, 3)
+    spread = constant[None, :, :, None].expand(2, 8, 3, 9)
+    a = selective_scan(**{**given, "B": constant, "C": constant})
+    torch.testing.assert_close(a, selective_scan(**{**given, "B": spread, "C": spread}))
+    three = selective_scan(**{**given, "B": given["B"][:, 0], "C": given["C"][:, 0]})
+    torch.testing.assert_close(three, selective_scan(**{**given, "B": given["B"][:, :1], "C": given["C"][:, :1]}))
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@pytest.mark.parametrize("name", ["avx512", "avx2", "plain"])
+def test_every_instruction_set_gives_the_same(name, monkeypatch):
+    import foveal_kernels
+
+    if name not in foveal_kernels.instruction_sets():
+        pytest.skip(str(foveal_kernels.why_not(name)))
+    from foveal.ops.selective_scan import native as module
+
+    monkeypatch.setattr(module, "library", lambda: foveal_kernels.load(name))
+    given = tensors(2, 37, 70, 6, 1)
+    assert_close(run(given, "native"), run(given, "reference", dtype=torch.float64), torch.float32)
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+def test_threads_change_nothing():
+    given = tensors(1, 70, 40, 4, 2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run(given, "native")
+        torch.set_num_threads(3)
+        three = run(given, "native")
+    finally:
+        torch.set_num_threads(before)
+    assert_close(three, one, torch.float32)
+    assert torch.equal(three["out"], one["out"])
+
+
+def test_the_registered_operator_passes_torchs_own_checks():
+    given = {k: v.float() for k, v in tensors(1, 4, 6, 2, 1).items()}
+    u, delta, A, B, C, D, z, bias = (given[n] for n in NAMES)  # noqa: N806
+    arguments = [u, delta[:, None], A[None], B[:, None], C[:, None], D[None], z, bias[None]]
+    torch.library.opcheck(
+        torch.ops.foveal.selective_scan.default,
+        (*(t.requires_grad_() for t in arguments), True, None, True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+def test_without_the_kernels_torch_does_the_work_and_says_so_once(monkeypatch):
+    from foveal.ops.selective_scan import native as module
+
+    monkeypatch.setattr(module, "library", lambda: None)
+    monkeypatch.setattr(native, "why_not", lambda: "foveal-kernels is not installed; run `pip install ./kernels`")
+    native.tell_once.cache_clear()
+    given = tensors(1, 4, 6, 2, 1)
+    with pytest.warns(RuntimeWarning, match="selective_scan runs in torch, many times slower .*pip install ./kernels"):
+        first = run(given, "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = run(given, "auto")
+    native.tell_once.cache_clear()
+    assert_close(second, first, torch.float32)
+    assert_close(first, run(given, "reference", dtype=torch.float64), torch.float32)
+
+
+def test_multiply_adds_are_counted_as_the_papers_do():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    given = {k: v.float().to("meta") for k, v in tensors(2, 8, 10, 4, 1).items()}
+    with FlopCounterMode(display=False) as counter:
+        selective_scan(**given)
+    assert counter.get_total_flops() // 2 == 2 * 8 * 10 * (9 * 4 + 1)
+
+
+WRONG = {
+    "u of two axes": ({"u": torch.zeros(3, 4)}, ShapeError, r"u must be \(batch, channels, length\), got \(3, 4\)"),
+    "delta": ({"delta": torch.zeros(1, 4, 5)}, ShapeError, r"delta must be \(1, 4, 6\), like u, got \(1, 4, 5\)"),
+    "A": ({"A": torch.zeros(3, 2)}, ShapeError, r"A must be \(4, states\), one row for each channel of u, got"),
+    "B": ({"B": torch.zeros(1, 1, 3, 6)}, ShapeError, r"B must be \(1, 2, 6\) or \(1, groups, 2, 6\), got"),
+    "C of two axes": ({"C": torch.zeros(4, 3)}, ShapeError, r"C must be \(4, 2\), \(C, D\) when it does not depend"),
+    "groups": ({"B": torch.zeros(1, 3, 2, 6)}, ShapeError, "the 4 channels of u must divide into the groups of B"),
+    "groups of both": (
+        {"u": torch.zeros(1, 12, 6), "delta": torch.zeros(1, 12, 6), "A": torch.zeros(12, 2), "D": None, "z": None,
+         "delta_bias": None, "B": torch.zeros(1, 3, 2, 6), "C": torch.zeros(1, 4, 2, 6)},
+        ShapeError, "the groups of B and C must divide each other, got 3 and 4",
+    ),
+    "z": ({"z": torch.zeros(1, 4, 5)}, ShapeError, r"z must be \(1, 4, 6\), like u"),
+    "D": ({"D": torch.zeros(3)}, ShapeError, r"D must be \(4,\), one value for each channel of u, got \(3,\)"),
+    "integers": ({"u": torch.zeros(1, 4, 6, dtype=torch.int64)}, TypeError, "u must be a real floating-point tensor"),
+    "complex": ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError, "A must be a real .* got torch.complex64"),
+    "device": ({"D": torch.zeros(4, device="meta")}, ValueError, "D must be on cpu like u, got meta; move it there"),
+    "not a number": (
+        {"delta": torch.full((1, 4, 6), float("nan"))}, ValueError, "delta holds 24 values that are not a number",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_told(case):
+    change, error, text = WRONG[case]
+    given = {k: v.float() for k, v in tensors(1, 4, 6, 2, 1).items()}
+    with pytest.raises(error, match=text):
+        selective_scan(**{**given, **change})
+
+
+def test_a_backend_that_cannot_run_is_told():
+    given = tensors(1, 4, 6, 2, 1)
+    with pytest.raises(BackendError, match="native kernels compute in float32, the tensors are float64"):
+        selective_scan(**given, backend="native")
+    with pytest.raises(ValueError, match=r"backend must be one of auto, native, .*got 'cuda'"):
+        selective_scan(**given, backend="cuda")
+
+
+def test_explain_lists_every_backend():
+    assert list(explain()) == [backend.name for backend in BACKENDS]
+    assert explain()["eager"] == "can run"
