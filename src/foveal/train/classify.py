@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ def cifar10(part: str, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
 def train_classifier(
     build: Callable[[], nn.Module],
     *,
-    steps: int,
+    steps: int | None = None,
+    seconds: float | None = None,
     seed: int = 0,
     batch: int = 64,
     lr: float = 2e-3,
@@ -69,6 +71,7 @@ def train_classifier(
     Args:
         build: makes the network, (B, …) to (B, classes).
         steps: how many; the environment variable FOVEAL_BRIEF_STEPS overrides it.
+        seconds: train for so long instead; the result then depends on the machine.
         seed: of weights and batches.
         batch: B.
         lr: peak step size.
@@ -78,8 +81,14 @@ def train_classifier(
 
     Returns:
         The network in eval mode.
+
+    Raises:
+        ValueError: not exactly one of `steps` and `seconds`.
     """
-    steps = int(os.environ.get(STEPS, steps))
+    if (steps is None) == (seconds is None):
+        raise ValueError(f"give exactly one of steps and seconds, got {steps} and {seconds}")
+    if steps is not None:
+        steps = int(os.environ.get(STEPS, steps))
     inputs, labels = cifar10("train") if data is None else data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -89,9 +98,10 @@ def train_classifier(
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
         denormal = torch.set_flush_denormal(True)  # Adam's second moments begin as denormal numbers, slow on CPUs
-        for step in range(steps):
+        begun, step, share = time.perf_counter(), 0, 0.0
+        while share < 1:
             for group in optimizer.param_groups:
-                group["lr"] = lr * learning_rate(step, steps, min(20, steps // 10))
+                group["lr"] = lr * min(1.0, (step + 1) / 20) * learning_rate(round(share * 10_000), 10_000, 0)
             rows = torch.randint(len(labels), (batch,))
             x = inputs[rows]
             if flip:
@@ -101,6 +111,8 @@ def train_classifier(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            step += 1
+            share = step / steps if steps is not None else (time.perf_counter() - begun) / (seconds or 1.0)
         if denormal:
             torch.set_flush_denormal(False)
     return model.eval()
