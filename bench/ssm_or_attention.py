@@ -1,4 +1,4 @@
-"""When is a state-space backbone worth it? ViT, convolutional nets and the state-space family, 224² to 2048², in one run.
+"""When is state space worth it? ViT, convolutional nets and state-space backbones, 224² to 2048², in one run.
 
     python bench/ssm_or_attention.py                                    table on standard output
     python bench/ssm_or_attention.py --save results/ssm_or_attention    also .md, .json and .svg

@@ -11,11 +11,13 @@ from foveal.ops.native import why_not
 from foveal.ops.selective_scan.eager import selective_scan_eager
 from foveal.ops.selective_scan.native import selective_scan_native
 from foveal.ops.selective_scan.reference import selective_scan_reference
+from foveal.ops.selective_scan.triton import selective_scan_triton
+from foveal.ops.selective_scan.triton import why_not as no_triton
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["explain", "selective_scan"]
+__all__ = ["explain", "no_native", "selective_scan"]
 
 
 def _complain(named: dict[str, Tensor | None]) -> None:
@@ -27,7 +29,15 @@ def _complain(named: dict[str, Tensor | None]) -> None:
             )
 
 
-def _no_native(u: Tensor) -> str | None:
+def no_native(u: Tensor) -> str | None:
+    """Why the compiled kernel cannot take a tensor.
+
+    Args:
+        u: the input it would get.
+
+    Returns:
+        None when it can, else the reason and what to do.
+    """
     if u.device.type not in {"cpu", "meta"}:
         return f"native kernels run on the CPU, the tensors are on {u.device}"
     if u.dtype == torch.float64:
@@ -36,7 +46,8 @@ def _no_native(u: Tensor) -> str | None:
 
 
 BACKENDS = (
-    Backend("native", selective_scan_native, _no_native),
+    Backend("native", selective_scan_native, no_native),
+    Backend("triton", selective_scan_triton, no_triton),
     Backend("eager", selective_scan_eager, lambda _: None),
     Backend("reference", selective_scan_reference, lambda _: None),
 )

@@ -1,0 +1,106 @@
+"""Long convolution, kernels as long as the sequence: one function over a reference, torch.fft and butterfly paths."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.long_conv.butterfly import long_conv_butterfly
+from foveal.ops.long_conv.eager import long_conv_eager
+from foveal.ops.long_conv.reference import long_conv_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["explain", "long_conv"]
+
+BACKENDS = (
+    Backend("eager", long_conv_eager, lambda _: None),
+    Backend("butterfly2", partial(long_conv_butterfly, order=2), lambda _: None),
+    Backend("butterfly3", partial(long_conv_butterfly, order=3), lambda _: None),
+    Backend("reference", long_conv_reference, lambda _: None),
+)
+
+
+def _heads(name: str, kernel: Tensor, u: Tensor, heads: int | None) -> Tensor:
+    """(C, K) or (H, C, K) to (H, C, K), cut to the length of u."""
+    channels = u.shape[1]
+    if kernel.ndim not in {2, 3} or kernel.shape[-2] != channels or not kernel.shape[-1]:
+        raise ShapeError(f"{name} must be ({channels}, K) or (heads, {channels}, K), got {tuple(kernel.shape)}")
+    if heads is not None and (kernel.shape[0] if kernel.ndim == 3 else 1) != heads:
+        raise ShapeError(f"{name} must have {heads} heads like kernel, got {tuple(kernel.shape)}")
+    full = kernel if kernel.ndim == 3 else kernel[None]
+    # A traced length may be a symbol, which is not compared with K; the transform is long enough for all of them then.
+    return full if torch.compiler.is_compiling() else full[..., : u.shape[2]]
+
+
+def long_conv(
+    u: Tensor,
+    kernel: Tensor,
+    D: Tensor | None = None,  # noqa: N803 - the letter of state-space papers
+    *,
+    reverse: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolution of each channel with a kernel that may be as long as the sequence.
+
+    Computed in float32 whatever the inputs are, float64 for float64.
+
+        y_t = Σ_{j ≤ t} kernel_j u_{t-j}  +  Σ_{j ≥ 0} reverse_j u_{t+1+j}  +  D ∘ u_t
+
+    Args:
+        u: input, (B, C, L).
+        kernel: weights of a place and those before it, (C, K), or (H, C, K) for H outputs of each channel; what is
+            longer than L is cut off.
+        D: skip weights, (C,), or (H, C) for H outputs.
+        reverse: weights of the places after, nearest first, shaped like `kernel`; None leaves the convolution causal.
+        backend: "auto", or one of those that `explain` lists.
+
+    Returns:
+        Output, (B, C, L), or (B, H, C, L), in the dtype of `u`.
+
+    Raises:
+        ShapeError: shapes that do not fit together.
+        TypeError: integer or complex tensors.
+        ValueError: an unknown backend; tensors on two devices.
+
+    Example:
+        >>> import torch
+        >>> from foveal.ops.long_conv import long_conv
+        >>> long_conv(torch.ones(1, 1, 4), torch.tensor([[1.0, 10.0]]), backend="reference")
+        tensor([[[ 1., 11., 11., 11.]]])
+    """
+    if u.ndim != 3:
+        raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
+    for name, tensor in {"u": u, "kernel": kernel, "D": D, "reverse": reverse}.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
+        if tensor is not None and tensor.device != u.device:
+            raise ValueError(f"{name} must be on {u.device} like u, got {tensor.device}; move it there")
+    weights = _heads("kernel", kernel, u, None)
+    heads, channels = weights.shape[:2]
+    after = None if reverse is None else _heads("reverse", reverse, u, heads)
+    wanted = (channels,) if kernel.ndim == 2 else (heads, channels)
+    if D is not None and tuple(D.shape) != wanted:
+        raise ShapeError(f"D must be {wanted}, one value for each channel and head, got {tuple(D.shape)}")
+    run = choose(BACKENDS, backend, u).run
+    if not torch.compiler.is_compiling() and u.shape[2] == 0:
+        y = u.new_zeros(u.shape[0], heads, channels, 0)
+    else:
+        y = run(u, weights, None if D is None else D.reshape(heads, channels), after)
+    return y if kernel.ndim == 3 else y[:, 0]
+
+
+def explain(u: Tensor | None = None) -> dict[str, str]:
+    """Which paths can run, and why the others cannot.
+
+    Args:
+        u: the input they would get; None asks for a float32 tensor on the CPU.
+
+    Returns:
+        Backend → "can run", or the reason and what to do.
+    """
+    return reasons(BACKENDS, torch.empty(1, 1, 1) if u is None else u)

@@ -1,0 +1,111 @@
+"""Long convolution by torch.fft, which is compiled code already: MKL or pocketfft on a CPU, cuFFT on a GPU.
+
+Both sequences are padded to one length n that holds the sums which wrap around beyond the L places that are kept; n has
+no factor above 5, so that the transform is fast. What comes after a place stands at the end of the padded kernel, since
+its places there count as negative.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["both_sides", "fast_length", "least_length", "long_conv_eager"]
+
+
+@lru_cache(maxsize=256)
+def fast_length(least: int) -> int:
+    """The smallest even number with no factor above 5.
+
+    Args:
+        least: lower bound.
+
+    Returns:
+        n = 2 · 2^a · 3^b · 5^c, at least `least`.
+    """
+    best, five = 1 << max(1, (least - 1).bit_length()), 2
+    while five < best:
+        three = five
+        while three < best:
+            two = three << max(0, (-(-least // three) - 1).bit_length())
+            best = min(best, two)
+            three *= 3
+        five *= 5
+    return best
+
+
+def least_length(u: Tensor, kernel: Tensor, reverse: Tensor | None) -> int:
+    """The period at which nothing that wraps around reaches a kept place.
+
+    Args:
+        u: (B, C, L).
+        kernel: (H, C, K).
+        reverse: (H, C, K') or None.
+
+    Returns:
+        The larger of L + K - 1 and L + K'.
+    """
+    after = 0 if reverse is None else reverse.shape[2]
+    return u.shape[2] + max(kernel.shape[2] - 1, after)
+
+
+def _traced_length(u: Tensor, kernel: Tensor, reverse: Tensor | None) -> int:
+    """An even period for lengths that may be symbols, which have no factors and are not compared with numbers."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    most = u.shape[2]
+    for side in (kernel, reverse):
+        if side is not None and not statically_known_true(side.shape[2] == u.shape[2]):
+            most = most + side.shape[2]
+    return 2 * most
+
+
+def both_sides(kernel: Tensor, reverse: Tensor | None, n: int) -> Tensor:
+    """One kernel of period n.
+
+    Args:
+        kernel: (H, C, K).
+        reverse: (H, C, K') or None.
+        n: period, at least K and K'.
+
+    Returns:
+        (H, C, K), or (H, C, n) with `reverse` backwards at its end.
+    """
+    if reverse is None:
+        return kernel
+    return F.pad(kernel, (0, n - kernel.shape[2])) + F.pad(reverse.flip(2), (n - reverse.shape[2], 0))
+
+
+def long_conv_eager(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:  # noqa: N803
+    """The same as `long_conv_reference`, by the Fourier transform.
+
+    Args:
+        u: input, (B, C, L).
+        kernel: weights of what came before, (H, C, K), K at most L.
+        D: skip weights, (H, C).
+        reverse: weights of what comes after, (H, C, K'), K' at most L.
+
+    Returns:
+        Output, (B, H, C, L), in the dtype of `u`.
+    """
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    length = u.shape[2]
+    x = u.to(wide)
+    n = (
+        _traced_length(u, kernel, reverse)
+        if torch.compiler.is_compiling()
+        else fast_length(least_length(u, kernel, reverse))
+    )
+    # (B, 1, C, n/2 + 1) and (H, C, n/2 + 1)
+    signal = torch.fft.rfft(x, n=n)[:, None]
+    weights = torch.fft.rfft(both_sides(kernel.to(wide), reverse if reverse is None else reverse.to(wide), n), n=n)
+    y = torch.fft.irfft(signal * weights, n=n)[..., :length]
+    if D is not None:
+        y = y + D[..., None].to(wide) * x[:, None]
+    return y.to(u.dtype)

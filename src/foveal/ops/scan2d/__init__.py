@@ -1,0 +1,138 @@
+"""Selective scan over a map along routes, as VMamba scans: the routes, and one function over several paths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.scan2d.eager import selective_scan2d_eager
+from foveal.ops.scan2d.native import selective_scan2d_native
+from foveal.ops.scan2d.reference import selective_scan2d_reference
+from foveal.ops.scan2d.routes import ORDERS, gather, routes, scatter
+from foveal.ops.scan2d.triton import selective_scan2d_triton
+from foveal.ops.scan2d.triton import why_not as no_triton
+from foveal.ops.selective_scan import no_native
+
+__all__ = ["ORDERS", "explain", "gather", "routes", "scatter", "selective_scan2d"]
+
+# All take u, delta, A (K, C, D), B, C, D (K, C), routes, delta_bias (K, C), delta_softplus, and give (B, C, L).
+BACKENDS = (
+    Backend("native", selective_scan2d_native, no_native),
+    Backend("triton", selective_scan2d_triton, no_triton),
+    Backend("eager", selective_scan2d_eager, lambda _: None),
+    Backend("reference", selective_scan2d_reference, lambda _: None),
+)
+
+
+def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
+    if tuple(tensor.shape) != wanted:
+        raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
+
+
+def _check_routes(along: Tensor, u: Tensor) -> None:
+    if along.ndim != 2 or along.is_floating_point() or along.dtype == torch.bool:
+        raise ShapeError(
+            f"routes must be integers, (routes, places), got {tuple(along.shape)} of {along.dtype}; "
+            "foveal.ops.scan2d.routes makes them"
+        )
+    if along.device != u.device:
+        raise ValueError(f"routes must be on {u.device} like u, got {along.device}; move them there")
+    # A compiled kernel would read beside the tensor. Elsewhere than on a CPU, the question would stop the queue.
+    if type(along) is Tensor and along.device.type == "cpu" and along.numel() and not torch.compiler.is_compiling():
+        least, most = (int(value) for value in along.aminmax())
+        if least < -1 or most >= u.shape[2]:
+            raise ValueError(
+                f"routes must hold positions of 0…{u.shape[2] - 1}, or -1 for none, got {least}…{most}; "
+                "make them for the height and width of this map"
+            )
+
+
+def selective_scan2d(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    *,
+    routes: Tensor,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """A selective scan along each of K routes over a map, summed where the routes meet.
+
+    Everything goes in and comes out in raster order; the routes are applied inside. Places that a route does not visit
+    get nothing from it, not even the skip. The state is float32 whatever the inputs are (float64 for float64).
+
+        delta = softplus(delta + delta_bias)
+        out_p = Σ_k (selective scan of u with delta_k, A_k, B_k, C_k, D_k along route k, at position p)
+
+    Args:
+        u: input, (B, C, L).
+        delta: step sizes, (B, K, C, L).
+        A: decay of each state, (K·C, D), real, negative for a stable recurrence.
+        B: input weights, (B, K, D, L).
+        C: output weights, (B, K, D, L).
+        D: skip weights, (K·C,).
+        routes: positions as each route visits them, (K, S), none twice on one route, -1 for none.
+        delta_bias: (K·C,).
+        delta_softplus: whether delta goes through softplus.
+        backend: "auto", or one of those that `explain` lists.
+
+    Returns:
+        Output, (B, C, L), in the dtype of `u`.
+
+    Raises:
+        ShapeError: shapes that do not fit together, or routes that are no integers.
+        TypeError: integer or complex tensors elsewhere.
+        ValueError: tensors on several devices, routes for another map, an unknown backend.
+        BackendError: a backend that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from foveal.ops.scan2d import routes, selective_scan2d
+        >>> u, weights = torch.ones(1, 1, 3), torch.ones(1, 2, 1, 3)
+        >>> way = routes("raster", 1, 3)
+        >>> selective_scan2d(u, weights, -torch.ones(2, 1), weights, weights, routes=way, delta_softplus=False)
+        tensor([[[2.5032, 2.7358, 2.5032]]])
+    """
+    if u.ndim != 3:
+        raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
+    for name, tensor in named.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
+        if tensor is not None and tensor.device != u.device:
+            raise ValueError(f"{name} must be on {u.device} like u, got {tensor.device}; move it there")
+    _check_routes(routes, u)
+    (batch, dim, length), count = u.shape, routes.shape[0]
+    _shape("delta", delta, (batch, count, dim, length), "one step for each route and value of u")
+    if A.ndim != 2 or A.shape[0] != count * dim:
+        raise ShapeError(
+            f"A must be ({count * dim}, states), one row for each route and channel of u, got {tuple(A.shape)}"
+        )
+    for name, weights in (("B", B), ("C", C)):
+        _shape(name, weights, (batch, count, A.shape[1], length), "(batch, routes, states, length)")
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        if vector is not None:
+            _shape(name, vector, (count * dim,), "one value for each route and channel of u")
+    rates = A.unflatten(0, (count, dim))
+    skip, bias = (None if vector is None else vector.view(count, dim) for vector in (D, delta_bias))
+    # As for `selective_scan`: on a CPU the registered operator takes everything.
+    registered = backend == "auto" and u.device.type in {"cpu", "meta"}
+    run = selective_scan2d_native if registered else choose(BACKENDS, backend, u).run
+    return run(u, delta, rates, B, C, skip, routes, bias, delta_softplus)
+
+
+def explain(u: Tensor | None = None) -> dict[str, str]:
+    """Which paths can run, and why the others cannot.
+
+    Args:
+        u: the input they would get; None asks for a float32 tensor on the CPU.
+
+    Returns:
+        Backend → "can run", or the reason and what to do.
+    """
+    return reasons(BACKENDS, torch.empty(1, 1, 1) if u is None else u)

@@ -1,0 +1,63 @@
+"""Selective scan over a map in vectorised torch: all routes are groups of channels of one scan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from foveal.ops.scan2d.routes import gather, scatter
+from foveal.ops.selective_scan.eager import selective_scan_eager
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["selective_scan2d_eager"]
+
+
+def selective_scan2d_eager(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    routes: Tensor,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """The same as `selective_scan2d_reference`.
+
+    Args:
+        u: input, (B, C, L).
+        delta: step sizes, (B, K, C, L).
+        A: decay of each state, (K, C, D), negative.
+        B: input weights, (B, K, D, L).
+        C: output weights, (B, K, D, L).
+        D: skip weights, (K, C).
+        routes: positions as each route visits them, (K, S); -1 is left out.
+        delta_bias: added to delta, (K, C).
+        delta_softplus: whether delta goes through softplus.
+
+    Returns:
+        (B, C, L), in the dtype of `u`.
+    """
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    steps = delta.to(wide)
+    if delta_bias is not None:
+        steps = steps + delta_bias.to(wide)[..., None]
+    if delta_softplus:
+        steps = F.softplus(steps)
+    # A place that is left out gets a step of 0, which leaves the state as it is.
+    x, steps, weights_in, weights_out = (gather(t, routes) for t in (u.to(wide), steps, B, C))
+    # (B, K, C, S) to (B, K·C, S)
+    y, _ = selective_scan_eager(
+        x.flatten(1, 2),
+        steps.flatten(1, 2),
+        A.flatten(0, 1),
+        weights_in,
+        weights_out,
+        None if D is None else D.flatten(),
+    )
+    return scatter(y.view(x.shape), routes, u.shape[2]).to(u.dtype)

@@ -1,0 +1,325 @@
+"""The two Triton kernels of the selective scan; `foveal.ops.selective_scan.triton` launches them.
+
+A program has a few channels of one picture, route and group, and takes their sequence in chunks of T steps. A chunk is
+one tile, (channels, states, T). Pairs of a decay and a state follow one another by
+
+    (a, x) then (b, y) = (a·b, x·b + y)
+
+which is associative, so that all T states come out of one parallel scan; what the state before the chunk contributes is
+added last. Forward keeps that state, one for each chunk. Backward takes the chunks from the last to the first, computes
+their states again from it, and gets the adjoint g of the state by the same scan from the other end:
+
+    g_t = C_t · dy_t + exp(delta_{t+1} · A) ∘ g_{t+1}
+
+Each place is scanned with a step of 0 where a route visits nothing, which leaves the state as it is. Sums over the
+channels of a group are atomic, so the last bits of the gradients of B and C differ from run to run.
+"""
+
+# Triton looks up every annotation of a kernel, and knows none for a pointer that may be missing.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["backward", "forward"]
+
+
+@triton.jit
+def _then(decay, state, next_decay, next_state):
+    return decay * next_decay, state * next_decay + next_state
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _softplus(x):
+    e = tl.exp(-tl.abs(x))
+    rounded = 1.0 + e
+    # log(1 + e) to the last digits though 1 + e is rounded: the logarithm over the rounded e, times e.
+    exact = rounded == 1.0
+    log1p = tl.where(exact, e, tl.log(rounded) * (e / tl.where(exact, 1.0, rounded - 1.0)))
+    return tl.maximum(x, 0.0) + log1p
+
+
+@triton.jit
+def _seek(routes, t, inside):
+    """Places visited at steps t, and which of them are places."""
+    place = t.to(tl.int64)
+    if routes is not None:
+        place = tl.load(routes + place, mask=inside, other=-1).to(tl.int64)
+    return place, inside & (place >= 0)
+
+
+@triton.jit
+def _read(start, place, stride, seen):
+    """Rows of a sequence at some places, float32, 0 elsewhere."""
+    return tl.load(start[:, None] + place[None, :] * stride, mask=seen, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _step(start, bias, place, stride, seen, softplus: tl.constexpr):
+    """What softplus gets, and the step, 0 where there is none."""
+    raw = _read(start, place, stride, seen) + bias[:, None]
+    size = raw
+    if softplus:
+        size = _softplus(raw)
+    return raw, tl.where(seen, size, 0.0)
+
+
+@triton.jit
+def _vector(start, row, mine):
+    """A value for each channel, 0 where there is no such input."""
+    found = tl.zeros(row.shape, tl.float32)
+    if start is not None:
+        found = tl.load(start + row, mask=mine, other=0.0).to(tl.float32)
+    return found
+
+
+@triton.jit
+def forward(
+    u,
+    delta,
+    rates,
+    weights_in,
+    weights_out,
+    skip,
+    gate,
+    bias,
+    routes,
+    out,
+    last,
+    checkpoints,
+    channels,
+    length,
+    steps,
+    groups,
+    states,
+    chunks,
+    u_batch,
+    u_channel,
+    u_place,
+    delta_batch,
+    delta_route,
+    delta_channel,
+    delta_place,
+    in_batch,
+    in_route,
+    in_group,
+    in_state,
+    in_place,
+    out_batch,
+    out_route,
+    out_group,
+    out_state,
+    out_place,
+    gate_batch,
+    gate_channel,
+    gate_place,
+    softplus: tl.constexpr,
+    CHANNELS: tl.constexpr,  # noqa: N803 - sizes of a tile
+    STATES: tl.constexpr,  # noqa: N803
+    STEPS: tl.constexpr,  # noqa: N803
+):
+    """Outputs, last states and, where `checkpoints` is given, the states before the chunks."""
+    batch = tl.program_id(0).to(tl.int64)
+    route = (tl.program_id(1) // groups).to(tl.int64)
+    group = (tl.program_id(1) % groups).to(tl.int64)
+    of_group = channels // groups
+    inner = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    mine = inner < of_group
+    channel = group * of_group + inner
+    row = route * channels + channel
+    state = tl.arange(0, STATES)
+    held = mine[:, None] & (state < states)[None, :]
+    cell = row[:, None] * states + state[None, :]
+    # (batch, route, channel, state) and (batch, route, channel, chunk, state)
+    all_rows = (tl.num_programs(1) // groups) * channels
+    lane = tl.arange(0, STEPS)
+
+    rate = tl.load(rates + cell, mask=held, other=0.0).to(tl.float32)
+    through, offset = _vector(skip, row, mine), _vector(bias, row, mine)
+    u += batch * u_batch + channel * u_channel
+    delta += batch * delta_batch + route * delta_route + channel * delta_channel
+    weights_in += batch * in_batch + route * in_route + group * in_group + state * in_state
+    weights_out += batch * out_batch + route * out_route + group * out_group + state * out_state
+    if routes is not None:
+        routes += route * steps
+
+    now = tl.zeros((CHANNELS, STATES), tl.float32)
+    for chunk in range(chunks):
+        if checkpoints is not None:
+            kept = ((batch * all_rows + row) * chunks + chunk) * states
+            tl.store(checkpoints + kept[:, None] + state[None, :], now, mask=held)
+        t = chunk * STEPS + lane
+        place, visited = _seek(routes, t, t < steps)
+        seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
+        x = _read(u, place, u_place, seen)
+        _, step = _step(delta, offset, place, delta_place, seen, softplus)
+        entering = _read(weights_in, place, in_place, weighed)
+        leaving = _read(weights_out, place, out_place, weighed)
+        # (channels, states, T)
+        decay = tl.exp(step[:, None, :] * rate[:, :, None])
+        decay, added = tl.associative_scan((decay, (step * x)[:, None, :] * entering[None, :, :]), 2, _then)
+        reached = decay * now[:, :, None] + added
+        y = tl.sum(reached * leaving[None, :, :], 1) + through[:, None] * x
+        now = tl.sum(tl.where(lane[None, None, :] == STEPS - 1, reached, 0.0), 2)
+        if gate is not None:
+            gates = gate + batch * gate_batch + channel * gate_channel
+            z = _read(gates, place, gate_place, seen)
+            y = y * z * _sigmoid(z)
+        tl.store(out + ((batch * all_rows + row) * length)[:, None] + place[None, :], y, mask=seen)
+    tl.store(last + (batch * all_rows * states + cell), now, mask=held)
+
+
+@triton.jit
+def backward(
+    u,
+    delta,
+    rates,
+    weights_in,
+    weights_out,
+    skip,
+    gate,
+    bias,
+    routes,
+    checkpoints,
+    grad,
+    of_u,
+    of_delta,
+    of_rates,
+    of_in,
+    of_out,
+    of_skip,
+    of_gate,
+    of_bias,
+    channels,
+    length,
+    steps,
+    groups,
+    states,
+    chunks,
+    u_batch,
+    u_channel,
+    u_place,
+    delta_batch,
+    delta_route,
+    delta_channel,
+    delta_place,
+    in_batch,
+    in_route,
+    in_group,
+    in_state,
+    in_place,
+    out_batch,
+    out_route,
+    out_group,
+    out_state,
+    out_place,
+    gate_batch,
+    gate_channel,
+    gate_place,
+    grad_batch,
+    grad_channel,
+    grad_place,
+    softplus: tl.constexpr,
+    CHANNELS: tl.constexpr,  # noqa: N803
+    STATES: tl.constexpr,  # noqa: N803
+    STEPS: tl.constexpr,  # noqa: N803
+):
+    """Gradients, those of u, delta and z for each route, those of A, D and the bias for each picture."""
+    batch = tl.program_id(0).to(tl.int64)
+    route = (tl.program_id(1) // groups).to(tl.int64)
+    group = (tl.program_id(1) % groups).to(tl.int64)
+    of_group = channels // groups
+    inner = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    mine = inner < of_group
+    channel = group * of_group + inner
+    row = route * channels + channel
+    state = tl.arange(0, STATES)
+    held = mine[:, None] & (state < states)[None, :]
+    cell = row[:, None] * states + state[None, :]
+    all_rows = (tl.num_programs(1) // groups) * channels
+    lane = tl.arange(0, STEPS)
+
+    rate = tl.load(rates + cell, mask=held, other=0.0).to(tl.float32)
+    through, offset = _vector(skip, row, mine), _vector(bias, row, mine)
+    u += batch * u_batch + channel * u_channel
+    delta += batch * delta_batch + route * delta_route + channel * delta_channel
+    weights_in += batch * in_batch + route * in_route + group * in_group + state * in_state
+    weights_out += batch * out_batch + route * out_route + group * out_group + state * out_state
+    grads = grad + batch * grad_batch + channel * grad_channel
+    if routes is not None:
+        routes += route * steps
+    # (batch, route, group, state, place)
+    weight = (((batch * tl.num_programs(1) + tl.program_id(1)) * states + state) * length)[:, None]
+    rows = ((batch * all_rows + row) * length)[:, None]
+
+    adjoint = tl.zeros((CHANNELS, STATES), tl.float32)
+    sum_rates = tl.zeros((CHANNELS, STATES), tl.float32)
+    sum_skip = tl.zeros((CHANNELS,), tl.float32)
+    sum_bias = tl.zeros((CHANNELS,), tl.float32)
+    for done in range(chunks):
+        chunk = chunks - 1 - done
+        t = chunk * STEPS + lane
+        # The states before each step: the scan of what the steps before it did, from the state before the chunk.
+        place, visited = _seek(routes, t - 1, (lane > 0) & (t - 1 < steps))
+        seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
+        _, step = _step(delta, offset, place, delta_place, seen, softplus)
+        added = step * _read(u, place, u_place, seen)
+        entering = _read(weights_in, place, in_place, weighed)
+        # (channels, states, T)
+        decay = tl.exp(step[:, None, :] * rate[:, :, None])
+        decay, reached = tl.associative_scan((decay, added[:, None, :] * entering[None, :, :]), 2, _then)
+        kept = ((batch * all_rows + row) * chunks + chunk) * states
+        now = tl.load(checkpoints + kept[:, None] + state[None, :], mask=held, other=0.0)
+        before = decay * now[:, :, None] + reached
+
+        place, visited = _seek(routes, t + 1, t + 1 < steps)
+        seen = mine[:, None] & visited[None, :]
+        _, after = _step(delta, offset, place, delta_place, seen, softplus)
+
+        place, visited = _seek(routes, t, t < steps)
+        seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
+        x = _read(u, place, u_place, seen)
+        raw, step = _step(delta, offset, place, delta_place, seen, softplus)
+        entering = _read(weights_in, place, in_place, weighed)
+        leaving = _read(weights_out, place, out_place, weighed)
+        before *= tl.exp(step[:, None, :] * rate[:, :, None])  # what is left of it after the step
+        reached = before + (step * x)[:, None, :] * entering[None, :, :]
+        of_y = _read(grads, place, grad_place, seen)
+        if gate is not None:
+            y = tl.sum(reached * leaving[None, :, :], 1) + through[:, None] * x
+            z = _read(gate + batch * gate_batch + channel * gate_channel, place, gate_place, seen)
+            open_ = _sigmoid(z)
+            of_z = of_y * y * open_ * (1.0 + z * (1.0 - open_))
+            tl.store(of_gate + rows + place[None, :], of_z, mask=seen)
+            of_y = of_y * z * open_
+
+        decay = tl.exp(after[:, None, :] * rate[:, :, None])
+        decay, g = tl.associative_scan((decay, of_y[:, None, :] * leaving[None, :, :]), 2, _then, reverse=True)
+        g += decay * adjoint[:, :, None]
+        adjoint = tl.sum(tl.where(lane[None, None, :] == 0, g, 0.0), 2)
+
+        tl.atomic_add(of_out + weight + place[None, :], tl.sum(reached * of_y[:, None, :], 0), mask=weighed)
+        tl.atomic_add(of_in + weight + place[None, :], tl.sum(g * (step * x)[:, None, :], 0), mask=weighed)
+        along = tl.sum(g * entering[None, :, :], 1)
+        tl.store(of_u + rows + place[None, :], of_y * through[:, None] + step * along, mask=seen)
+        g *= before
+        sum_rates += tl.sum(g * step[:, None, :], 2)
+        of_step = x * along + tl.sum(g * rate[:, :, None], 1)
+        if softplus:
+            of_step *= _sigmoid(raw)
+        of_step = tl.where(seen, of_step, 0.0)
+        tl.store(of_delta + rows + place[None, :], of_step, mask=seen)
+        sum_skip += tl.sum(of_y * x, 1)
+        sum_bias += tl.sum(of_step, 1)
+    tl.store(of_rates + (batch * all_rows * states + cell), sum_rates, mask=held)
+    if skip is not None:
+        tl.store(of_skip + (batch * all_rows + row), sum_skip, mask=mine)
+    if bias is not None:
+        tl.store(of_bias + (batch * all_rows + row), sum_bias, mask=mine)

@@ -1,0 +1,185 @@
+"""State space duality, the recurrence of Mamba-2: causal and without order, each behind one function.
+
+Both are matrix products in torch, which on a CPU are oneDNN's or MKL's: there is no compiled kernel, because nothing
+would be left for it to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.ssd.eager import ssd_eager, ssd_noncausal_eager
+from foveal.ops.ssd.reference import ssd_noncausal_reference, ssd_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["explain", "ssd", "ssd_noncausal"]
+
+BACKENDS = (
+    Backend("eager", ssd_eager, lambda _: None),
+    Backend("reference", ssd_reference, lambda _: None),
+)
+NONCAUSAL = (
+    Backend("eager", ssd_noncausal_eager, lambda _: None),
+    Backend("reference", ssd_noncausal_reference, lambda _: None),
+)
+
+
+def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
+    if tuple(tensor.shape) != wanted:
+        raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
+
+
+def _check(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None = None,
+) -> None:
+    if x.ndim != 4:
+        raise ShapeError(f"x must be (batch, length, heads, channels), got {tuple(x.shape)}")
+    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "initial_state": initial_state}
+    for name, tensor in named.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}; move it there")
+    batch, length, heads, channels = x.shape
+    _shape("dt", dt, (batch, length, heads), "one step for each token and head of x")
+    _shape("A", A, (heads,), "one decay for each head of x")
+    if B.ndim != 4 or B.shape[:2] != x.shape[:2]:
+        raise ShapeError(f"B must be ({batch}, {length}, groups, states), got {tuple(B.shape)}")
+    _shape("C", C, tuple(B.shape), "like B")
+    if not B.shape[2] or heads % B.shape[2]:
+        raise ShapeError(f"the {heads} heads of x must divide into the groups of B and C, got {B.shape[2]}")
+    if D is not None and D.ndim == 2:
+        _shape("D", D, (heads, channels), "one value for each channel, or one for each head")
+    elif D is not None:
+        _shape("D", D, (heads,), "one value for each head, or one for each channel")
+    if dt_bias is not None:
+        _shape("dt_bias", dt_bias, (heads,), "one value for each head of x")
+    if initial_state is not None:
+        _shape("initial_state", initial_state, (batch, heads, channels, B.shape[3]), "(batch, heads, channels, states)")
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    *,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Linear recurrence of one decay a head, whose steps, inputs and outputs depend on the input.
+
+    Takes what mamba_ssm's `mamba_chunk_scan_combined` takes. The state is float32 whatever the inputs are (float64 for
+    float64).
+
+        dt = softplus(dt + dt_bias)
+        S_t = exp(dt_t · A) S_{t-1} + dt_t · x_t B_tᵀ
+        y_t = S_t C_t + D ∘ x_t
+
+    Args:
+        x: input, (B, L, H, P).
+        dt: step sizes, (B, L, H).
+        A: decay of each head, (H,), real, negative for a stable recurrence.
+        B: input weights, (B, L, G, N); each of the G groups serves H / G neighbouring heads.
+        C: output weights, the same.
+        D: skip weights, (H,) or (H, P).
+        dt_bias: (H,).
+        dt_softplus: whether dt goes through softplus.
+        chunk_size: steps that are one product; changes the time it takes, not the result.
+        initial_state: S before the first step, (B, H, P, N); None for zero.
+        return_last_state: whether the state after the last step is returned too.
+        backend: "auto", or one of those that `explain` lists.
+
+    Returns:
+        Output, (B, L, H, P), in the dtype of `x`; with it, on demand, the last state, (B, H, P, N).
+
+    Raises:
+        ShapeError: shapes that do not fit together.
+        TypeError: integer or complex tensors.
+        ValueError: an unknown backend, or an empty chunk.
+        BackendError: a backend that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from foveal.ops.ssd import ssd
+        >>> x, dt, B = torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1), torch.ones(1, 3, 1, 1)
+        >>> ssd(x, dt, -torch.ones(1), B, B).flatten()
+        tensor([1.0000, 1.3679, 1.5032])
+    """
+    _check(x, dt, A, B, C, D, dt_bias, initial_state)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; 64 suits most sizes")
+    run = choose(BACKENDS, backend, x).run
+    out, state = run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
+    return (out, state) if return_last_state else out
+
+
+def ssd_noncausal(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    *,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The same without order, for tokens of an image: one sum over all tokens, weighted by dt, that each token reads.
+
+        dt = softplus(dt + dt_bias)
+        y_i = Σ_j (-A · dt_j) (C_i · B_j) x_j + D ∘ x_i
+
+    Args:
+        x: input, (B, L, H, P).
+        dt: step sizes, (B, L, H).
+        A: decay of each head, (H,), negative.
+        B: input weights, (B, L, G, N); each of the G groups serves H / G neighbouring heads.
+        C: output weights, the same.
+        D: skip weights, (H,) or (H, P).
+        dt_bias: (H,).
+        dt_softplus: whether dt goes through softplus.
+        backend: "auto", "eager" or "reference".
+
+    Returns:
+        Output, (B, L, H, P), in the dtype of `x`.
+
+    Raises:
+        ShapeError: shapes that do not fit together.
+        TypeError: integer or complex tensors.
+        ValueError: an unknown backend.
+    """
+    _check(x, dt, A, B, C, D, dt_bias)
+    out: Tensor = choose(NONCAUSAL, backend, x).run(x, dt, A, B, C, D, dt_bias, dt_softplus)
+    return out
+
+
+def explain(x: Tensor | None = None) -> dict[str, str]:
+    """Which paths of `ssd` can run, and why the others cannot.
+
+    Args:
+        x: the input they would get; None asks for a float32 tensor on the CPU.
+
+    Returns:
+        Backend → "can run", or the reason and what to do.
+    """
+    return reasons(BACKENDS, torch.empty(1, 1, 1, 1) if x is None else x)

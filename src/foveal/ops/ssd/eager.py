@@ -1,0 +1,145 @@
+"""State space duality as matrix products, differentiated by torch.
+
+The sequence is cut into M chunks of T steps. With c_i = Σ_{t≤i} dt_t · A inside a chunk and X_j = dt_j · x_j, the
+output is what the chunk gives itself, a masked attention, and what the state before it still gives:
+
+    Y = (C Bᵀ ∘ exp(c_i - c_j)_{i≥j}) X + exp(c) ∘ (C Sᵀ)
+    S of a chunk by itself = Xᵀ (exp(c_T - c) ∘ B)
+
+The states before all chunks follow from those by one more masked product, over chunks in place of steps. Each sum of
+decays is added up by itself there, not taken as a difference of long sums, which would lose digits as L grows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from foveal.ops.ssd.reference import prepared, skipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ssd_eager", "ssd_noncausal_eager"]
+
+
+def _exp(sums: Tensor) -> Tensor:
+    """The exponential, but never below 1e-26: CPUs take ten to a hundred times as long for denormal numbers."""
+    return sums.clamp(min=-60).exp()
+
+
+def _decays(rates: Tensor) -> Tensor:
+    """The exponential of the sums Σ_{j<t≤i} of `rates`, (…, M) to (…, M, M), 0 above the diagonal."""
+    count = rates.shape[-1]
+    sums = rates[..., None].expand(*rates.shape, count).tril(-1).cumsum(-2)
+    return _exp(sums.tril()).tril()
+
+
+def ssd_eager(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same as `ssd_reference`, by chunks.
+
+    Args:
+        x: input, (B, L, H, P).
+        dt: step sizes, (B, L, H).
+        A: decays, (H,).
+        B: input weights, (B, L, G, N).
+        C: output weights, (B, L, G, N).
+        D: skip weights, (H,) or (H, P).
+        dt_bias: added to dt, (H,).
+        dt_softplus: whether dt goes through softplus.
+        chunk_size: T.
+        initial_state: S before the first step, (B, H, P, N); None for zero.
+
+    Returns:
+        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+    """
+    wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
+    (batch, length, heads, channels), (groups, states) = x.shape, B.shape[2:]
+    each = heads // groups
+    # A step of 0 leaves the state as it is, so the padding changes neither outputs nor the last state.
+    pad = -length % chunk_size
+    count = (length + pad) // chunk_size
+    steps = F.pad(step, (0, 0, 0, pad)).reshape(batch, count, chunk_size, groups, each).permute(0, 1, 3, 4, 2)
+    # (B, M, G, H/G, T)
+    rates = (steps * decay.reshape(groups, each, 1)).cumsum(-1)
+    # (B, M, G, H/G, T, P)
+    xs = F.pad(wide_x, (0, 0, 0, 0, 0, pad)).reshape(batch, count, chunk_size, groups, each, channels)
+    scaled = xs.permute(0, 1, 3, 4, 2, 5) * steps[..., None]
+    # (B, M, G, T, N)
+    ins, outs = (
+        F.pad(w.to(wide_x.dtype), (0, 0, 0, 0, 0, pad))
+        .reshape(batch, count, chunk_size, groups, states)
+        .transpose(2, 3)
+        for w in (B, C)
+    )
+    # (B, M, G, H/G, T, T)
+    within = _exp((rates[..., :, None] - rates[..., None, :]).tril()).tril()
+    y = (within * (outs @ ins.transpose(-1, -2))[:, :, :, None]) @ scaled
+    # (B, M, G, H/G·P, N)
+    left = scaled * _exp(rates[..., -1:] - rates)[..., None]
+    own = left.transpose(-1, -2).reshape(batch, count, groups, each * channels, chunk_size) @ ins
+    own = own.reshape(batch, count, heads, channels * states).transpose(1, 2)
+    first = own.new_zeros(batch, heads, 1, channels * states)
+    if initial_state is not None:
+        first = initial_state.to(own.dtype).reshape(batch, heads, 1, channels * states)
+    # (B, H, M + 1): the state before the first chunk counts as a chunk that nothing follows yet
+    ends = F.pad(rates[..., -1].reshape(batch, count, heads).transpose(1, 2), (1, 0))
+    # (B, H, M + 1, P·N): the states before each chunk, and the last
+    before = _decays(ends) @ torch.cat([first, own], 2)
+    held = before[:, :, :-1].transpose(1, 2).reshape(batch, count, groups, each * channels, states)
+    # (B, M, G, T, H/G·P) to (B, M, G, H/G, T, P)
+    carried = (outs @ held.transpose(-1, -2)).reshape(batch, count, groups, chunk_size, each, channels).transpose(3, 4)
+    y = y + _exp(rates)[..., None] * carried
+    y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, count * chunk_size, heads, channels)[:, :length]
+    return skipped(y, wide_x, D).to(x.dtype), before[:, :, -1].reshape(batch, heads, channels, states)
+
+
+def ssd_noncausal_eager(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+) -> Tensor:
+    """The same as `ssd_noncausal_reference`, by two products: the sum over tokens is one state, which all read.
+
+    Args:
+        x: input, (B, L, H, P).
+        dt: step sizes, (B, L, H).
+        A: decays, (H,).
+        B: input weights, (B, L, G, N).
+        C: output weights, (B, L, G, N).
+        D: skip weights, (H,) or (H, P).
+        dt_bias: added to dt, (H,).
+        dt_softplus: whether dt goes through softplus.
+
+    Returns:
+        Output, (B, L, H, P), in the dtype of `x`.
+    """
+    wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
+    (batch, length, heads, channels), groups = x.shape, B.shape[2]
+    # (B, G, L, H/G·P)
+    weighted = (
+        (wide_x * (-decay * step)[..., None]).reshape(batch, length, groups, heads // groups * channels).transpose(1, 2)
+    )
+    # (B, G, L, N)
+    ins, outs = (w.to(wide_x.dtype).transpose(1, 2) for w in (B, C))
+    # (B, G, N, H/G·P), then (B, G, L, H/G·P)
+    y = outs @ (ins.transpose(-1, -2) @ weighted)
+    return skipped(y.transpose(1, 2).reshape(batch, length, heads, channels), wide_x, D).to(x.dtype)
