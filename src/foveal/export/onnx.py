@@ -110,13 +110,14 @@ def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = 128,
     return radius
 
 
-def to_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
+def to_onnx(model: nn.Module, path: Path, example: Tensor, *, output: str = "upscaled") -> None:
     """Write a network as an ONNX file whose batch, height and width are free.
 
     Args:
-        model: (N, C, H, W) to (N, C', H', W').
+        model: (N, C, H, W) to (N, C', H', W'), or to (N, classes).
         path: target file.
         example: input to trace with.
+        output: name of the output; the input is called "image".
 
     Raises:
         ExportError: torch cannot export the network.
@@ -133,7 +134,7 @@ def to_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
                 verbose=False,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=["upscaled"],
+                output_names=[output],
                 dynamic_shapes=[dict.fromkeys(names, torch.export.Dim.DYNAMIC)],
             )
     except Exception as error:
@@ -142,9 +143,10 @@ def to_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
     proto = program.model_proto
     lower_scans(proto)
     for value in (*proto.graph.input, *proto.graph.output):
+        dims = value.type.tensor_type.shape.dim
         for axis, name in names.items():
-            prefix = "" if value.name == "image" or axis == 0 else "upscaled_"
-            value.type.tensor_type.shape.dim[axis].dim_param = prefix + name
+            if axis < len(dims) and (axis == 0 or len(dims) == 4):
+                dims[axis].dim_param = name if value.name == "image" or axis == 0 else f"{output}_{name}"
     del proto.graph.value_info[:]
     for node in proto.graph.node:
         del node.metadata_props[:]

@@ -1,0 +1,396 @@
+"""EfficientViM: mixes channels in the few states that a picture is summed up in, not in its many tokens.
+
+*Source*: S. Lee, J. Choi, H. J. Kim, "EfficientViM: Efficient Vision Mamba with Hidden State Mixer based State Space
+Duality", CVPR 2025 (arXiv:2411.15241), section 4. Three stages, at a sixteenth of the picture's sides, a thirty-second
+and a sixty-fourth, of blocks that move x a learned part α in (0, 1) of the way to four values in turn:
+
+    x += α (dw₃(x) - x);  x += α (mixer(norm(x)) - x);  x += α (dw₃(x) - x);  x += α (mlp(x) - x)
+
+The mixer, with N states and L tokens, N < L:
+
+    b, c, dt = dw₃(W x)                                        (N, L) each
+    h = x (softmax_L(dt + A) ∘ b)ᵀ                             (C, N), the sum over tokens that VSSD has too
+    h, z = W h;  h = W (h ∘ silu(z) + D · h)                   channels mixed, N columns in place of L
+    y = h c                                                    (C, L)
+
+The last h of each stage is averaged and classified, as is the last map, and the four answers are added.
+
+*Differs from the paper*: nothing. A moves each row before a softmax and so changes nothing; it is there as in theirs.
+
+*Provenance*: the networks are timm's. The block was written from the paper, with parameters named and begun as in
+timm, and takes the place of timm's in `use_plain_blocks_`, so that each proves the other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+
+from foveal.ops.ssd import ssd_noncausal
+from foveal.record import Method, Paper, equal, faster, macs, params, smaller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "EfficientViMBlock",
+    "HiddenStateMixer",
+    "efficientvim_m1",
+    "efficientvim_m2",
+    "efficientvim_m3",
+    "efficientvim_m4",
+    "summed_up",
+    "use_plain_blocks_",
+]
+
+
+def summed_up(tokens: Tensor, weights: Tensor, importance: Tensor) -> Tensor:
+    """The states: for each of them a weighted sum over all tokens.
+
+    Args:
+        tokens: (B, C, L).
+        weights: b, (B, N, L).
+        importance: softmax over its last axis says how much a token counts, (B, N, L).
+
+    Returns:
+        h, (B, C, N).
+    """
+    return tokens @ (importance.softmax(-1) * weights).transpose(-1, -2)
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 1, *, groups: int = 1, start: float | None = 0.0) -> nn.Sequential:
+    """A convolution and, with `start`, a batch norm whose scale begins there."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
+    if start is not None:
+        norm = layers["norm"] = nn.BatchNorm2d(outputs)
+        nn.init.constant_(norm.weight, start)
+    return nn.Sequential(layers)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(conv=nn.Conv1d(inputs, outputs, 1, bias=False)))
+
+
+class HiddenStateMixer(nn.Module):
+    """HSM-SSD: (B, C, H, W) to the same, and the mixed states, (B, C, N).
+
+    Args:
+        dim: C.
+        state: N.
+    """
+
+    def __init__(self, dim: int, state: int) -> None:
+        super().__init__()
+        self.BCdt_proj = _linear(dim, 3 * state)
+        self.dw = _conv(3 * state, 3 * state, 3, groups=3 * state, start=None)
+        self.hz_proj = _linear(dim, 2 * dim)
+        self.out_proj = _linear(dim, dim)
+        self.A = nn.Parameter(torch.empty(state).uniform_(1, 16))
+        self.D = nn.Parameter(torch.ones(1))
+
+    def mixed(self, h: Tensor) -> Tensor:
+        """Mix the channels of each column.
+
+        Args:
+            h: (B, C, N).
+
+        Returns:
+            The same shape.
+        """
+        h, gate = self.hz_proj(h).chunk(2, dim=1)
+        return self.out_proj(h * F.silu(gate) + h * self.D)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = x.flatten(2)
+        maps = self.BCdt_proj(tokens).unflatten(2, x.shape[2:])
+        weights, reading, dt = self.dw(maps).flatten(2).chunk(3, dim=1)
+        h = self.mixed(summed_up(tokens, weights, dt + self.A[:, None]))
+        return (h @ reading).view(x.shape), h
+
+
+class EfficientViMBlock(nn.Module):
+    """(B, C, H, W) to the same, and the states of its mixer, (B, C, N).
+
+    Args:
+        dim: C.
+        state: N.
+        mlp_ratio: width of the MLP over C.
+        drop_path: probability of dropping a step while training.
+    """
+
+    def __init__(self, dim: int, state: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * dim)
+        self.mixer = HiddenStateMixer(dim, state)
+        self.norm = LayerNorm2d(dim, eps=1e-5)
+        self.dwconv1, self.dwconv2 = (_conv(dim, dim, 3, groups=dim) for _ in range(2))
+        self.ffn = nn.Sequential(OrderedDict(fc1=_conv(dim, hidden, start=1.0), act=nn.ReLU(), fc2=_conv(hidden, dim)))
+        self.alpha = nn.Parameter(torch.full((4, dim), 1e-4))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second, third, fourth = self.alpha.sigmoid()[..., None, None]
+        x = x + self.drop_path(first * (self.dwconv1(x) - x))
+        mixed, h = self.mixer(self.norm(x))
+        x = x + self.drop_path(second * (mixed - x))
+        x = x + self.drop_path(third * (self.dwconv2(x) - x))
+        return x + self.drop_path(fourth * (self.ffn(x) - x)), h
+
+
+def use_plain_blocks_(model: nn.Module) -> nn.Module:
+    """Put the block of this file, with the same weights, in the place of each of timm's.
+
+    Args:
+        model: one of timm's EfficientViM, changed in place.
+
+    Returns:
+        The model.
+    """
+    for stage in model.stages:  # type: ignore[union-attr]
+        for i, theirs in enumerate(stage.blocks):  # type: ignore[union-attr, arg-type]
+            weights = theirs.state_dict()
+            hidden, dim = weights["ffn.fc1.conv.weight"].shape[:2]
+            ours = EfficientViMBlock(dim, len(weights["mixer.A"]), mlp_ratio=hidden / dim)
+            ours.load_state_dict(weights)
+            ours.drop_path = theirs.drop_path
+            stage.blocks[i] = ours.train(theirs.training)  # type: ignore[union-attr, operator]
+    return model
+
+
+def _from_timm(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    drop_path: float,
+    embed_dim: tuple[int, ...],
+    state_dim: tuple[int, ...],
+) -> nn.Module:
+    return timm.create_model(
+        name,
+        in_chans=in_channels,
+        num_classes=num_classes,
+        drop_path_rate=drop_path,
+        embed_dim=embed_dim,
+        state_dim=state_dim,
+    )
+
+
+def efficientvim_m1(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    embed_dim: tuple[int, ...] = (128, 192, 320),
+    state_dim: tuple[int, ...] = (49, 25, 9),
+) -> nn.Module:
+    """6.7 M parameters, 236 M multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        embed_dim: C of each stage.
+        state_dim: N of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("efficientvim_m1", in_channels, num_classes, drop_path, embed_dim, state_dim)
+
+
+def efficientvim_m2(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    embed_dim: tuple[int, ...] = (128, 256, 512),
+    state_dim: tuple[int, ...] = (49, 25, 9),
+) -> nn.Module:
+    """13.9 M parameters, 352 M multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        embed_dim: C of each stage.
+        state_dim: N of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("efficientvim_m2", in_channels, num_classes, drop_path, embed_dim, state_dim)
+
+
+def efficientvim_m3(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    embed_dim: tuple[int, ...] = (224, 320, 512),
+    state_dim: tuple[int, ...] = (49, 25, 9),
+) -> nn.Module:
+    """16.6 M parameters, 652 M multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        embed_dim: C of each stage.
+        state_dim: N of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("efficientvim_m3", in_channels, num_classes, drop_path, embed_dim, state_dim)
+
+
+def efficientvim_m4(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    embed_dim: tuple[int, ...] = (224, 320, 512),
+    state_dim: tuple[int, ...] = (64, 32, 16),
+) -> nn.Module:
+    """19.6 M parameters, 1.1 G multiply-adds at 256×256.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        embed_dim: C of each stage.
+        state_dim: N of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("efficientvim_m4", in_channels, num_classes, drop_path, embed_dim, state_dim)
+
+
+class _TokenMixer(HiddenStateMixer):
+    """The same layer with its channels mixed before the sum and after the reading, in each token, as in VSSD."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.BCdt_proj(x.flatten(2)).unflatten(2, x.shape[2:])
+        weights, reading, dt = self.dw(maps).flatten(2).chunk(3, dim=1)
+        tokens, gate = self.hz_proj(x.flatten(2)).chunk(2, dim=1)
+        h = summed_up(tokens, weights, dt + self.A[:, None])
+        y = h @ reading
+        return self.out_proj(y * F.silu(gate) + y * self.D).view(x.shape), h
+
+
+def _cost(mixer: nn.Module) -> float:
+    from foveal.measure.cost import count_macs
+
+    return float(count_macs(mixer, (1, 128, 14, 14)))
+
+
+def _logits(*, plain: bool) -> Tensor:
+    torch.manual_seed(0)
+    model = efficientvim_m1().eval()
+    with torch.inference_mode():
+        for value in model.parameters():  # batch norms that begin at 0 would hide what is before them
+            value.add_(torch.randn(value.shape) * 0.05)
+        x = torch.randn(2, 3, 160, 96)
+        return (use_plain_blocks_(model) if plain else model)(x)
+
+
+def _unmixed(*, by_duality: bool) -> Tensor:
+    """Sum up and read without mixing in between, as here or as one head of VSSD's operator."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, weights, reading, importance = (torch.randn(2, count, 35, generator=generator) for count in (8, 6, 6, 6))
+    if not by_duality:
+        return summed_up(tokens, weights, importance) @ reading
+    # (B, L, 1, C) and (B, L, 1, N)
+    x, weights_in, weights_out = (
+        t.transpose(1, 2)[:, :, None] for t in (tokens, importance.softmax(-1) * weights, reading)
+    )
+    y = ssd_noncausal(x, torch.ones(2, 35, 1), -torch.ones(1), weights_in, weights_out)
+    return y.flatten(2).transpose(1, 2)
+
+
+def _timed(model: nn.Module, shape: tuple[int, ...]) -> Callable[[], Any]:
+    model, x = model.eval(), torch.rand(shape)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return call
+
+
+METHOD = Method(
+    id=287,
+    name="EfficientViM",
+    kind="model",
+    summary="A picture is summed up in a few states, whose channels are mixed in place of those of its tokens.",
+    paper=Paper(
+        "EfficientViM: Efficient Vision Mamba with Hidden State Mixer based State Space Duality",
+        "S. Lee et al.",
+        2025,
+        "arXiv:2411.15241",
+    ),
+    models={
+        "efficientvim_m1": efficientvim_m1,
+        "efficientvim_m2": efficientvim_m2,
+        "efficientvim_m3": efficientvim_m3,
+        "efficientvim_m4": efficientvim_m4,
+    },
+    cases={
+        "efficientvim_m1": {"embed_dim": (8, 8, 16), "state_dim": (3, 2, 2), "num_classes": 3},
+        "efficientvim_m2": {"embed_dim": (8, 16, 8), "state_dim": (2, 2, 2), "num_classes": 2, "in_channels": 1},
+        "efficientvim_m3": {"embed_dim": (8, 8, 8), "state_dim": (2, 3, 1), "num_classes": 2},
+        "efficientvim_m4": {"embed_dim": (8, 8, 8), "state_dim": (2, 2, 2), "num_classes": 2, "drop_path": 0.1},
+    },
+    claims=(
+        params("M1.", paper="6.7 M", model=efficientvim_m1, expect=6_679_458),
+        params("M2.", paper="13.9 M", model=efficientvim_m2, expect=13_903_842),
+        params("M3.", paper="16.6 M", model=efficientvim_m3, expect=16_604_174),
+        params("M4.", paper="19.6 M", model=efficientvim_m4, expect=19_606_505),
+        *(
+            macs(says, paper=f"{paper} M", model=model, shape=shape, expect=paper * 1e6, tolerance=0.02)
+            for says, model, shape, paper in (
+                ("M1 at 224×224.", efficientvim_m1, (1, 3, 224, 224), 239),
+                ("M2 at 224×224.", efficientvim_m2, (1, 3, 224, 224), 355),
+                ("M3 at 224×224.", efficientvim_m3, (1, 3, 224, 224), 656),
+                ("M4 at 256×256.", efficientvim_m4, (1, 3, 256, 256), 1111),
+            )
+        ),
+        equal(
+            "timm's M1 gives the same logits with the blocks of this file and the weights of its own.",
+            ours=lambda: _logits(plain=True),
+            theirs=lambda: _logits(plain=False),
+        ),
+        equal(
+            "Without the mixing in between, the two products are the state space of VSSD with one head.",
+            ours=lambda: _unmixed(by_duality=False),
+            theirs=lambda: _unmixed(by_duality=True),
+        ),
+        smaller(
+            "The layer of M2's first stage takes little more than half the multiply-adds of mixing in the tokens.",
+            paper="O(N·C²) in place of O(L·C²)",
+            ours=lambda: _cost(HiddenStateMixer(128, 49)),
+            theirs=lambda: _cost(_TokenMixer(128, 49)),
+            at_least=1.8,
+        ),
+        faster(
+            "That layer takes less time, too.",
+            paper="faster, on a GPU",
+            ours=lambda: _timed(HiddenStateMixer(128, 49), (16, 128, 14, 14)),
+            theirs=lambda: _timed(_TokenMixer(128, 49), (16, 128, 14, 14)),
+        ),
+        faster(
+            "M2 takes less time than SHViT-S2, which is as accurate.",
+            paper="faster, on a GPU",
+            ours=lambda: _timed(efficientvim_m2(), (2, 3, 224, 224)),
+            theirs=lambda: _timed(timm.create_model("shvit_s2"), (2, 3, 224, 224)),
+        ),
+    ),
+)

@@ -1,0 +1,389 @@
+"""MambaOut: what is left of a visual Mamba without its state space, to ask whether that is needed.
+
+*Source*: W. Yu, X. Wang, "MambaOut: Do We Really Need Mamba for Vision?", CVPR 2025 (arXiv:2405.07992), sections 3 and
+4. Four stages of gated convolutional blocks, with dw₇ a depthwise 7×7 convolution:
+
+    g, i, c = split(W norm(x))                      (B, H, W, ·): hidden, hidden - C and C channels
+    x = x + W (gelu(g) ∘ concat(i, dw₇(c)))
+
+A Mamba block is the same with ssm(dw₇(c)), a selective scan over the tokens row by row. The paper's answer is no for
+classification, whose sequences are short and not causal, and perhaps for detection and segmentation.
+
+*Differs from the paper*: nothing in the block without a state space. That of the comparison reads the rows both ways,
+with one set of weights, since a picture has no first token.
+
+*Provenance*: the networks are timm's. The block was written from the paper, with parameters named and the epsilon of
+its norm as in timm, and takes the place of timm's in `use_plain_blocks_`, so that each proves the other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from foveal.ops import selective_scan
+from foveal.record import Method, Paper, equal, faster, kept, macs, params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "GatedCNNBlock",
+    "StateSpace",
+    "mambaout_base",
+    "mambaout_femto",
+    "mambaout_kobe",
+    "mambaout_small",
+    "mambaout_tiny",
+    "use_plain_blocks_",
+]
+
+
+class StateSpace(nn.Module):
+    """A selective scan over the rows of a map, from the first token and from the last; (B, C, H, W) to the same.
+
+    Args:
+        dim: C.
+        state: D, numbers that each channel remembers.
+    """
+
+    def __init__(self, dim: int, state: int) -> None:
+        super().__init__()
+        self.split = (-(-dim // 16), state, state)
+        self.x_proj = nn.Linear(dim, sum(self.split), bias=False)
+        self.dt_proj = nn.Linear(self.split[0], dim)
+        # Steps between 0.001 and 0.1, evenly spread in their logarithm, before softplus.
+        step = torch.empty(dim).uniform_(math.log(0.001), math.log(0.1)).exp()
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
+        self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(dim, 1))
+        self.D = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2)
+        # (2·B, C, L)
+        both = torch.cat([rows, rows.flip(2)])
+        dt, weights_in, weights_out = self.x_proj(both.transpose(1, 2)).split(self.split, -1)
+        y = selective_scan(
+            both,
+            self.dt_proj(dt).transpose(1, 2),
+            -self.A_log.exp(),
+            weights_in.transpose(1, 2),
+            weights_out.transpose(1, 2),
+            self.D,
+            delta_softplus=True,
+        )
+        there, back = y.chunk(2)  # type: ignore[union-attr]
+        return ((there + back.flip(2)) / 2).view(x.shape)
+
+
+class GatedCNNBlock(nn.Module):
+    """(B, H, W, C) to the same.
+
+    Args:
+        dim: C.
+        expansion: hidden channels over C.
+        kernel_size: k of the depthwise convolution, odd.
+        conv_ratio: channels that it sees over C.
+        state: D of a state space behind it, which makes this a Mamba block; 0 for none.
+        drop_path: probability of dropping the branch while training.
+
+    Raises:
+        ValueError: a convolution over more channels than there are.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expansion: float = 8 / 3,
+        kernel_size: int = 7,
+        conv_ratio: float = 1.0,
+        state: int = 0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden, seen = int(expansion * dim), int(conv_ratio * dim)
+        if seen > hidden:
+            raise ValueError(f"conv_ratio must be at most the expansion, got {conv_ratio} and {expansion}")
+        self.split = (hidden, hidden - seen, seen)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.conv = nn.Conv2d(seen, seen, kernel_size, padding=kernel_size // 2, groups=seen)
+        self.ssm = StateSpace(seen, state) if state else nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, idle, seen = self.fc1(self.norm(x)).split(self.split, -1)
+        # (B, C, H, W) and back
+        seen = self.ssm(self.conv(seen.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return x + self.drop_path(self.fc2(F.gelu(gate) * torch.cat([idle, seen], -1)))
+
+
+def use_plain_blocks_(model: nn.Module) -> nn.Module:
+    """Put the block of this file, with the same weights, in the place of each of timm's.
+
+    Args:
+        model: one of timm's MambaOut, changed in place.
+
+    Returns:
+        The model.
+    """
+    for stage in model.stages:  # type: ignore[union-attr]
+        for i, theirs in enumerate(stage.blocks):  # type: ignore[union-attr, arg-type]
+            weights = theirs.state_dict()
+            dim, hidden = weights["fc2.weight"].shape
+            seen, _, kernel_size, _ = weights["conv.weight"].shape
+            # Half a channel more, so that rounding down gives back the number.
+            ours = GatedCNNBlock(
+                dim, expansion=(hidden + 0.5) / dim, kernel_size=kernel_size, conv_ratio=(seen + 0.5) / dim
+            )
+            ours.load_state_dict(weights)
+            ours.drop_path = theirs.drop_path
+            stage.blocks[i] = ours.train(theirs.training)  # type: ignore[union-attr, operator]
+    return model
+
+
+def _from_timm(name: str, in_channels: int, num_classes: int, drop_path: float, **sizes: tuple[int, ...]) -> nn.Module:
+    return timm.create_model(
+        name,
+        in_chans=in_channels,
+        num_classes=num_classes,
+        drop_path_rate=drop_path,
+        **sizes,  # type: ignore[arg-type]
+    )
+
+
+def mambaout_femto(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: tuple[int, ...] = (48, 96, 192, 288),
+    depths: tuple[int, ...] = (3, 3, 9, 3),
+) -> nn.Module:
+    """7.3 M parameters, 1.15 G multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        dims: C of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("mambaout_femto", in_channels, num_classes, drop_path, dims=dims, depths=depths)
+
+
+def mambaout_kobe(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: tuple[int, ...] = (48, 96, 192, 288),
+    depths: tuple[int, ...] = (3, 3, 15, 3),
+) -> nn.Module:
+    """9.1 M parameters, 1.5 G multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        dims: C of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("mambaout_kobe", in_channels, num_classes, drop_path, dims=dims, depths=depths)
+
+
+def mambaout_tiny(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: tuple[int, ...] = (96, 192, 384, 576),
+    depths: tuple[int, ...] = (3, 3, 9, 3),
+) -> nn.Module:
+    """27 M parameters, 4.5 G multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        dims: C of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("mambaout_tiny", in_channels, num_classes, drop_path, dims=dims, depths=depths)
+
+
+def mambaout_small(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: tuple[int, ...] = (96, 192, 384, 576),
+    depths: tuple[int, ...] = (3, 4, 27, 3),
+) -> nn.Module:
+    """48 M parameters, 8.9 G multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        dims: C of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("mambaout_small", in_channels, num_classes, drop_path, dims=dims, depths=depths)
+
+
+def mambaout_base(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: tuple[int, ...] = (128, 256, 512, 768),
+    depths: tuple[int, ...] = (3, 4, 27, 3),
+) -> nn.Module:
+    """85 M parameters, 15.8 G multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last block.
+        dims: C of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        timm's network.
+    """
+    return _from_timm("mambaout_base", in_channels, num_classes, drop_path, dims=dims, depths=depths)
+
+
+def _logits(*, plain: bool) -> Tensor:
+    torch.manual_seed(0)
+    model = mambaout_femto().eval()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.inference_mode():
+        return (use_plain_blocks_(model) if plain else model)(x)
+
+
+def _small(*, state: int) -> nn.Module:
+    """A small network with Mamba blocks, or one as large without: its hidden channels make up for the state space."""
+    model = mambaout_femto(num_classes=10, dims=(24, 48, 72, 96), depths=(1, 1, 2, 1))
+    for stage in model.stages:  # type: ignore[union-attr]
+        for i, theirs in enumerate(stage.blocks):  # type: ignore[union-attr, arg-type]
+            dim = theirs.fc2.out_features
+            left_out = 0 if state else sum(p.numel() for p in StateSpace(dim, 4).parameters())
+            hidden = int(8 / 3 * dim) + round(left_out / (3 * dim + 2))
+            stage.blocks[i] = GatedCNNBlock(dim, expansion=(hidden + 0.5) / dim, state=state)  # type: ignore[union-attr, operator]
+    return model
+
+
+def _without_above_with(seed: int) -> float:
+    from foveal.train.classify import accuracy, train_classifier
+
+    without, having = (
+        accuracy(train_classifier(lambda state=state: _small(state=state), steps=400, seed=seed))  # type: ignore[misc]
+        for state in (0, 4)
+    )
+    return without - having
+
+
+def _timed(model: nn.Module, shape: tuple[int, ...]) -> Callable[[], Any]:
+    model, x = model.eval(), torch.rand(shape)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return call
+
+
+def _vim() -> nn.Module:
+    from foveal.models.backbone.vim import vim_tiny
+
+    return vim_tiny()
+
+
+METHOD = Method(
+    id=317,
+    name="MambaOut",
+    kind="model",
+    summary="Gated convolutions alone, a visual Mamba whose state space is taken out.",
+    paper=Paper("MambaOut: Do We Really Need Mamba for Vision?", "W. Yu et al.", 2025, "arXiv:2405.07992"),
+    models={
+        "mambaout_femto": mambaout_femto,
+        "mambaout_kobe": mambaout_kobe,
+        "mambaout_tiny": mambaout_tiny,
+        "mambaout_small": mambaout_small,
+        "mambaout_base": mambaout_base,
+    },
+    cases={
+        "mambaout_femto": {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "num_classes": 3},
+        "mambaout_kobe": {"dims": (8, 4), "depths": (1, 1), "num_classes": 2, "in_channels": 1},
+        "mambaout_tiny": {"dims": (4, 8), "depths": (2, 1), "num_classes": 2},
+        "mambaout_small": {"dims": (4, 8), "depths": (1, 2), "num_classes": 2},
+        "mambaout_base": {"dims": (4, 8), "depths": (1, 1), "num_classes": 2, "drop_path": 0.1},
+    },
+    claims=(
+        params("Femto.", paper="7.3 M", model=mambaout_femto, expect=7_304_536),
+        params("Kobe.", paper="9.1 M", model=mambaout_kobe, expect=9_141_208),
+        params("Tiny.", paper="26.5 M", model=mambaout_tiny, expect=26_545_096),
+        params("Small.", paper="48.5 M", model=mambaout_small, expect=48_488_072),
+        params("Base.", paper="84.8 M", model=mambaout_base, expect=84_813_092),
+        *(
+            macs(says, paper=f"{paper} G", model=model, shape=(1, 3, 224, 224), expect=paper * 1e9, tolerance=tolerance)
+            for says, model, paper, tolerance in (
+                ("Femto at 224×224.", mambaout_femto, 1.2, 0.05),
+                ("Kobe at 224×224.", mambaout_kobe, 1.5, 0.01),
+                ("Tiny at 224×224.", mambaout_tiny, 4.5, 0.01),
+                ("Small at 224×224.", mambaout_small, 9.0, 0.01),
+                ("Base at 224×224.", mambaout_base, 15.8, 0.01),
+            )
+        ),
+        equal(
+            "timm's femto gives the same logits with the block of this file and the weights of its own.",
+            ours=lambda: _logits(plain=True),
+            theirs=lambda: _logits(plain=False),
+        ),
+        faster(
+            "A small network takes less time than one as large whose blocks have a state space.",
+            paper="no scan",
+            ours=lambda: _timed(_small(state=0), (4, 3, 224, 224)),
+            theirs=lambda: _timed(_small(state=4), (4, 3, 224, 224)),
+        ),
+        faster(
+            "Kobe takes less time than Vim-Ti, which has as many multiply-adds.",
+            paper="no scan",
+            ours=lambda: _timed(mambaout_kobe(), (1, 3, 224, 224)),
+            theirs=lambda: _timed(_vim(), (1, 3, 224, 224)),
+        ),
+        kept(
+            "As large and without its state space, a small network loses a point at most.",
+            paper="nothing is lost, on ImageNet",
+            quality=_without_above_with,
+            at_least=-1.0,
+            unit="points",
+            seeds=2,
+            data="400 steps on CIFAR-10, the first 2,000 test pictures",
+            needs=("minutes", "cifar10_train", "cifar10_test"),
+        ),
+    ),
+)
