@@ -17,7 +17,7 @@ def _values(*names: str) -> list:
 
 
 def _advance(prefix: str, rates: str) -> list[NodeProto]:
-    """h' = exp(step · rates) ∘ h + drive · weight."""
+    """One step of the state: h' = exp(step · rates) ∘ h + drive · weight."""
     return [
         helper.make_node("Mul", [f"{prefix}step", rates], [f"{prefix}power"]),
         helper.make_node("Exp", [f"{prefix}power"], [f"{prefix}decay"]),

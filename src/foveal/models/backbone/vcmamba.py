@@ -1,0 +1,399 @@
+"""VCMamba: convolutions while the maps are large, snaking scans on the last and smallest.
+
+*Source*: M. Munir, A. Zhang, R. Marculescu, "VCMamba: Bridging Convolutions with Multi-Directional Mamba for Efficient
+Visual Representation", ICCV Workshops 2025 (arXiv:2509.04669), section 3.
+
+    stem: two 3×3 convolutions, each halving the map
+    convolutional block: x + γ ∘ ffn(x),  ffn = 1×1 to 4·C, depthwise 3×3, 1×1 back, a batch norm after each
+    between stages: 3×3 convolution that halves the map and widens it
+    last stage, after its convolutional blocks and + positions:
+        x + mixer(bn(x)),  x + ffn(bn(x))
+        mixer(x) = W_out relu(norm(four scans of silu(dwconv₇ₓ₇(W_in x))))      `foveal.nn.snake`
+
+The head is two linear layers on the mean, one to learn from labels and one from a teacher; their logits are averaged.
+
+The mixer has no gate. The scans visit 1/1024 of the picture's positions; the rest costs as convolutions do.
+
+*Differs from the paper*: step sizes start as Mamba's; positions are resized to any picture. The authors' code computes
+the scans in another way than the paper; `released=True` does as the code, see `foveal.nn.snake`.
+*Provenance*: written from the paper; widths, depths, the order of norms and initial values looked up in the authors'
+code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from torch import Tensor, nn
+
+from foveal.models.backbone.plainmamba import plainmamba
+from foveal.nn.pyramid import Pyramid
+from foveal.nn.snake import SnakeScan
+from foveal.record import Method, Paper, equal, faster, macs, params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["ConvBlock", "MambaBlock", "SnakeMixer", "VCMamba", "vcmamba_b", "vcmamba_m", "vcmamba_s"]
+
+
+def _ffn(dim: int, hidden: int) -> nn.Sequential:
+    widen, narrow = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
+    for convolution in (widen, narrow):
+        trunc_normal_(convolution.weight, std=0.02)
+        assert convolution.bias is not None
+        nn.init.zeros_(convolution.bias)
+    across = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+    normed = [nn.BatchNorm2d(hidden), nn.BatchNorm2d(hidden), nn.BatchNorm2d(dim)]
+    return nn.Sequential(widen, normed[0], nn.GELU(), across, normed[1], nn.GELU(), narrow, normed[2])
+
+
+class ConvBlock(nn.Module):
+    """Convolutional block, (B, dim, H, W) to the same.
+
+    Args:
+        dim: C.
+        mlp_ratio: hidden channels over C.
+        drop_path: probability of dropping the branch while training.
+        scale: what γ starts from.
+    """
+
+    def __init__(self, dim: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0, scale: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim, 1, 1), scale))
+        self.ffn = _ffn(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.gamma * self.ffn(x))
+
+
+class SnakeMixer(nn.Module):
+    """Four scans of a map between convolutions, without a gate; (B, dim, H, W) to the same.
+
+    Args:
+        dim: C.
+        state: D, numbers that each scanned channel remembers.
+        expand: scanned channels over C.
+        kernel_size: of the depthwise convolution before the scans, odd.
+        released: see `foveal.nn.snake.SnakeScan`.
+    """
+
+    def __init__(
+        self, dim: int, *, state: int = 16, expand: float = 2.0, kernel_size: int = 7, released: bool = False
+    ) -> None:
+        super().__init__()
+        inner = int(expand * dim)
+        self.in_conv = nn.Sequential(nn.Conv2d(dim, inner, 1), nn.BatchNorm2d(inner))
+        self.conv2d = nn.Conv2d(inner, inner, kernel_size, padding=kernel_size // 2, groups=inner)
+        self.scan = SnakeScan(inner, state=state, dt_rank=-(-dim // 16), released=released)
+        self.norm = LayerNorm2d(inner, eps=1e-5)
+        self.out_conv = nn.Sequential(nn.ReLU(), nn.Conv2d(inner, dim, 1), nn.BatchNorm2d(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = F.silu(self.conv2d(self.in_conv(x)))
+        return self.out_conv(self.norm(self.scan(u)))
+
+
+class MambaBlock(nn.Module):
+    """Scans, then channels, each after a batch norm; (B, dim, H, W) to the same.
+
+    Args:
+        dim: C.
+        state: D.
+        mlp_ratio: hidden channels over C.
+        drop_path: probability of dropping a branch while training.
+        released: see `foveal.nn.snake.SnakeScan`.
+    """
+
+    def __init__(
+        self, dim: int, *, state: int = 16, mlp_ratio: float = 4.0, drop_path: float = 0.0, released: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(dim), nn.BatchNorm2d(dim)
+        self.mixer = SnakeMixer(dim, state=state, released=released)
+        self.ffn = _ffn(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.ffn(self.norm2(x)))
+
+
+class _Positions(nn.Module):
+    """Adds what was learned of each place, resized from an s×s map."""
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.embed = nn.Parameter(torch.zeros(1, dim, side, side))
+        trunc_normal_(self.embed, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.interpolate(self.embed, x.shape[2:], mode="bicubic", align_corners=False)
+
+
+class VCMamba(Pyramid):
+    """Three stages of convolutions and one that ends in scans, behind timm's interface; see `Pyramid`.
+
+    Args:
+        dims: width of each stage.
+        depths: blocks of each stage.
+        scanning: how many of the last stage's blocks scan.
+        in_channels: of the picture.
+        num_classes: of the head; 0 gives features.
+        drop_path: of the last block; the others' grow to it.
+        state: D of the scans.
+        released: see `foveal.nn.snake.SnakeScan`.
+        distilled: whether there is a second classifier.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        *,
+        scanning: int = 4,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+        state: int = 16,
+        released: bool = False,
+        distilled: bool = True,
+    ) -> None:
+        drops = iter([drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
+        stages: list[nn.Module] = []
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            layers: list[nn.Module] = []
+            if i:
+                layers += [nn.Conv2d(dims[i - 1], dim, 3, stride=2, padding=1), nn.BatchNorm2d(dim)]
+            scans = scanning if i == len(dims) - 1 else 0
+            layers += [ConvBlock(dim, drop_path=next(drops)) for _ in range(depth - scans)]
+            layers += [_Positions(dim, 7)] if scans else []
+            layers += [
+                MambaBlock(dim, state=state, drop_path=next(drops), released=released) for _ in range(min(scans, depth))
+            ]
+            stages.append(nn.Sequential(*layers))
+        half = dims[0] // 2
+        stem = nn.Sequential(
+            nn.Conv2d(in_channels, half, 3, stride=2, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, dims[0], 3, stride=2, padding=1),
+            nn.BatchNorm2d(dims[0]),
+            nn.ReLU(),
+        )
+        super().__init__(
+            stem,
+            stages,
+            dims,
+            [4 * 2**i for i in range(len(dims))],
+            num_classes=num_classes,
+            in_channels=in_channels,
+            norm=LayerNorm2d(dims[-1], eps=1e-5),
+        )
+        self.distilled = distilled
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put fresh classifiers in place.
+
+        Args:
+            num_classes: 0 for none.
+            global_pool: average pooling is the only one; taken for timm's sake.
+        """
+        super().reset_classifier(num_classes, global_pool)
+        second = num_classes and getattr(self, "distilled", False)
+        self.head_dist = nn.Linear(self.num_features, num_classes) if second else None
+        for head in (self.head, self.head_dist):
+            if isinstance(head, nn.Linear):
+                trunc_normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify.
+
+        Args:
+            x: last map, (B, C, H', W').
+            pre_logits: whether to stop before the classifiers.
+
+        Returns:
+            (B, num_classes), or (B, C).
+        """
+        x = super().forward_head(x, pre_logits=True)
+        if pre_logits:
+            return x
+        return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
+
+
+def vcmamba_s(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: Sequence[int] = (32, 64, 144, 288),
+    depths: Sequence[int] = (4, 4, 12, 8),
+    released: bool = False,
+    distilled: bool = True,
+) -> VCMamba:
+    """28 blocks, widths up to 288.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: of the head; 0 gives features.
+        drop_path: of the last block.
+        dims: width of each stage.
+        depths: blocks of each stage.
+        released: see `foveal.nn.snake.SnakeScan`.
+        distilled: whether there is a second classifier.
+
+    Returns:
+        The network.
+    """
+    return VCMamba(
+        dims,
+        depths,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        released=released,
+        distilled=distilled,
+    )
+
+
+def vcmamba_m(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    released: bool = False,
+    distilled: bool = True,
+    dims: Sequence[int] = (48, 96, 224, 448),
+    depths: Sequence[int] = (4, 4, 12, 6),
+) -> VCMamba:
+    """26 blocks, widths up to 448.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: of the head; 0 gives features.
+        drop_path: of the last block.
+        released: see `foveal.nn.snake.SnakeScan`.
+        distilled: whether there is a second classifier.
+        dims: width of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        The network.
+    """
+    return vcmamba_s(
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        dims=dims,
+        depths=depths,
+        released=released,
+        distilled=distilled,
+    )
+
+
+def vcmamba_b(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    released: bool = False,
+    distilled: bool = True,
+    dims: Sequence[int] = (64, 128, 320, 512),
+    depths: Sequence[int] = (4, 4, 12, 6),
+) -> VCMamba:
+    """26 blocks, widths up to 512.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: of the head; 0 gives features.
+        drop_path: of the last block.
+        released: see `foveal.nn.snake.SnakeScan`.
+        distilled: whether there is a second classifier.
+        dims: width of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        The network.
+    """
+    return vcmamba_s(
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        dims=dims,
+        depths=depths,
+        released=released,
+        distilled=distilled,
+    )
+
+
+def _counts(build: Callable[[], nn.Module], *sides: int) -> Tensor:
+    from foveal.measure.cost import count_macs
+
+    return torch.tensor([float(count_macs(build(), (1, 3, side, side))) for side in sides])
+
+
+def _timed(model: nn.Module) -> Callable[[], Any]:
+    model, x = model.eval(), torch.rand(1, 3, 512, 512)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    return call
+
+
+_TINY = {"dims": (4, 4, 8, 8), "depths": (1, 1, 1, 2), "num_classes": 5}
+
+METHOD = Method(
+    id=285,
+    name="VCMamba",
+    kind="model",
+    summary="Convolutions while the maps are large and snaking state-space scans on the last and smallest.",
+    paper=Paper(
+        "VCMamba: Bridging Convolutions with Multi-Directional Mamba for Efficient Visual Representation",
+        "M. Munir et al.",
+        2025,
+        "arXiv:2509.04669",
+    ),
+    models={"vcmamba_s": vcmamba_s, "vcmamba_m": vcmamba_m, "vcmamba_b": vcmamba_b},
+    cases={
+        "vcmamba_s": {**_TINY, "depths": (1, 1, 1, 5), "in_channels": 1},
+        "vcmamba_m": {**_TINY, "distilled": False},
+        "vcmamba_b": {**_TINY, "released": True},
+    },
+    claims=(
+        params("S, both classifiers.", paper="10.5 M", model=vcmamba_s, expect=10_478_720),
+        params("M, both classifiers.", paper="21.0 M", model=vcmamba_m, expect=21_072_176),
+        params("B, both classifiers.", paper="31.5 M", model=vcmamba_b, expect=31_450_832),
+        params(
+            "B has 37% fewer parameters than PlainMamba-L3, 50,956,456.",
+            paper="37% fewer",
+            model=vcmamba_b,
+            expect=round(0.63 * 50_956_456),
+            tolerance=0.03,
+        ),
+        macs("S at 224×224.", paper="1.1 G", model=vcmamba_s, shape=(1, 3, 224, 224), expect=1_106_894_080),
+        macs("M at 224×224.", paper="2.3 G", model=vcmamba_m, shape=(1, 3, 224, 224), expect=2_374_321_152),
+        macs("B at 224×224.", paper="4.0 G", model=vcmamba_b, shape=(1, 3, 224, 224), expect=4_064_276_480),
+        equal(
+            "Multiply-adds grow as the pixels do, from 224×224 to 1024×1024.",
+            paper="linear",
+            ours=lambda: _counts(vcmamba_b, 448, 672, 1024),
+            theirs=lambda: _counts(vcmamba_b, 224) * torch.tensor([4.0, 9.0, (1024 / 224) ** 2]),
+            tolerance=1e-3,
+        ),
+        faster(
+            "M takes less time at 512×512 than PlainMamba's blocks of as many parameters, 24 of width 340.",
+            paper="",
+            ours=lambda: _timed(vcmamba_m()),
+            theirs=lambda: _timed(plainmamba(340, 24)),
+        ),
+    ),
+)

@@ -1,0 +1,130 @@
+"""The mixer of Mamba over a sequence of tokens, in one direction or in both.
+
+*Source*: A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023 (arXiv:2312.00752),
+section 3.4; both directions: L. Zhu et al., "Vision Mamba", 2024 (arXiv:2401.09417), algorithm 1.
+
+    [x, z] = W_in tokens                                         (B, N, C) to two of (B, E, N), E = expand · C
+    u = silu(conv1d(x))                                          depthwise, over the last k tokens
+    [step, B, C] = W_x u,  delta = softplus(W_dt step + bias),  A = -exp(A_log)
+    y = (selective scan of u with delta, A, B, C, D) ∘ silu(z)
+    out = W_out y;  in both directions, W_out (y + y_back) / 2
+
+The way back has a convolution, projections, A and D of its own and reads the tokens from the last to the first.
+
+*Differs from the paper*: nothing.
+*Provenance*: written from the paper. Parameters are named as in mamba_ssm, with `_b` for the way back as in Vim's code,
+so that weights made there load here; the initial values looked up there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.ops import selective_scan
+
+__all__ = ["Mamba"]
+
+
+class Mamba(nn.Module):
+    """Mixer of tokens, (B, N, dim) to (B, N, dim).
+
+    Args:
+        dim: C.
+        state: D, numbers that each inner channel remembers.
+        expand: inner channels over `dim`.
+        kernel_size: k, tokens that the convolution sees: this one and those before it.
+        dt_rank: rank of the step sizes; None takes a sixteenth of `dim`, rounded up.
+        bidirectional: whether tokens are read backward too.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state: int = 16,
+        expand: float = 2.0,
+        kernel_size: int = 4,
+        dt_rank: int | None = None,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        inner, rank = int(expand * dim), -(-dim // 16) if dt_rank is None else dt_rank
+        self.split = (rank, state, state)
+        self.bidirectional = bidirectional
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, kernel_size, padding=kernel_size - 1, groups=inner)
+        self.x_proj = nn.Linear(inner, sum(self.split), bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        if bidirectional:
+            self.conv1d_b = nn.Conv1d(inner, inner, kernel_size, padding=kernel_size - 1, groups=inner)
+            self.x_proj_b = nn.Linear(inner, sum(self.split), bias=False)
+            self.dt_proj_b = nn.Linear(rank, inner)
+            self.A_b_log = nn.Parameter(self.A_log.detach().clone())
+            self.D_b = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        for projection in (self.dt_proj, self.dt_proj_b) if bidirectional else (self.dt_proj,):
+            nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
+            # steps from 0.001 to 0.1, evenly in the logarithm; the bias stands before softplus
+            step = torch.exp(torch.rand(inner) * math.log(100) + math.log(1e-3))
+            with torch.no_grad():
+                projection.bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def parts(self, *, back: bool = False) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tensor]:
+        """What belongs to one direction.
+
+        Args:
+            back: whether from the last token to the first.
+
+        Returns:
+            Convolution, W_x, W_dt with its bias, A_log and D.
+        """
+        if back:
+            return self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
+        return self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D
+
+    def project(self, u: Tensor, *, back: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """What the input decides.
+
+        Args:
+            u: the scan's input, (B, E, N).
+            back: whether for the way back.
+
+        Returns:
+            Step sizes before softplus, (B, E, N); weights in and out, (B, D, N).
+        """
+        _, x_proj, dt_proj, _, _ = self.parts(back=back)
+        # (B, N, R + 2·D)
+        step, weights_in, weights_out = x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
+        return dt_proj(step).transpose(1, 2), weights_in.transpose(1, 2), weights_out.transpose(1, 2)
+
+    def scan(self, x: Tensor, z: Tensor, *, back: bool = False) -> Tensor:
+        """Convolution, recurrence and gate of one direction, read from the first token given.
+
+        Args:
+            x: (B, E, N).
+            z: gate before its SiLU, (B, E, N).
+            back: whether with the parameters of the way back.
+
+        Returns:
+            (B, E, N).
+        """
+        conv1d, _, _, decay, skip = self.parts(back=back)
+        u = F.silu(conv1d(x)[..., : x.shape[-1]])
+        delta, weights_in, weights_out = self.project(u, back=back)
+        y = selective_scan(u, delta, -decay.exp(), weights_in, weights_out, skip, z, delta_softplus=True)
+        assert isinstance(y, Tensor)
+        return y
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # two of (B, E, N)
+        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        y = self.scan(x, z)
+        if self.bidirectional:
+            y = (y + self.scan(x.flip(-1), z.flip(-1), back=True).flip(-1)) / 2
+        return self.out_proj(y.transpose(1, 2))

@@ -1,0 +1,1 @@
+"""Fewer tokens: networks that drop or join them on the way."""

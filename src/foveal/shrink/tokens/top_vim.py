@@ -1,0 +1,400 @@
+"""ToP-ViM: drop tokens of a state-space network on its way, and let the state go on as if they stood there empty.
+
+*Source*: Z. Zhan et al., "Exploring Token Pruning in Vision State Space Models", NeurIPS 2024 (arXiv:2409.18962):
+importance from the scan's output, and pruning-aware hidden-state alignment.
+
+    score_p = mean over channels of max(0, y_p)                      y: the scan's output, (B, E, N)
+    kept = places of the highest scores, in the order of the route
+    h_t = exp((delta_t + s_t) A) h_{t-1} + delta_t B_t u_t,  y_t = C_tᵀ h_t + D u_t
+
+s_t is the sum of the steps of the places dropped between a kept token and the kept one before it on the route. They
+bring nothing in, but the state decays as it would have, so a token's neighbours stay as far away as they were. Naive
+pruning has s = 0 and closes the gaps. An aligned scan of M kept tokens is an ordinary scan of M steps delta + s with
+inputs u · delta / (delta + s).
+
+*Differs from the paper*: a dropped place takes the step of a zero input, softplus(bias), and convolutions see zero
+there; so the scan equals the one over all places with the dropped ones masked.
+*Provenance*: written from the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.models.backbone.plainmamba import PlainMambaMixer
+from foveal.nn.isotropic import Isotropic
+from foveal.nn.mamba import Mamba
+from foveal.nn.snake import moves
+from foveal.ops import selective_scan
+from foveal.ops.scan2d import routes
+from foveal.record import Method, Paper, equal, faster, kept, smaller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PrunedTokens", "ToPViM", "aligned_scan", "keep_tokens", "prune_tokens", "score_tokens"]
+
+
+def score_tokens(y: Tensor) -> Tensor:
+    """How much each token matters.
+
+    Args:
+        y: the scan's output, (B, E, N).
+
+    Returns:
+        (B, N), at least 0.
+    """
+    return y.clamp_min(0).mean(1)
+
+
+def keep_tokens(score: Tensor, count: int) -> Tensor:
+    """Which tokens stay.
+
+    Args:
+        score: (B, N).
+        count: how many of each sequence.
+
+    Returns:
+        Their indices, rising, (B, count).
+    """
+    return score.topk(count, dim=1).indices.sort(1).values
+
+
+def aligned_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor,  # noqa: N803
+    *,
+    times: Tensor,
+    idle: Tensor | None,
+) -> Tensor:
+    """Selective scan of kept tokens, the state decaying over what was dropped between them.
+
+    Args:
+        u: input at the kept tokens, (B, E, M).
+        delta: their step sizes, after softplus, (B, E, M).
+        A: decay of each state, (E, D), negative.
+        B: input weights, (B, D, M).
+        C: output weights, the same.
+        D: skip weights, (E,).
+        times: when the whole scan would have come to each, rising, (B, M).
+        idle: step size of a dropped place, (E,); None closes the gaps.
+
+    Returns:
+        (B, E, M).
+    """
+    pace, brought = delta, u
+    if idle is not None:
+        # the tiny number is for steps that softplus has rounded to zero
+        gaps = F.pad(times.diff(dim=1) - 1, (1, 0)).to(delta.dtype) + torch.finfo(delta.dtype).tiny
+        pace = torch.addcmul(delta, gaps[:, None], idle[:, None])
+        brought = u * delta / pace
+    y = selective_scan(brought, pace, A, B, C)
+    assert isinstance(y, Tensor)
+    return torch.addcmul(y, u, D[:, None])
+
+
+def _rows(places: Tensor, length: int) -> Tensor:
+    """Places (B, M) in sequences of a length, as rows of all sequences: rows are copied faster than numbers moved."""
+    return (places + torch.arange(places.shape[0], device=places.device)[:, None] * length).flatten()
+
+
+def _take(values: Tensor, places: Tensor) -> Tensor:
+    """(B, N, E) to (B, M, E)."""
+    return values.flatten(0, 1).index_select(0, _rows(places, values.shape[1])).view(*places.shape, -1)
+
+
+def _spread(values: Tensor, places: Tensor, length: int) -> Tensor:
+    """(B, M, E) to (B, N, E), zero where nothing was kept."""
+    whole = values.new_zeros(values.shape[0] * length, values.shape[2])
+    return whole.index_copy(0, _rows(places, length), values.flatten(0, 1)).view(values.shape[0], length, -1)
+
+
+def _along_tokens(mixer: Mamba, x: Tensor, places: Tensor, length: int, align: bool) -> Tensor:
+    """The scans of a Mamba mixer at kept tokens, before its gate; (B, M, E) to the same."""
+    found: list[Tensor] = []
+    for back in (False, True) if mixer.bidirectional else (False,):
+        conv1d, _, dt_proj, decay, skip = mixer.parts(back=back)
+        way, times = (x.flip(1), length - 1 - places.flip(1)) if back else (x, places)
+        if align:
+            # the convolution at kept tokens alone, tap by tap
+            taps = conv1d.weight[:, 0].T.contiguous()  # type: ignore[index, union-attr]
+            before = taps.shape[0] - 1
+            seen = _spread(way, times + before, length + before)
+            u: Any = conv1d.bias
+            for i, tap in enumerate(taps):
+                u = torch.addcmul(u, tap, _take(seen, times + i))
+        else:
+            u = conv1d(way.transpose(1, 2))[..., : way.shape[1]].transpose(1, 2)
+        u = F.silu(u).transpose(1, 2)
+        delta, weights_in, weights_out = mixer.project(u, back=back)
+        idle = F.softplus(dt_proj.bias) if align else None  # type: ignore[arg-type]
+        matrices = -decay.exp(), weights_in, weights_out, skip
+        y = aligned_scan(u, F.softplus(delta), *matrices, times=times, idle=idle).transpose(1, 2)
+        found.append(y.flip(1) if back else y)
+    return (found[0] + found[1]) / 2 if mixer.bidirectional else found[0]
+
+
+def _over_map(mixer: PlainMambaMixer, x: Tensor, places: Tensor, size: tuple[int, int], align: bool) -> Tensor:
+    """The scans of a PlainMamba mixer at kept tokens, before its gate; (B, M, E) to the same."""
+    scan, length = mixer.scan, size[0] * size[1]
+    plane = _spread(x, places, length).unflatten(1, size).permute(0, 3, 1, 2)
+    u = F.silu(_take(mixer.conv2d(plane).flatten(2).transpose(1, 2), places))
+    delta, weights_in, weights_out = (t.transpose(1, 2) for t in scan.project(u.transpose(1, 2)))
+    route = routes("snake", *size, device=x.device)
+    count = route.shape[0]
+    # (K, L): when route k comes to place p
+    comes = torch.zeros_like(route).scatter(1, route, torch.arange(length, device=x.device).expand_as(route))
+    # (B, K, M) to (B·K, M): when to a kept one, and which one is next; routes are sequences of their own from here
+    times, order = comes[:, places].transpose(0, 1).flatten(0, 1).sort(-1)
+    theta = scan.directions[moves(route, size[1])[:, places]].transpose(0, 1).flatten(0, 1)
+
+    def ordered(values: Tensor) -> Tensor:
+        """(B, M, …) or (B·K, M, …) to (B·K, …, M)."""
+        every = values if values.shape[0] == order.shape[0] else values.repeat_interleave(count, 0)
+        return _take(every, order).transpose(1, 2)
+
+    delta, weights_in = F.softplus(delta), weights_in.repeat_interleave(count, 0) + theta
+    idle = F.softplus(scan.dt_proj.bias) if align else None
+    matrices = -scan.A_log.exp(), ordered(weights_in), ordered(weights_out), scan.D
+    y = aligned_scan(ordered(u), ordered(delta), *matrices, times=times, idle=idle)
+    return _take(y.transpose(1, 2), order.argsort(-1)).unflatten(0, (-1, count)).sum(1)
+
+
+def _mix(
+    mixer: Mamba | PlainMambaMixer, tokens: Tensor, places: Tensor, size: tuple[int, int], length: int, align: bool
+) -> tuple[Tensor, Tensor]:
+    """A mixer on kept tokens, (B, M, C): what it gives, and the scan's output, (B, E, M)."""
+    x, z = mixer.in_proj(tokens).chunk(2, dim=2)
+    if isinstance(mixer, Mamba):
+        y = _along_tokens(mixer, x, places, length, align)
+    else:
+        y = _over_map(mixer, x, places, size, align)
+    return mixer.out_proj(y * F.silu(z)), y.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class ToPViM:
+    """When tokens are dropped, and how many stay.
+
+    Args:
+        after: numbers of the blocks, from 1 and rising, after which tokens are dropped.
+        keep: share of the patches that stays each time, in (0, 1].
+        align: whether the state decays over dropped places; False is naive pruning.
+
+    Raises:
+        ValueError: blocks that do not rise from 1, or a share outside of (0, 1].
+    """
+
+    after: tuple[int, ...] = (6, 12, 18)
+    keep: float = 0.7
+    align: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.after or list(self.after) != sorted(set(self.after)) or self.after[0] < 1:
+            raise ValueError(f"after must be rising numbers of blocks from 1 on, got {self.after}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be in (0, 1], got {self.keep}; 0.7 keeps 70% of the patches each time")
+
+
+class PrunedTokens(nn.Module):
+    """A network that drops tokens on its way, (B, in_channels, H, W) to (B, num_classes). Made by `prune_tokens`.
+
+    Args:
+        model: the network; its parameters are shared, not copied.
+        config: when and how many.
+    """
+
+    def __init__(self, model: Isotropic, config: ToPViM) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The last tokens, normalised.
+
+        Args:
+            x: pictures, (B, in_channels, H, W).
+
+        Returns:
+            Kept tokens, (B, M, C), the class token among them, and their places among all, rising, (B, M).
+        """
+        return self._through(x)[:2]
+
+    def _through(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Tokens, places, and the place of the class token if there is one."""
+        model, config = self.model, self.config
+        tokens, size = model.embed(x)
+        length, own = tokens.shape[1], model.num_prefix_tokens
+        middle, left = (length - own) // 2, length - own
+        places = torch.arange(length, device=x.device).expand(tokens.shape[0], -1)
+        for number, block in enumerate(model.blocks, 1):
+            if number < config.after[0]:
+                tokens = block(tokens, size)
+                continue
+            out, y = _mix(block.mixer, block.norm(tokens), places, size, length, config.align)  # type: ignore[arg-type, operator]
+            tokens = tokens + block.drop_path(out)  # type: ignore[operator]
+            if number in config.after:
+                score = score_tokens(y)
+                if own:
+                    score = score.masked_fill(places == middle, torch.inf)
+                left = math.ceil(config.keep * left)
+                chosen = keep_tokens(score, left + own)
+                places = places.gather(1, chosen)
+                tokens = _take(tokens, chosen)
+        return model.norm(tokens), places, middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, places, middle = self._through(x)
+        if self.model.num_prefix_tokens:
+            tokens = _take(tokens, (places == middle).int().argmax(1, keepdim=True))
+        return self.model.forward_head(tokens)
+
+
+def prune_tokens(model: nn.Module, config: ToPViM) -> PrunedTokens:
+    """Let a network drop tokens on its way. It can be trained further like this, which the paper does.
+
+    Args:
+        model: one of `vim_*` or `plainmamba_*`.
+        config: when and how many.
+
+    Returns:
+        The network around the same parameters.
+
+    Raises:
+        TypeError: another network.
+        ValueError: fewer blocks than `config` speaks of, or blocks that cannot run on a part of the map.
+    """
+    mixers = [getattr(block, "mixer", None) for block in model.blocks] if isinstance(model, Isotropic) else []
+    if not mixers or not all(isinstance(mixer, Mamba | PlainMambaMixer) for mixer in mixers):
+        raise TypeError(f"model must be a Vim or a PlainMamba, got {type(model).__name__}; build one by its name")
+    assert isinstance(model, Isotropic)
+    if config.after[-1] >= len(mixers):
+        raise ValueError(
+            f"after must stay below the {len(mixers)} blocks, got {config.after}; the last has no use of it"
+        )
+    for number, block in enumerate(model.blocks, 1):
+        if number >= config.after[0] and getattr(block, "convolve", None) is not None:
+            raise ValueError(f"block {number} convolves the whole map; prune after {number + 1} or later")
+    if any(isinstance(mixer, PlainMambaMixer) and mixer.scan.released for mixer in mixers):
+        raise ValueError("pruning needs scans that follow the routes; build the network with released=False")
+    return PrunedTokens(model, config)
+
+
+def _pruned_mixer(kind: str, *, masked: bool) -> Tensor:
+    """A mixer at 60% of the tokens; or over all of them, with the input of the others set to zero."""
+    torch.manual_seed(0)
+    size, length = (5, 7), 35
+    places = keep_tokens(torch.rand(2, length), 21)
+    mixer: Mamba | PlainMambaMixer
+    mixer = Mamba(12, state=4, bidirectional=True) if kind == "vim" else PlainMambaMixer(12, state=4)
+    tokens = torch.randn(2, length, 12)
+    at = places[..., None].expand(-1, -1, 12)
+    with torch.no_grad():
+        if not masked:
+            return _mix(mixer, tokens.gather(1, at), places, size, length, align=True)[0]
+        mask = torch.zeros(2, 1, length).scatter(2, places[:, None], 1.0)
+        x, z = mixer.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        if isinstance(mixer, Mamba):
+            y = (_masked(mixer, x, mask) + _masked(mixer, x.flip(-1), mask.flip(-1), back=True).flip(-1)) / 2
+        else:
+            y = mixer.scan(F.silu(mixer.conv2d((x * mask).unflatten(2, size))) * mask.unflatten(2, size)).flatten(2)
+        return mixer.out_proj((y * F.silu(z)).transpose(1, 2)).gather(1, at)
+
+
+def _masked(mixer: Mamba, x: Tensor, mask: Tensor, *, back: bool = False) -> Tensor:
+    from foveal.ops.selective_scan.reference import selective_scan_reference
+
+    conv1d, _, _, decay, skip = mixer.parts(back=back)
+    u = F.silu(conv1d(x * mask)[..., : x.shape[2]]) * mask
+    delta, weights_in, weights_out = mixer.project(u, back=back)
+    ins, outs = weights_in[:, None], weights_out[:, None]
+    return selective_scan_reference(u, delta, -decay.exp(), ins, outs, skip, delta_softplus=True)[0]
+
+
+_QUARTERS = ToPViM(after=(9, 18, 27), keep=0.57)
+
+
+def _macs(*, pruned: bool) -> float:
+    from foveal.measure.cost import count_macs
+    from foveal.models.backbone.plainmamba import plainmamba_l3
+
+    model = plainmamba_l3()
+    return float(count_macs(prune_tokens(model, _QUARTERS) if pruned else model, (1, 3, 224, 224)))
+
+
+def _timed(*, pruned: bool) -> Callable[[], Any]:
+    from foveal.models.backbone.vim import vim
+
+    model, x = vim(192, 6).eval(), torch.rand(1, 3, 512, 512)
+    network = prune_tokens(model, ToPViM(after=(1,), keep=0.5)) if pruned else model
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return network(x)
+
+    return call
+
+
+def _advantage(seed: int) -> float:
+    """Accuracy with the state aligned, less that of naive pruning, same network and same share kept."""
+    from foveal.models.backbone.vim import vim
+    from foveal.train.classify import accuracy, train_classifier
+
+    build = partial(vim, 48, 4, 8, 4, 3, 10, grid=(8, 8))
+    model = train_classifier(build, steps=400, seed=seed)
+    aligned, naive = (prune_tokens(model, ToPViM(after=(1,), keep=0.6, align=align)) for align in (True, False))
+    return accuracy(aligned) - accuracy(naive)
+
+
+METHOD = Method(
+    id=279,
+    name="ToP-ViM",
+    kind="transform",
+    summary="Tokens of a state-space network are dropped on its way and its state decays as if they were still there.",
+    paper=Paper("Exploring Token Pruning in Vision State Space Models", "Z. Zhan et al.", 2024, "arXiv:2409.18962"),
+    claims=(
+        *(
+            equal(
+                f"A {name} mixer at 60% of the tokens equals the dense one with the others masked.",
+                ours=partial(_pruned_mixer, kind, masked=False),
+                theirs=partial(_pruned_mixer, kind, masked=True),
+                tolerance=1e-4,
+            )
+            for kind, name in (("vim", "Vim"), ("plain", "PlainMamba"))
+        ),
+        smaller(
+            "PlainMamba-L3 that keeps 57% of its tokens after each quarter takes 41.6% fewer multiply-adds.",
+            paper="41.6% fewer",
+            ours=partial(_macs, pruned=True),
+            theirs=partial(_macs, pruned=False),
+            at_least=1 / (1 - 0.416),
+        ),
+        faster(
+            "Half of the tokens after the first of six blocks of Vim-Ti, 512×512.",
+            paper="",
+            ours=partial(_timed, pruned=True),
+            theirs=partial(_timed, pruned=False),
+            at_least=1.25,
+        ),
+        kept(
+            "A small Vim, trained whole, is more accurate at 60% of its tokens with the state aligned than without.",
+            paper="naive pruning fails",
+            quality=_advantage,
+            at_least=0.0,
+            unit="points",
+            seeds=2,
+            data="CIFAR-10, 400 steps of 64",
+            needs=("minutes", "cifar10_train", "cifar10_test"),
+        ),
+    ),
+)
