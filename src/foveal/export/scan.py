@@ -1,68 +1,122 @@
-"""Standard `Scan` nodes for the loops that `foveal.ops.selective_scan` leaves in a traced graph."""
+"""Standard operators in the place of the scans that `foveal.ops.selective_scan` leaves in a traced graph.
+
+ONNX has a `Scan` operator, and one pass over L steps would be L small steps in the engine. The sequence is cut into M
+chunks of T = 64 steps instead, all chunks step together, and L is free:
+
+    T steps from zero, of all chunks       the state each chunk ends with
+    M steps                                the state each chunk begins with
+    T steps from there, of all chunks      the outputs
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onnx import TensorProto, helper
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["lower_scans"]
+__all__ = ["CHUNK", "lower_scans"]
+
+CHUNK = 64  # T; a sequence of L takes 2·T + L/T steps
 
 
-def _values(*names: str) -> list:
-    return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+class _Nodes:
+    """Nodes and constants under one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.made: list[NodeProto] = []
+
+    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of one output; its name is returned."""
+        name = f"{self.prefix}{len(self.made)}"
+        self.made.append(helper.make_node(operator, list(inputs), [name], name=f"node_{name}", **attributes))
+        return name
+
+    def numbers(self, *values: int) -> str:
+        return self("Constant", value=numpy_helper.from_array(np.array(values, np.int64)))
+
+    def scan(self, body: GraphProto, inputs: list[str], *, outputs: int, scanned: int) -> str:
+        """Add a `Scan`; the last of its outputs is returned."""
+        names = [f"{self.prefix}{len(self.made)}_{i}" for i in range(outputs)]
+        self.made.append(
+            helper.make_node("Scan", inputs, names, name=f"node_{names[0]}", body=body, num_scan_inputs=scanned)
+        )
+        return names[-1]
 
 
-def _advance(prefix: str, rates: str) -> list[NodeProto]:
-    """One step of the state: h' = exp(step · rates) ∘ h + drive · weight."""
-    return [
-        helper.make_node("Mul", [f"{prefix}step", rates], [f"{prefix}power"]),
-        helper.make_node("Exp", [f"{prefix}power"], [f"{prefix}decay"]),
-        helper.make_node("Mul", [f"{prefix}decay", f"{prefix}h"], [f"{prefix}kept"]),
-        helper.make_node("Mul", [f"{prefix}drive", f"{prefix}in"], [f"{prefix}added"]),
-        helper.make_node("Add", [f"{prefix}kept", f"{prefix}added"], [f"{prefix}next"]),
-    ]
+def _body(nodes: _Nodes, inputs: list[str], outputs: list[str]) -> GraphProto:
+    taken, given = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names] for names in (inputs, outputs)
+    )
+    return helper.make_graph(nodes.made, f"{nodes.prefix}body", taken, given)
 
 
-def _states(node: NodeProto, p: str) -> tuple[GraphProto, list[str], list[str], int]:
-    start, step, drive, weight, rates = node.input
-    names = [f"{p}{n}" for n in ("h", "step", "drive", "in")]
-    body = helper.make_graph(_advance(p, rates), f"{p}body", _values(*names), _values(f"{p}next"))
-    return body, [start, step, drive, weight], [node.output[0]], 3
+def _advance(prefix: str, rates: str, *, seen: bool) -> GraphProto:
+    """One step of all chunks: h' = exp(step · rates) ∘ h + drive · in; with `seen` also y = out · h'."""
+    node = _Nodes(prefix)
+    state, step, drive, weight_in, weight_out = (f"{prefix}{n}" for n in ("h", "step", "drive", "in", "out"))
+    decay = node("Exp", node("Mul", step, rates))
+    after = node("Add", node("Mul", decay, state), node("Mul", drive, weight_in))
+    if not seen:
+        return _body(node, [state, step, drive, weight_in], [after])
+    y = node("ReduceSum", node("Mul", after, weight_out), node.numbers(-1), keepdims=0)
+    return _body(node, [state, step, drive, weight_in, weight_out], [after, y])
 
 
-def _carry(node: NodeProto, p: str) -> tuple[GraphProto, list[str], list[str], int]:
-    nodes = [
-        helper.make_node("Mul", [f"{p}left", f"{p}h"], [f"{p}kept"]),
-        helper.make_node("Add", [f"{p}kept", f"{p}end"], [f"{p}next"]),
-        helper.make_node("Identity", [f"{p}h"], [f"{p}before"]),
-    ]
-    names = [f"{p}{n}" for n in ("h", "left", "end")]
-    body = helper.make_graph(nodes, f"{p}body", _values(*names), _values(f"{p}next", f"{p}before"))
-    return body, list(node.input), [f"{p}unused", node.output[0]], 2
+def _carry(prefix: str) -> GraphProto:
+    """One chunk: the state before it is put out, h' = left ∘ h + end goes on."""
+    node = _Nodes(prefix)
+    state, left, end = (f"{prefix}{n}" for n in ("h", "left", "end"))
+    after = node("Add", node("Mul", left, state), end)
+    return _body(node, [state, left, end], [after, node("Identity", state)])
 
 
-def _outputs(node: NodeProto, p: str) -> tuple[GraphProto, list[str], list[str], int]:
-    start, step, drive, weight_in, weight_out, rates = node.input
-    nodes = [
-        *_advance(p, rates),
-        helper.make_node("Constant", [], [f"{p}last"], value_ints=[-1]),
-        helper.make_node("Mul", [f"{p}next", f"{p}out"], [f"{p}seen"]),
-        helper.make_node("ReduceSum", [f"{p}seen", f"{p}last"], [f"{p}y"], keepdims=0),
-    ]
-    names = [f"{p}{n}" for n in ("h", "step", "drive", "in", "out")]
-    body = helper.make_graph(nodes, f"{p}body", _values(*names), _values(f"{p}next", f"{p}y"))
-    return body, [start, step, drive, weight_in, weight_out], [f"{p}unused", node.output[0]], 4
+def _written_out(scan: NodeProto, prefix: str) -> list[NodeProto]:
+    """Standard nodes that compute what a node of foveal's own stands for."""
+    u, delta, rates, weights_in, weights_out = scan.input
+    sizes = {a.name: helper.get_attribute_value(a) for a in scan.attribute}
+    groups, dim, states = sizes["groups"], sizes["channels"], sizes["states"]
+    inside = (groups, dim // groups)
+    node = _Nodes(prefix)
+    batch, length = node("Shape", u, start=0, end=1), node("Shape", u, start=2, end=3)
+    # A step of 0 leaves the state as it is.
+    pad = node("Mod", node("Neg", length), node.numbers(CHUNK))
 
+    def chunked(value: str, rank: int, rows: tuple[int, int], unsqueezed: int) -> str:
+        """(B, …, L) to (T, B, M, rows…), with an axis of 1 put in."""
+        pads = node("Concat", node.numbers(*[0] * (2 * rank - 1)), pad, axis=0)
+        shape = node("Concat", batch, node.numbers(*rows, -1, CHUNK), axis=0)
+        cut = node("Reshape", node("Pad", value, pads), shape)
+        return node("Unsqueeze", node("Transpose", cut, perm=[4, 0, 3, 1, 2]), node.numbers(unsqueezed))
 
-BODIES = {"ScanStates": _states, "ScanCarry": _carry, "ScanOutputs": _outputs}
+    x, steps = chunked(u, 3, inside, 5), chunked(delta, 3, inside, 5)
+    ins, outs = (chunked(w, 4, (groups, states), 4) for w in (weights_in, weights_out))
+    rates = node("Reshape", rates, node.numbers(*inside, states))
+    drive = node("Mul", steps, x)
+    one = node.numbers(*inside, states)
+    zeros = node("ConstantOfShape", node("Concat", batch, node("Shape", x, start=2, end=3), one, axis=0))
+    body = _advance(f"{prefix}a", rates, seen=False)
+    ends = node.scan(body, [zeros, steps, drive, ins], outputs=1, scanned=3)
+    left = node("Exp", node("Mul", node("ReduceSum", steps, node.numbers(0), keepdims=0), rates))
+    by_chunk = [node("Transpose", value, perm=[1, 0, 2, 3, 4]) for value in (left, ends)]
+    first = node("ConstantOfShape", node("Concat", batch, one, axis=0))
+    begins = node.scan(_carry(f"{prefix}b"), [first, *by_chunk], outputs=2, scanned=2)
+    start = node("Transpose", begins, perm=[1, 0, 2, 3, 4])
+    body = _advance(f"{prefix}c", rates, seen=True)
+    y = node.scan(body, [start, steps, drive, ins, outs], outputs=2, scanned=4)
+    # (T, B, M, G, C/G) to (B, C, M·T) to (B, C, L)
+    together = node("Concat", batch, node.numbers(dim, -1), axis=0)
+    whole = node("Reshape", node("Transpose", y, perm=[1, 3, 4, 2, 0]), together)
+    cut = helper.make_node("Slice", [whole, node.numbers(0), length, node.numbers(2)], list(scan.output))
+    return [*node.made, cut]
 
 
 def lower_scans(model: ModelProto) -> int:
-    """Put a standard `Scan` in the place of each node of foveal's own, in place.
+    """Put standard operators in the place of each node of foveal's own, in place.
 
     Args:
         model: as torch exported it.
@@ -70,15 +124,14 @@ def lower_scans(model: ModelProto) -> int:
     Returns:
         How many were replaced.
     """
-    nodes = []
+    nodes: list[NodeProto] = []
     count = 0
     for node in model.graph.node:
-        if node.domain != "foveal":
+        if node.domain == "foveal":
+            nodes += _written_out(node, f"scan{count}_")
+            count += 1
+        else:
             nodes.append(node)
-            continue
-        body, inputs, outputs, scanned = BODIES[node.op_type](node, f"scan{count}_")
-        nodes.append(helper.make_node("Scan", inputs, outputs, name=node.name, body=body, num_scan_inputs=scanned))
-        count += 1
     if count:
         del model.graph.node[:]
         model.graph.node.extend(nodes)

@@ -1,4 +1,4 @@
-"""Long convolution, kernels as long as the sequence: one function over a reference, torch.fft and butterfly paths."""
+"""Convolution with kernels as long as the sequence: one function over reference, torch.fft, butterfly and Triton."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from foveal.ops.backends import Backend, ShapeError, choose, reasons
 from foveal.ops.long_conv.butterfly import long_conv_butterfly
 from foveal.ops.long_conv.eager import long_conv_eager
 from foveal.ops.long_conv.reference import long_conv_reference
+from foveal.ops.long_conv.triton import long_conv_triton
+from foveal.ops.long_conv.triton import why_not as no_triton
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +23,7 @@ BACKENDS = (
     Backend("eager", long_conv_eager, lambda _: None),
     Backend("butterfly2", partial(long_conv_butterfly, order=2), lambda _: None),
     Backend("butterfly3", partial(long_conv_butterfly, order=3), lambda _: None),
+    Backend("triton", long_conv_triton, no_triton),
     Backend("reference", long_conv_reference, lambda _: None),
 )
 

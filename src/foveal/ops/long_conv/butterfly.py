@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]
     Matrix = Callable[[int], Pair]
 
-__all__ = ["dft", "idft", "long_conv_butterfly", "sizes", "traffic"]
+__all__ = ["dft", "idft", "long_conv_butterfly", "roots", "sizes", "traffic"]
 
 
 def sizes(n: int, order: int) -> tuple[int, ...]:
@@ -63,7 +63,18 @@ def _table(n: int, rows: int, columns: int) -> NDArray[np.float64]:
     return np.stack([np.cos(angle), np.sin(angle)])
 
 
-def _roots(n: int, rows: int, columns: int, like: Tensor) -> Pair:
+def roots(n: int, rows: int, columns: int, like: Tensor) -> Pair:
+    """Powers of the n-th root of one: exp(-2πi·i·j/n).
+
+    Args:
+        n: which root.
+        rows: i from 0.
+        columns: j from 0.
+        like: tensor of the wanted type and device.
+
+    Returns:
+        Real and imaginary part, (rows, columns).
+    """
     table = torch.from_numpy(_table(n, rows, columns)).to(like)
     return table[0], table[1]
 
@@ -88,8 +99,8 @@ def dft(x: Tensor, parts: Sequence[int], matrix: Matrix | None = None) -> Pair:
     rows = -(-x.shape[-1] // rest)
     # (…, rows, rest)
     x = F.pad(x, (0, rows * rest - x.shape[-1])).unflatten(-1, (rows, rest))
-    cos, sin = _roots(parts[0], parts[0], rows, x) if matrix is None else (m[:, :rows] for m in matrix(parts[0]))
-    y = _times((cos @ x, sin @ x), _roots(parts[0] * rest, parts[0], rest, x))
+    cos, sin = roots(parts[0], parts[0], rows, x) if matrix is None else (m[:, :rows] for m in matrix(parts[0]))
+    y = _times((cos @ x, sin @ x), roots(parts[0] * rest, parts[0], rest, x))
     real, imaginary = _rows(y, parts[1:], matrix)
     return real.flatten(-2), imaginary.flatten(-2)
 
@@ -99,14 +110,14 @@ def _rows(y: Pair, parts: Sequence[int], matrix: Matrix | None = None) -> Pair:
     like = y[0]
     if not parts:
         return y
-    cos, sin = _roots(parts[0], parts[0], parts[0], like) if matrix is None else matrix(parts[0])
+    cos, sin = roots(parts[0], parts[0], parts[0], like) if matrix is None else matrix(parts[0])
     if len(parts) == 1:
         # The matrix is symmetric, so that it may stand on the right; a learned one is taken as if transposed.
         return y[0] @ cos - y[1] @ sin, y[0] @ sin + y[1] @ cos
     rest = math.prod(parts[1:])
     real, imaginary = (part.unflatten(-1, (parts[0], rest)) for part in y)
     y = _times(
-        (cos @ real - sin @ imaginary, cos @ imaginary + sin @ real), _roots(parts[0] * rest, parts[0], rest, like)
+        (cos @ real - sin @ imaginary, cos @ imaginary + sin @ real), roots(parts[0] * rest, parts[0], rest, like)
     )
     real, imaginary = _rows(y, parts[1:], matrix)
     return real.flatten(-2), imaginary.flatten(-2)
@@ -121,12 +132,12 @@ def _rows_back(y: Pair, parts: Sequence[int]) -> Pair:
     like = y[0]
     if not parts:
         return y
-    cos, sin = _conjugate(_roots(parts[0], parts[0], parts[0], like))
+    cos, sin = _conjugate(roots(parts[0], parts[0], parts[0], like))
     if len(parts) == 1:
         return y[0] @ cos - y[1] @ sin, y[0] @ sin + y[1] @ cos
     rest = math.prod(parts[1:])
     y = _rows_back((y[0].unflatten(-1, (parts[0], rest)), y[1].unflatten(-1, (parts[0], rest))), parts[1:])
-    real, imaginary = _times(y, _conjugate(_roots(parts[0] * rest, parts[0], rest, like)))
+    real, imaginary = _times(y, _conjugate(roots(parts[0] * rest, parts[0], rest, like)))
     return (cos @ real - sin @ imaginary).flatten(-2), (cos @ imaginary + sin @ real).flatten(-2)
 
 
@@ -144,8 +155,8 @@ def idft(y: Pair, parts: Sequence[int], length: int) -> Tensor:
     like, rest = y[0], math.prod(parts[1:])
     rows = -(-length // rest)
     y = _rows_back((y[0].unflatten(-1, (parts[0], rest)), y[1].unflatten(-1, (parts[0], rest))), parts[1:])
-    real, imaginary = _times(y, _conjugate(_roots(parts[0] * rest, parts[0], rest, like)))
-    cos, sin = _conjugate(_roots(parts[0], rows, parts[0], like))
+    real, imaginary = _times(y, _conjugate(roots(parts[0] * rest, parts[0], rest, like)))
+    cos, sin = _conjugate(roots(parts[0], rows, parts[0], like))
     out = (cos @ real - sin @ imaginary) / (parts[0] * rest)
     return out.flatten(-2)[..., :length]
 

@@ -37,15 +37,21 @@ def _and_back(*ways: Tensor) -> Tensor:
     return torch.cat([there, there.flip(1)])
 
 
+def _divided(place: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Quotient and rest; ONNX export knows no rest of a division by a size that is free."""
+    quotient = place // by
+    return quotient, place - quotient * by
+
+
 def _grid(height: int, width: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor]:
     """Position, row and column of everything on the map, each (L,)."""
     place = torch.arange(height * width, device=device)
-    return place, place // width, place % width
+    return place, *_divided(place, width)
 
 
 def _columns(height: int, width: int, device: torch.device | None) -> Tensor:
-    place, _, _ = _grid(height, width, device)
-    return place % height * width + place // height
+    column, row = _divided(_grid(height, width, device)[0], height)
+    return row * width + column
 
 
 def _raster(height: int, width: int, device: torch.device | None) -> Tensor:
@@ -59,7 +65,7 @@ def _cross(height: int, width: int, device: torch.device | None) -> Tensor:
 def _snake(height: int, width: int, device: torch.device | None) -> Tensor:
     place, row, along = _grid(height, width, device)
     rows = row * width + torch.where(row % 2 == 1, width - 1 - along, along)
-    column, down = place // height, place % height
+    column, down = _divided(place, height)
     columns = torch.where(column % 2 == 1, height - 1 - down, down) * width + column
     return _and_back(rows, columns)
 
@@ -108,7 +114,7 @@ def _atrous(height: int, width: int, device: torch.device | None, step: int) -> 
     place, row, column = _grid(rows, columns, device)
     found = []
     for k in range(step**2):
-        i, j = (place % rows, place // rows) if k % 2 else (row, column)
+        i, j = _divided(place, rows)[::-1] if k % 2 else (row, column)
         i, j = i * step + k % step, j * step + k // step
         found.append(torch.where((i < height) & (j < width), i * width + j, -1))
     return torch.stack(found)

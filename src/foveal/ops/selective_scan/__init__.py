@@ -118,6 +118,7 @@ def selective_scan(
         TypeError: integer or complex tensors.
         ValueError: an unknown backend; values that are not a number, which no later step would forget.
         BackendError: a backend that cannot run here.
+        NotImplementedError: the last state, asked for while tracing for ONNX.
 
     Example:
         >>> import torch
@@ -149,6 +150,8 @@ def selective_scan(
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
             _shape(name, vector, (dim,), "one value for each channel of u")
+    if return_last_state and torch.onnx.is_in_onnx_export():
+        raise NotImplementedError("the last state is not exported to ONNX; leave return_last_state out")
     # On a CPU the registered operator takes everything, so that it is in traced graphs too; without the compiled kernel
     # it runs in torch and says so.
     registered = backend == "auto" and u.device.type in {"cpu", "meta"}

@@ -91,7 +91,7 @@ def _along(
         x.flatten(1, 2), steps.flatten(1, 2), A.flatten(0, 1), B.flatten(1, 2), C.flatten(1, 2),
         None if D is None else D.flatten(),
     )  # fmt: skip
-    last = last.view(batch, count, dim, -1)
+    last = last.unflatten(1, (count, dim))
     if there is None or skipped is None:
         out = out if z is None else (out.to(wide) * F.silu(z.to(wide))).to(u.dtype)
         return out, last

@@ -1,13 +1,7 @@
-"""Selective scan for ONNX: the arithmetic of the eager path, its three loops left as nodes for `foveal.export`.
+"""Selective scan for ONNX: one node in the traced graph, which `foveal.export.scan` replaces by standard operators.
 
-ONNX has a `Scan` operator, and one pass over L steps would be L small steps in the engine. The sequence is cut into M
-chunks of T steps instead, all chunks step together, and L is free:
-
-    ScanStates    T steps from zero, of all chunks: the state each chunk ends with
-    ScanCarry     M steps: the state each chunk begins with
-    ScanOutputs   T steps from there, of all chunks: the outputs
-
-`foveal.export` puts a standard `Scan` in the place of each.
+The node is written out after tracing and not before, because every size in it would be an expression of the picture's
+height and width that the tracer must prove things about; that took longer than all the rest of an export.
 """
 
 from __future__ import annotations
@@ -15,18 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CHUNK", "selective_scan_symbolic"]
-
-CHUNK = 64  # T; a sequence of L takes 2·T + L/T steps
-
-
-def _node(name: str, inputs: list[Tensor], shape: list[int]) -> Tensor:
-    return torch.onnx.ops.symbolic(f"foveal::{name}", inputs, {}, dtype=torch.float32, shape=shape, version=1)
+__all__ = ["selective_scan_symbolic"]
 
 
 def selective_scan_symbolic(
@@ -48,40 +35,11 @@ def selective_scan_symbolic(
         D: (C,).
 
     Returns:
-        Output, (B, C, L); last state, (B, C, D).
+        Output, (B, C, L); in the place of the last state, which is not exported, an empty tensor of (B, C, 0).
     """
-    batch, dim, length = u.shape
-    groups, states = B.shape[1], A.shape[1]
-    chunks = (length + CHUNK - 1) // CHUNK
-    # A step of 0 leaves the state as it is.
-    pad = chunks * CHUNK - length
-    # (T, B, M, G, C/G, 1) and (T, B, M, G, 1, D)
-    x, steps = (
-        F.pad(w.float(), (0, pad))
-        .reshape(batch, groups, dim // groups, chunks, CHUNK)
-        .permute(4, 0, 3, 1, 2)[..., None]
-        for w in (u, delta)
-    )
-    weights_in, weights_out = (
-        F.pad(w.float(), (0, pad)).reshape(batch, groups, states, chunks, CHUNK).permute(4, 0, 3, 1, 2)[..., None, :]
-        for w in (B, C)
-    )
-    rates = A.float().view(groups, dim // groups, states)
-    drive = steps * x
-    each = [batch, chunks, groups, dim // groups, states]
-    start = torch.zeros(each, device=u.device)
-    ends = _node("ScanStates", [start, steps, drive, weights_in, rates], each)
-    left = torch.exp(steps.sum(0) * rates)
-    by_chunk = [chunks, batch, groups, dim // groups, states]
-    begins = _node("ScanCarry", [start[:, 0], left.transpose(0, 1), ends.transpose(0, 1)], by_chunk)
-    y = _node(
-        "ScanOutputs",
-        [begins.transpose(0, 1), steps, drive, weights_in, weights_out, rates],
-        [CHUNK, batch, chunks, groups, dim // groups],
-    )
-    # (T, B, M, G, C/G) to (B, C, L)
-    y = y.permute(1, 3, 4, 2, 0).reshape(batch, dim, chunks * CHUNK)[..., :length]
+    sizes = {"groups": B.shape[1], "channels": u.shape[1], "states": A.shape[1]}
+    inputs = [t.float() for t in (u, delta, A, B, C)]
+    y = torch.onnx.ops.symbolic("foveal::SelectiveScan", inputs, sizes, dtype=torch.float32, shape=u.shape, version=1)
     if D is not None:
         y = y + D.float()[:, None] * u
-    last = left[:, -1] * begins[-1] + ends[:, -1]
-    return y, last.reshape(batch, dim, states)
+    return y, u[:, :, :0]

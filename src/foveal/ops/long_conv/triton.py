@@ -1,0 +1,127 @@
+"""Long convolution by one fused Triton kernel, for CUDA devices: the input is read once and the output written once.
+
+A program has one channel and head of one sequence, as a matrix of n₁ × n₂ places, in fast memory from the first product
+to the last: two products forward, the kernel's frequencies, two products back (see `butterfly`). The frequencies of the
+kernel, which all sequences share, are made by torch beforehand. Sequences whose matrix does not fit take the other
+paths. The gradient for the input is the same kernel with conjugate frequencies; that for the weights, a sum over the
+sequences, is left to torch.fft. What the kernel does stands in `foveal.ops.long_conv.triton_kernel`, which is imported,
+and compiled by Triton, when it first runs.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foveal.ops.long_conv.butterfly import dft, roots
+from foveal.ops.long_conv.eager import both_sides, least_length
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MOST", "fused", "long_conv_triton", "why_not"]
+
+MOST = 4096  # places of a sequence; with the padding, a matrix of 64 × 128
+
+
+def why_not(u: Tensor) -> str | None:
+    """Why the kernel cannot run.
+
+    Args:
+        u: the input it would get.
+
+    Returns:
+        None when it can, else the reason and what to do.
+    """
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if os.environ.get("TRITON_INTERPRET") != "1":  # its interpreter takes what is on the CPU
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        if u.device.type != "cuda":
+            return f"Triton kernels run on CUDA devices, the tensors are on {u.device}; move them there"
+    if u.dtype == torch.float64:
+        return "Triton kernels compute in float32, the tensors are float64"
+    if u.shape[-1] > MOST:
+        return f"the fused kernel holds sequences of up to {MOST}, got {u.shape[-1]}"
+    return None
+
+
+def _parts(n: int) -> tuple[int, int]:
+    """Powers of two, at least 16 each as Triton's products want, whose product is at least n."""
+    power = max(8, (n - 1).bit_length())
+    return 1 << power // 2, 1 << -(-power // 2)
+
+
+def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D: Tensor | None) -> Tensor:  # noqa: N803
+    """The kernel's launch.
+
+    Args:
+        u: (B, H or 1, C, L), float32.
+        spectrum: real and imaginary part of the kernel's frequencies, (H, C, n₁·n₂), in `butterfly`'s order.
+        parts: n₁, n₂.
+        D: (H, C) or None.
+
+    Returns:
+        (B, H, C, L), float32.
+    """
+    from foveal.ops.long_conv import triton_kernel
+
+    batch, given, channels, length = u.shape
+    heads = spectrum[0].shape[0]
+    out = u.new_empty(batch, heads, channels, length)
+    n = parts[0] * parts[1]
+    first, second, twiddle = (
+        torch.stack(roots(size, rows, columns, u)).contiguous()
+        for size, rows, columns in ((parts[0],) * 3, (parts[1],) * 3, (n, *parts))
+    )
+    triton_kernel.convolve[(batch, heads * channels)](
+        u.contiguous(), *(part.contiguous() for part in spectrum), None if D is None else D.float().contiguous(), out,
+        first, second, twiddle, length, channels, given,
+        FIRST=parts[0], SECOND=parts[1], num_warps=4 if n <= 1024 else 8,
+    )  # fmt: skip
+    return out
+
+
+class _Fused(torch.autograd.Function):
+    """Takes u (B, C, L), both sides of the kernel (H, C, n or K), D, and n₁, n₂."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, both: Tensor, skip: Tensor | None, parts: tuple[int, int]) -> Tensor:
+        spectrum = dft(both.float(), parts)
+        ctx.save_for_backward(u, both, skip, *spectrum)
+        ctx.parts = parts
+        return fused(u.float()[:, None], spectrum, parts, skip).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, both, skip, real, imaginary = ctx.saved_tensors
+        grad, n = grads[0].float(), ctx.parts[0] * ctx.parts[1]
+        of_u = of_both = of_skip = None
+        if ctx.needs_input_grad[0]:
+            of_u = fused(grad, (real, -imaginary), ctx.parts, skip).sum(1).to(u.dtype)
+        if ctx.needs_input_grad[1]:
+            signal, wanted = torch.fft.rfft(u.float(), n=n)[:, None], torch.fft.rfft(grad, n=n)
+            of_both = torch.fft.irfft((signal.conj() * wanted).sum(0), n=n)[..., : both.shape[-1]].to(both.dtype)
+        if ctx.needs_input_grad[2]:
+            of_skip = (grad * u.float()[:, None]).sum((0, 3)).to(skip.dtype)
+        return of_u, of_both, of_skip, None
+
+
+def long_conv_triton(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:  # noqa: N803
+    """The same as `long_conv_reference`, by the fused kernel.
+
+    Args:
+        u: input, (B, C, L).
+        kernel: weights of what came before, (H, C, K), K at most L.
+        D: skip weights, (H, C).
+        reverse: weights of what comes after, (H, C, K'), K' at most L.
+
+    Returns:
+        Output, (B, H, C, L), in the dtype of `u`.
+    """
+    parts = _parts(least_length(u, kernel, reverse))
+    return _Fused.apply(u, both_sides(kernel, reverse, parts[0] * parts[1]), D, parts)
