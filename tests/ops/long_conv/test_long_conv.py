@@ -178,7 +178,7 @@ WRONG = {
     "reverse": ({"reverse": torch.zeros(2, 4, 6)}, ShapeError, r"reverse must have 1 heads like kernel, got \(2,"),
     "D": ({"D": torch.zeros(1, 4)}, ShapeError, r"D must be \(4,\), one value for each channel and head, got \(1, 4\)"),
     "integers": ({"u": torch.zeros(1, 4, 6, dtype=torch.int64)}, TypeError, "u must be a real floating-point tensor"),
-    "complex": ({"kernel": torch.zeros(4, 6, dtype=torch.complex64)}, TypeError, "kernel must be a real .* got torch.c"),
+    "complex": ({"kernel": torch.zeros(4, 6, dtype=torch.complex64)}, TypeError, "kernel must be .* torch.complex64"),
     "device": ({"D": torch.zeros(4, device="meta")}, ValueError, "D must be on cpu like u, got meta; move it there"),
     "backend": ({"backend": "cufft"}, ValueError, "backend must be one of auto, eager, butterfly2, .* got 'cufft'"),
 }  # fmt: skip

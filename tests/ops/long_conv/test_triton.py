@@ -37,6 +37,7 @@ def largest_error(case, device="cpu", dtype=torch.float32):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted_kernel_equals_the_reference():
     code = "import test_triton as t; assert [c for c in t.CASES if not t.largest_error(c) < 1e-5] == [], 'differs'"

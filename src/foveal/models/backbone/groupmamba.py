@@ -1,0 +1,398 @@
+"""GroupMamba: channels in four groups, each scanned in one of four directions, then weighed against each other.
+
+*Source*: A. Shaker et al., "GroupMamba: Efficient Group-Based Visual State Space Model", CVPR 2025 (arXiv:2407.13772),
+section 3. In a layer each group of C/4 channels goes through a block of its own (VSSS: SS2D with one route
+and no widening), and the whole through channel affinity modulation (CAM):
+
+    n = norm(x);  g = VSSS_k(n_k), k = 1…4, concatenated                       (B, C, H, W)
+    layer(x) = W norm(s · g ∘ n ∘ sigmoid(W₂ relu(W₁ mean(n))))                s a learned number, one norm for both
+
+The four scans are one scan of C channels in four groups. A block adds a feed-forward network with a depthwise
+convolution. After the last stage one more block works on the mean alone, and two classifiers, one for the labels and
+one for a teacher's answers, are averaged.
+
+*Differs from the paper*: nothing. While training, `distilled_training = True` makes the network return both answers.
+*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+
+from foveal.models.backbone.vmamba import init_weights
+from foveal.nn.pyramid import Pyramid
+from foveal.nn.ss2d import S6, SS2D, one_route_each, one_route_each_back
+from foveal.record import Method, Paper, equal, faster, params, smaller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "VSSS",
+    "GroupMamba",
+    "GroupMambaBlock",
+    "GroupMambaLayer",
+    "groupmamba_base",
+    "groupmamba_small",
+    "groupmamba_tiny",
+]
+
+
+class VSSS(nn.Module):
+    """The four mixers of a layer side by side, (B, 4·C, H, W) to the same; no group sees another.
+
+    Args:
+        dim: 4·C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Conv2d(dim, dim, 1, groups=4, bias=False)
+        self.gate_proj = nn.Conv2d(dim, dim, 1, groups=4, bias=False)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.s6 = S6(dim // 4, state=1, dt_rank=-(-dim // 64), num_routes=4)
+        self.norm_weight = nn.Parameter(torch.ones(4, 1, dim // 4))
+        self.norm_bias = nn.Parameter(torch.zeros(4, 1, dim // 4))
+        self.out_proj = nn.Conv2d(dim, dim, 1, groups=4, bias=False)
+        for projection in (self.in_proj, self.gate_proj, self.out_proj):
+            nn.init.trunc_normal_(projection.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.s6(one_route_each(F.silu(self.conv(self.in_proj(x)))))
+        # (B, 4, HW, C), each group normalised by itself
+        y = torch.addcmul(self.norm_bias, F.layer_norm(y.mT, y.shape[2:3]), self.norm_weight)
+        return self.out_proj(one_route_each_back(y.mT, x.shape[2], x.shape[3]) * F.silu(self.gate_proj(x)))
+
+
+class GroupMambaLayer(nn.Module):
+    """Four scans and channel affinity modulation, (B, C, H, W) to the same.
+
+    Args:
+        dim: C, a multiple of 4.
+
+    Raises:
+        ValueError: channels that do not make four groups.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"dim must be a multiple of 4, one group a direction, got {dim}; take {dim + -dim % 4}")
+        self.norm = LayerNorm2d(dim, eps=1e-5)
+        self.vsss = VSSS(dim)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.reduce = nn.Conv2d(dim, max(1, dim // 16), 1)
+        self.expand = nn.Conv2d(max(1, dim // 16), dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        affinity = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return self.proj(self.norm(self.vsss(x) * self.scale * x * affinity))
+
+
+class GroupMambaBlock(nn.Module):
+    """A layer and a feed-forward network, each beside a shortcut; (B, C, H, W) to the same.
+
+    Args:
+        dim: C.
+        mlp_ratio: hidden channels over C.
+        drop_path: probability of leaving a branch out while training.
+    """
+
+    def __init__(self, dim: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * dim)
+        self.layer = GroupMambaLayer(dim)
+        self.mlp = nn.Sequential(
+            LayerNorm2d(dim, eps=1e-6),
+            nn.Conv2d(dim, hidden, 1),
+            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
+            nn.GELU(),
+            nn.Conv2d(hidden, dim, 1),
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.layer(x))
+        return x + self.drop_path(self.mlp(x))
+
+
+class _MeanBlock(nn.Module):
+    """The block after the last stage, for one mean vector; (B, C, 1, 1) to the same."""
+
+    def __init__(self, dim: int, *, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * dim)
+        self.layer = GroupMambaLayer(dim)
+        self.norm = LayerNorm2d(dim, eps=1e-6)
+        self.mlp = nn.Sequential(
+            LayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm(self.layer(x))
+        return x + self.mlp(x)
+
+
+class GroupMamba(Pyramid):
+    """Picture classifier, (B, in_channels, H, W) to (B, num_classes).
+
+    Args:
+        stem_dim: channels of the stem's three convolutions.
+        dims: channels of each stage, multiples of 4.
+        depths: blocks of each stage.
+        mlp_ratios: hidden channels over a block's, of each stage.
+        in_channels: of the picture.
+        num_classes: 0 gives features.
+        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem_dim: int = 32,
+        dims: Sequence[int] = (64, 128, 348, 448),
+        depths: Sequence[int] = (3, 4, 9, 3),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+    ) -> None:
+        stem: list[nn.Module] = []
+        for channels, kernel_size, stride in ((in_channels, 7, 2), (stem_dim, 3, 1), (stem_dim, 3, 1)):
+            stem.append(nn.Conv2d(channels, stem_dim, kernel_size, stride, kernel_size // 2, bias=False))
+            stem += [nn.BatchNorm2d(stem_dim), nn.ReLU()]
+        drops = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
+        stages = []
+        for i, depth in enumerate(depths):
+            entry = nn.Conv2d(dims[i - 1] if i else stem_dim, dims[i], 3, 2, 1)
+            blocks = [GroupMambaBlock(dims[i], mlp_ratio=mlp_ratios[i], drop_path=next(drops)) for _ in range(depth)]
+            last = [LayerNorm2d(dims[i], eps=1e-6)] if i < len(dims) - 1 else []
+            stages.append(nn.Sequential(entry, LayerNorm2d(dims[i], eps=1e-5), *blocks, *last))
+        super().__init__(
+            nn.Sequential(*stem),
+            stages,
+            dims,
+            [4 * 2**i for i in range(len(dims))],
+            num_classes=num_classes,
+            in_channels=in_channels,
+        )
+        self.mean_block = _MeanBlock(dims[-1], mlp_ratio=mlp_ratios[-1])
+        self.head_norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.distilled_training = False
+        self.apply(init_weights)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put fresh classifiers in place.
+
+        Args:
+            num_classes: 0 for none.
+            global_pool: taken for timm's sake.
+        """
+        super().reset_classifier(num_classes, global_pool)
+        self.head_dist: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """Pool, one more block, classify.
+
+        Args:
+            x: last map, (B, C, H', W').
+            pre_logits: whether to stop before the classifiers.
+
+        Returns:
+            (B, num_classes), or (B, C); while training with `distilled_training`, the answers for labels and teacher.
+        """
+        x = self.head_norm(self.mean_block(x.mean((2, 3), keepdim=True)).flatten(1))
+        x = self.head_drop(x)
+        if pre_logits:
+            return x
+        label, teacher = self.head(x), self.head_dist(x)
+        return (label, teacher) if self.training and self.distilled_training else (label + teacher) / 2
+
+
+def groupmamba_tiny(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: Sequence[int] = (64, 128, 348, 448),
+    depths: Sequence[int] = (3, 4, 9, 3),
+) -> GroupMamba:
+    """GroupMamba-T, 23 M parameters.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for features.
+        drop_path: of the last block.
+        dims: channels of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        The network.
+    """
+    return GroupMamba(
+        stem_dim=32, dims=dims, depths=depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    )
+
+
+def groupmamba_small(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: Sequence[int] = (64, 128, 348, 512),
+    depths: Sequence[int] = (3, 4, 16, 3),
+) -> GroupMamba:
+    """GroupMamba-S, 34 M parameters.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for features.
+        drop_path: of the last block.
+        dims: channels of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        The network.
+    """
+    return GroupMamba(
+        stem_dim=64, dims=dims, depths=depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    )
+
+
+def groupmamba_base(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dims: Sequence[int] = (96, 192, 424, 512),
+    depths: Sequence[int] = (3, 6, 21, 3),
+) -> GroupMamba:
+    """GroupMamba-B, 57 M parameters.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for features.
+        drop_path: of the last block.
+        dims: channels of each stage.
+        depths: blocks of each stage.
+
+    Returns:
+        The network.
+    """
+    return GroupMamba(
+        stem_dim=64, dims=dims, depths=depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    )
+
+
+def _ungrouped(dim: int) -> SS2D:
+    """The layer's rival: all channels in all four directions, as wide, with as many states."""
+    return SS2D(dim, state=1, expand=1.0)
+
+
+def _scan_macs(mixer: nn.Module, tokens: int = 196) -> float:
+    """Multiply-adds of a layer's scans, 9 a state and one a skip, for each token."""
+    (s6,) = (m for m in mixer.modules() if isinstance(m, S6))
+    return float(tokens * (9 * s6.A_log.numel() + s6.D.numel()))
+
+
+def _size(module: nn.Module) -> float:
+    return float(sum(p.numel() for p in module.parameters()))
+
+
+def _scanning(*, grouped: bool) -> Tensor:
+    """The scans of one layer: as one, or each by the plain recurrence over the positions of its route."""
+    from foveal.ops.scan2d import routes
+    from foveal.ops.selective_scan.reference import selective_scan_reference
+
+    torch.manual_seed(0)
+    s6, x = S6(6, state=3, dt_rank=2).double(), torch.randn(2, 24, 7, 5, dtype=torch.float64)
+    if grouped:
+        with torch.inference_mode():
+            return one_route_each_back(s6(one_route_each(x)), 7, 5)
+    found = []
+    with torch.inference_mode():
+        for k, route in enumerate(routes("cross", 7, 5)):
+            part = slice(6 * k, 6 * (k + 1))
+            u = x[:, part].flatten(2)[..., route]
+            step, weights_in, weights_out = (s6.x_proj[k] @ u).split((2, 3, 3), 1)
+            decay, bias = -s6.A_log[part].exp(), s6.dt_bias[part]
+            y, _ = selective_scan_reference(
+                u, s6.dt_proj[k] @ step, decay, weights_in[:, None], weights_out[:, None], s6.D[part], None, bias, True
+            )
+            found.append(torch.zeros_like(y).index_copy_(2, route, y))
+    return torch.cat(found, 1).view(x.shape)
+
+
+def _layer(*, grouped: bool) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    layer, x = GroupMambaLayer(128).eval(), torch.rand(1, 128, 28, 28)
+    if not grouped:
+        layer.vsss = _ungrouped(128).eval()  # type: ignore[assignment]
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return layer(x)
+
+    return call
+
+
+METHOD = Method(
+    id=276,
+    name="GroupMamba",
+    kind="model",
+    summary="Four groups of channels, each scanned in one direction, then weighed by what all channels say.",
+    paper=Paper(
+        "GroupMamba: Efficient Group-Based Visual State Space Model", "A. Shaker et al.", 2024, "arXiv:2407.13772"
+    ),
+    models={
+        "groupmamba_tiny": groupmamba_tiny,
+        "groupmamba_small": groupmamba_small,
+        "groupmamba_base": groupmamba_base,
+    },
+    cases={
+        name: {"dims": (8, 8, 12, 16), "depths": (1, 1, 1, 1), "num_classes": 5, **more}
+        for name, more in (
+            ("groupmamba_tiny", {}),
+            ("groupmamba_small", {"in_channels": 1}),
+            ("groupmamba_base", {"depths": (1, 2, 1, 1)}),
+        )
+    },
+    claims=(
+        params("GroupMamba-T.", paper="23 M", model=groupmamba_tiny, expect=23_000_000, tolerance=0.02),
+        params("GroupMamba-S.", paper="34 M", model=groupmamba_small, expect=34_781_555),
+        params("GroupMamba-B.", paper="57 M", model=groupmamba_base, expect=57_150_838),
+        smaller(
+            "The scans of a grouped layer take at most 0.4 of the multiply-adds of an ungrouped one's four directions.",
+            paper="a quarter of the channels in each direction",
+            ours=lambda: _scan_macs(GroupMambaLayer(128)),
+            theirs=lambda: _scan_macs(_ungrouped(128)),
+            at_least=2.5,
+        ),
+        smaller(
+            "The mixers of a grouped layer have at least 26% fewer parameters than an ungrouped one.",
+            paper="26% fewer in the network",
+            ours=lambda: _size(VSSS(128)),
+            theirs=lambda: _size(_ungrouped(128)),
+            at_least=1 / 0.74,
+        ),
+        equal(
+            "The grouped scan is four plain scans, in float64.",
+            ours=lambda: _scanning(grouped=True),
+            theirs=lambda: _scanning(grouped=False),
+            tolerance=1e-12,
+        ),
+        faster(
+            "A grouped layer of 128 channels of 28×28 takes less time than one with ungrouped SS2D.",
+            paper="no time given",
+            ours=lambda: _layer(grouped=True),
+            theirs=lambda: _layer(grouped=False),
+        ),
+    ),
+)

@@ -1,0 +1,291 @@
+"""MSVMamba: one scan over the whole map, and three over the map at half the resolution.
+
+*Source*: Y. Shi, M. Dong and C. Xu, "Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model", NeurIPS 2024
+(arXiv:2405.14174), section 4. The multi-scale scan (MS2D) reads 1 + ¾ tokens for each token of the map,
+where SS2D reads 4:
+
+    [x, z] = W_in u;  f = silu(dwconv₃(x));  c = silu(dwconv₇,₂(x))            (B, C, H, W); (B, C, H/2, W/2)
+    y_f = norm(scan of f by rows)
+    y_c = sum of norm(scan of c by rows backward, then by columns, then by columns backward)
+    out = W_out (SE(y_f + enlarged(y_c)) ∘ silu(z))
+
+The three coarse routes share their weights and follow each other in one sequence. Each block ends with a convolutional
+feed-forward network: W₂ gelu(v + dwconv₃(v)), v = W₁ norm(y).
+
+*Differs from the paper*: nothing. That the coarse routes are one sequence is as in the authors' code.
+*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, SqueezeExcite
+from torch import Tensor, nn
+
+from foveal.models.backbone.vmamba import VSSBlock, init_weights
+from foveal.nn.patch_merging import PatchMerging
+from foveal.nn.pyramid import Pyramid
+from foveal.nn.ss2d import S6, SS2D
+from foveal.record import Method, Paper, equal, faster, macs, params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["MS2D", "ConvFFN", "MSVMamba", "msvmamba_micro", "msvmamba_nano", "msvmamba_tiny"]
+
+
+class MS2D(SS2D):
+    """Mixer of a map by one fine and three coarse routes, (B, dim, H, W) to the same.
+
+    Args:
+        dim: channels.
+        state: D of the scans.
+        expand: scanned channels over `dim`.
+    """
+
+    def __init__(self, dim: int, *, state: int = 1, expand: float = 2.0) -> None:
+        super().__init__(dim, state=state, expand=expand, num_routes=1)
+        inner = int(expand * dim)
+        self.shrink = nn.Conv2d(inner, inner, 7, 2, 3, groups=inner)
+        self.coarse = S6(inner, state=state, dt_rank=-(-dim // 16), num_routes=1)
+        self.excite = SqueezeExcite(inner, rd_channels=max(1, inner // 8), bias=False)
+
+    def scan_coarse(self, x: Tensor) -> Tensor:
+        """Three routes as one sequence: rows backward, columns, columns backward.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            Their normalised outputs, summed, (B, C, H, W).
+        """
+        rows, columns = x.flatten(2), x.mT.flatten(2)
+        # (B, 1, C, 3·HW)
+        sequence = torch.cat([rows.flip(-1), columns, columns.flip(-1)], -1)[:, None]
+        # (B, C, 3, HW)
+        y = self.norm(self.coarse(sequence).transpose(1, 2).unflatten(3, (3, -1)).squeeze(2))
+        back, down, up = y.unbind(2)
+        return back.flip(-1).view(x.shape) + (down + up.flip(-1)).view(x.mT.shape).mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).chunk(2, dim=1)
+        fine, coarse = self.act(self.conv(x)), self.act(self.shrink(x))
+        y = self.norm(self.s6(fine.flatten(2)[:, None])[:, 0].view(fine.shape))
+        y = y + F.interpolate(self.scan_coarse(coarse), size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return self.out_proj(self.excite(y) * self.act(z))
+
+
+class ConvFFN(nn.Module):
+    """Feed-forward network with a depthwise convolution inside, (B, C, H, W) to the same.
+
+    Args:
+        dim: C.
+        mlp_ratio: hidden channels over C.
+    """
+
+    def __init__(self, dim: int, *, mlp_ratio: float = 2.0) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * dim)
+        self.widen = nn.Conv2d(dim, hidden, 1)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.narrow = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(x)
+        return self.narrow(F.gelu(x + self.conv(x)))
+
+
+class MSVMamba(Pyramid):
+    """Picture classifier, (B, in_channels, H, W) to (B, num_classes).
+
+    Args:
+        dim: channels of the first stage; each stage doubles them.
+        depths: blocks of each stage.
+        state: D of the scans.
+        in_channels: of the picture.
+        num_classes: 0 gives pooled features.
+        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 96,
+        depths: Sequence[int] = (1, 2, 9, 2),
+        state: int = 1,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+    ) -> None:
+        dims = [dim * 2**i for i in range(len(depths))]
+        drops = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
+        stages = []
+        for i, depth in enumerate(depths):
+            merging: list[nn.Module] = [PatchMerging(dims[i - 1], dims[i])] if i else []
+            blocks = [
+                VSSBlock(dims[i], MS2D(dims[i], state=state), ConvFFN(dims[i]), drop_path=next(drops))
+                for _ in range(depth)
+            ]
+            stages.append(nn.Sequential(*merging, *blocks))
+        super().__init__(
+            nn.Sequential(nn.Conv2d(in_channels, dim, 4, 4), LayerNorm2d(dim, eps=1e-5)),
+            stages,
+            dims,
+            [4 * 2**i for i in range(len(dims))],
+            num_classes=num_classes,
+            in_channels=in_channels,
+            norm=LayerNorm2d(dims[-1], eps=1e-5),
+        )
+        self.apply(init_weights)
+
+
+def msvmamba_nano(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dim: int = 48,
+    depths: Sequence[int] = (1, 2, 5, 2),
+    state: int = 1,
+) -> MSVMamba:
+    """MSVMamba-N, 7 M parameters; trained with `drop_path` 0.2.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for features.
+        drop_path: of the last block.
+        dim: channels of the first stage.
+        depths: blocks of each stage.
+        state: D of the scans.
+
+    Returns:
+        The network.
+    """
+    return MSVMamba(
+        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    )
+
+
+def msvmamba_micro(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dim: int = 64,
+    depths: Sequence[int] = (1, 2, 5, 2),
+    state: int = 1,
+) -> MSVMamba:
+    """MSVMamba-M, 12 M parameters; trained with `drop_path` 0.2.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for features.
+        drop_path: of the last block.
+        dim: channels of the first stage.
+        depths: blocks of each stage.
+        state: D of the scans.
+
+    Returns:
+        The network.
+    """
+    return MSVMamba(
+        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    )
+
+
+def msvmamba_tiny(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dim: int = 96,
+    depths: Sequence[int] = (1, 2, 9, 2),
+    state: int = 1,
+) -> MSVMamba:
+    """MSVMamba-T, 33 M parameters; trained with `drop_path` 0.2.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for features.
+        drop_path: of the last block.
+        dim: channels of the first stage.
+        depths: blocks of each stage.
+        state: D of the scans.
+
+    Returns:
+        The network.
+    """
+    return MSVMamba(
+        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    )
+
+
+def _tokens(height: int, width: int) -> Tensor:
+    """Tokens that one layer scans: of all sequences that come to its scans."""
+    mixer, seen = MS2D(4), []
+    for s6 in (mixer.s6, mixer.coarse):
+        s6.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, :, 0].numel()))
+    with torch.no_grad():
+        mixer(torch.zeros(1, 4, height, width))
+    return torch.tensor(seen).sum()
+
+
+def _block(*, coarse: bool) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    mixer = MS2D(96) if coarse else SS2D(96, state=1)
+    block, x = VSSBlock(96, mixer, ConvFFN(96)).eval(), torch.rand(1, 96, 56, 56)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return block(x)
+
+    return call
+
+
+METHOD = Method(
+    id=274,
+    name="MSVMamba",
+    kind="model",
+    summary="One scan over the whole map and three over the map at half the resolution.",
+    paper=Paper(
+        "Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model",
+        "Y. Shi, M. Dong and C. Xu",
+        2024,
+        "arXiv:2405.14174",
+    ),
+    models={"msvmamba_nano": msvmamba_nano, "msvmamba_micro": msvmamba_micro, "msvmamba_tiny": msvmamba_tiny},
+    cases={
+        "msvmamba_nano": {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5},
+        "msvmamba_micro": {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "in_channels": 1},
+        "msvmamba_tiny": {"dim": 4, "depths": (1, 2, 1, 1), "state": 2, "num_classes": 5},
+    },
+    claims=(
+        params("MSVMamba-T.", paper="33 M", model=msvmamba_tiny, expect=33_000_000, tolerance=0.02),
+        macs(
+            "MSVMamba-T, a picture of 224×224.",
+            paper="4.6 G",
+            model=msvmamba_tiny,
+            shape=(1, 3, 224, 224),
+            expect=4.6e9,
+            tolerance=0.02,
+        ),
+        params("MSVMamba-N.", paper="7 M", model=msvmamba_nano, expect=6_864_136),
+        params("MSVMamba-M.", paper="12 M", model=msvmamba_micro, expect=11_879_272),
+        equal(
+            "A layer scans 1¾ tokens for each token of the map, where SS2D scans 4.",
+            paper="1 + 3/4",
+            ours=lambda: torch.stack([_tokens(2, 4), _tokens(14, 14), _tokens(56, 48)]),
+            theirs=lambda: torch.tensor([8, 196, 2688]) * 7 // 4,
+            tolerance=0.0,
+        ),
+        faster(
+            "A block of 96 channels of 56×56 takes less time than one of SS2D.",
+            paper="fewer tokens scanned",
+            ours=lambda: _block(coarse=True),
+            theirs=lambda: _block(coarse=False),
+        ),
+    ),
+)

@@ -1,0 +1,431 @@
+"""ViM2, the vision network of MambaMixer: selective scans along the tokens and selective scans along the channels.
+
+*Source*: A. Behrouz, M. Santacatterina, R. Zabih, "MambaMixer: Efficient Selective State Space Models with Dual Token
+and Channel Selection", 2024 (arXiv:2403.19888v1), sections 3.2 and 4.1, appendix A. A 4×4 patch convolution and four
+stages. In a stage each mixer is fed a weighted sum of the stage's input and all mixers before it, with learned weights:
+
+    x_j = Σ_{i < j} w_{j,i} y_i;  y_j = x_j + mixer_j(norm(x_j))                  y_0 the stage's input
+    token mixer: SS2D over the map                                                (B, C, H, W) to the same
+    channel mixer: Mamba, both ways, over the C channels as a sequence of maps    (B, C, H·W), H·W features, to the same
+
+*Differs from the paper*, which has no code, and whose text leaves out what is needed to build it:
+
+- A mixer over the transposed map has weights for each position, so their number depends on the picture, and with 56×56
+  positions they would be more than the whole network. Here a channel mixer sees windows of 7×7 positions, all with the
+  same weights; in the last stage, at 224×224, that is the whole map as in the paper.
+- It reads the channels in both directions (section 3.2) and not four times over with the positions in another order
+  (section 4.1): the projections take positions in any order.
+- Two token mixers to a channel mixer, state 16 and twice the channels in a token mixer follow the table of appendix A;
+  shortcuts within mixers, norms, patch merging and the order of the mixers are guessed, by VMamba, which section 4.2
+  says the network becomes when channel mixers and earlier features are left out. With that, Tiny comes out at the
+  paper's size, Small and Base smaller: the table's blocks do not give the paper's 43 M and 74 M.
+- Weights of both mixers' features are learned for the stage's input once, not twice; they begin as a plain chain.
+
+*Provenance*: written from the paper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+
+from foveal.models.backbone.vmamba import init_weights
+from foveal.nn.isotropic import PatchEmbed
+from foveal.nn.mamba import Mamba
+from foveal.nn.patch_merging import PatchMerging
+from foveal.nn.pyramid import Pyramid
+from foveal.nn.ss2d import SS2D
+from foveal.record import Method, Paper, equal, faster, kept, params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["ChannelMixer", "MixerStage", "ViM2", "vim2_base", "vim2_small", "vim2_tiny"]
+
+
+class ChannelMixer(nn.Module):
+    """Selective scans along the channels, in both directions, (B, C, H, W) to the same, for any C.
+
+    Args:
+        window: side of the windows that it sees, one at a time; zeros complete the last ones.
+        state: D, numbers that each feature remembers.
+        expand: scanned features over positions of a window.
+    """
+
+    def __init__(self, window: int = 7, *, state: int = 16, expand: float = 1.0) -> None:
+        super().__init__()
+        self.window = window
+        self.mamba = Mamba(window**2, state=state, expand=expand, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, dim, height, width = x.shape
+        side = self.window
+        wide = F.pad(x, (0, -width % side, 0, -height % side))
+        rows, columns = wide.shape[2] // side, wide.shape[3] // side
+        # (B, C, rows, w, columns, w) to (B·windows, C, w²): C tokens of w² features
+        cut = wide.reshape(batch, dim, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+        mixed = self.mamba(cut.reshape(batch * rows * columns, dim, side**2))
+        mixed = mixed.reshape(batch, rows, columns, dim, side, side).permute(0, 3, 1, 4, 2, 5)
+        return mixed.reshape(wide.shape)[:, :, :height, :width]
+
+
+class _Mixed(nn.Module):
+    """A mixer behind a norm and beside a shortcut, (B, C, H, W) to the same."""
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(dim, eps=1e-5)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mixer(self.norm(x)))
+
+
+class MixerStage(nn.Module):
+    """Mixers, each fed a weighted sum of all outputs before it, (B, C, H, W) to the same.
+
+    Args:
+        mixers: each (B, C, H, W) to the same.
+    """
+
+    def __init__(self, mixers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(mixers)
+        # The last of each begins as 1, the others as 0: a plain chain.
+        self.weights = nn.ParameterList(torch.eye(i + 1)[-1].clone() for i in range(len(mixers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [x]
+        for mixer, weights in zip(self.mixers, self.weights, strict=True):
+            mean = outputs[0] * weights[0]
+            for i, output in enumerate(outputs[1:], 1):
+                mean = mean + output * weights[i]
+            outputs.append(mixer(mean))
+        return outputs[-1]
+
+
+class ViM2(Pyramid):
+    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
+
+    Args:
+        dim: channels of the first stage; each stage doubles them.
+        depths: token mixers of each stage; a channel mixer stands after each second one, and after the last.
+        state: D of all scans.
+        window: side of the windows that channel mixers see.
+        mix_channels: whether there are channel mixers.
+        in_channels: of the picture.
+        num_classes: 0 gives pooled features.
+        drop_path: probability of dropping the last token mixer's branch; it rises to that from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        state: int = 16,
+        window: int = 7,
+        mix_channels: bool = True,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+    ) -> None:
+        dims = [dim * 2**i for i in range(len(depths))]
+        drops = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
+        stages = []
+        for i, (width, depth) in enumerate(zip(dims, depths, strict=True)):
+            mixers: list[nn.Module] = []
+            for j in range(depth):
+                drop = next(drops)
+                mixers.append(_Mixed(width, SS2D(width, state=state), drop))
+                if mix_channels and (j % 2 or j == depth - 1):
+                    mixers.append(_Mixed(width, ChannelMixer(window, state=state), drop))
+            merging = [PatchMerging(dims[i - 1], width)] if i else []
+            stages.append(nn.Sequential(*merging, MixerStage(mixers)))
+        super().__init__(
+            nn.Sequential(PatchEmbed(dim, 4, in_channels=in_channels), LayerNorm2d(dim, eps=1e-5)),
+            stages,
+            dims,
+            [4 * 2**i for i in range(len(dims))],
+            num_classes=num_classes,
+            in_channels=in_channels,
+            norm=LayerNorm2d(dims[-1], eps=1e-5),
+        )
+        for stage in self.stages:
+            stage.apply(_init_weights)
+
+
+def _init_weights(module: nn.Module) -> None:
+    # Mamba's projection of steps has its own start.
+    if isinstance(module, Mamba):
+        for layer in (module.in_proj, module.out_proj):
+            init_weights(layer)
+    elif isinstance(module, nn.Conv2d):
+        init_weights(module)
+
+
+def vim2_tiny(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dim: int = 96,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    state: int = 16,
+    window: int = 7,
+) -> ViM2:
+    """ViM2-T, 19 M parameters.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last mixers.
+        dim: channels of the first stage.
+        depths: token mixers of each stage.
+        state: D.
+        window: side of the channel mixers' windows.
+
+    Returns:
+        The network.
+    """
+    return ViM2(
+        dim=dim,
+        depths=depths,
+        state=state,
+        window=window,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_path=drop_path,
+    )
+
+
+def vim2_small(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dim: int = 96,
+    depths: Sequence[int] = (2, 2, 18, 2),
+    state: int = 16,
+    window: int = 7,
+) -> ViM2:
+    """ViM2-S.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last mixers.
+        dim: channels of the first stage.
+        depths: token mixers of each stage.
+        state: D.
+        window: side of the channel mixers' windows.
+
+    Returns:
+        The network.
+    """
+    return ViM2(
+        dim=dim,
+        depths=depths,
+        state=state,
+        window=window,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_path=drop_path,
+    )
+
+
+def vim2_base(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+    dim: int = 128,
+    depths: Sequence[int] = (2, 2, 18, 2),
+    state: int = 16,
+    window: int = 7,
+) -> ViM2:
+    """ViM2-B.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 for pooled features.
+        drop_path: of the last mixers.
+        dim: channels of the first stage.
+        depths: token mixers of each stage.
+        state: D.
+        window: side of the channel mixers' windows.
+
+    Returns:
+        The network.
+    """
+    return ViM2(
+        dim=dim,
+        depths=depths,
+        state=state,
+        window=window,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_path=drop_path,
+    )
+
+
+def _channel_mixer() -> tuple[ChannelMixer, Tensor]:
+    torch.manual_seed(0)
+    return ChannelMixer(4, state=3, expand=2), torch.randn(2, 6, 8, 12)
+
+
+def _mixed() -> Tensor:
+    mixer, x = _channel_mixer()
+    return mixer(x)
+
+
+def _transposed() -> Tensor:
+    """Window by window: transpose, mix as if channels were tokens, transpose back."""
+    mixer, x = _channel_mixer()
+    out = torch.empty_like(x)
+    for i in range(0, 8, 4):
+        for j in range(0, 12, 4):
+            # (B, 16 tokens, 6 channels), as a token mixer would see it
+            tokens = x[:, :, i : i + 4, j : j + 4].flatten(2).transpose(1, 2)
+            y = mixer.mamba(tokens.transpose(1, 2)).transpose(1, 2)
+            out[:, :, i : i + 4, j : j + 4] = y.transpose(1, 2).unflatten(2, (4, 4))
+    return out
+
+
+def _chain(*, averaged: bool) -> Tensor:
+    torch.manual_seed(0)
+    stage = ViM2(dim=8, depths=(4,), state=2, window=4).stages[0][0].eval()  # type: ignore[index, union-attr]
+    assert isinstance(stage, MixerStage)
+    x = torch.randn(2, 8, 8, 12)
+    if averaged:
+        return stage(x)
+    for mixer in stage.mixers:
+        x = mixer(x)
+    return x
+
+
+def _costs(sizes: Sequence[tuple[int, int]], *, tokens: bool) -> Tensor:
+    """Multiply-adds for (C, side), over the first: of both mixers, or of the channel mixer."""
+    from foveal.measure.cost import count_macs
+
+    found = [
+        count_macs(nn.Sequential(SS2D(dim), ChannelMixer()) if tokens else ChannelMixer(), (1, dim, side, side))
+        for dim, side in sizes
+    ]
+    return torch.tensor(found, dtype=torch.float64) / found[0]
+
+
+def _timed(dim: int, side: int, times: int) -> Callable[[], Any]:
+    mixer, x = ChannelMixer().eval(), torch.randn(1, dim, side, side)
+
+    def call() -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                mixer(x)
+
+    return call
+
+
+def _above_tokens_alone(seed: int) -> float:
+    from foveal.train.classify import accuracy, train_classifier
+
+    def build(dim: int, *, mix_channels: bool) -> Callable[[], nn.Module]:
+        return lambda: ViM2(dim=dim, depths=(2, 2), state=4, window=4, mix_channels=mix_channels, num_classes=10)
+
+    both, tokens = (
+        accuracy(train_classifier(build(dim, mix_channels=mix), steps=500, seed=seed))
+        for dim, mix in ((16, True), (17, False))
+    )
+    return both - tokens
+
+
+_TINY = {"dim": 8, "depths": (2, 1), "state": 2, "window": 2, "num_classes": 5}
+
+METHOD = Method(
+    id=284,
+    name="MambaMixer",
+    kind="model",
+    summary="Selective scans along tokens and along channels, each fed a learned sum of all outputs before it.",
+    paper=Paper(
+        "MambaMixer: Efficient Selective State Space Models with Dual Token and Channel Selection",
+        "A. Behrouz et al.",
+        2024,
+        "arXiv:2403.19888",
+    ),
+    models={"vim2_tiny": vim2_tiny, "vim2_small": vim2_small, "vim2_base": vim2_base},
+    cases={
+        "vim2_tiny": _TINY,
+        "vim2_small": {**_TINY, "depths": (1,), "window": 3, "in_channels": 1},
+        "vim2_base": {**_TINY, "depths": (1, 1), "drop_path": 0.1},
+    },
+    claims=(
+        params("ViM2-T.", paper="20 M", model=vim2_tiny, expect=20_000_000, tolerance=0.05),
+        params(
+            "ViM2-S with the blocks of the paper's table, which prints more.",
+            paper="43 M",
+            model=vim2_small,
+            expect=33_825_376,
+        ),
+        params(
+            "ViM2-B with the blocks of the paper's table, which prints more.",
+            paper="74 M",
+            model=vim2_base,
+            expect=57_948_928,
+        ),
+        equal(
+            "The channel mixer gives what a token mixer gives for the transposed map, window by window.",
+            ours=_mixed,
+            theirs=_transposed,
+            tolerance=1e-6,
+        ),
+        equal(
+            "With weights that pick the last output a stage is a plain chain of mixers, bit for bit.",
+            ours=lambda: _chain(averaged=True),
+            theirs=lambda: _chain(averaged=False),
+            tolerance=0.0,
+        ),
+        equal(
+            "Four and sixteen times the tokens take as many times the multiply-adds.",
+            paper="linear",
+            ours=lambda: _costs([(32, 28), (32, 56), (32, 112)], tokens=True),
+            theirs=lambda: torch.tensor([1.0, 4.0, 16.0], dtype=torch.float64),
+        ),
+        equal(
+            "In the channel mixer two and four times the channels do so, but for the three at a convolution's border.",
+            paper="linear",
+            ours=lambda: _costs([(32, 28), (64, 28), (128, 28)], tokens=False),
+            theirs=lambda: torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64),
+            tolerance=2e-3,
+        ),
+        faster(
+            "The channel mixer takes at most a fifth longer for four times the tokens than for a quarter of them four "
+            "times over.",
+            paper="linear",
+            ours=lambda: _timed(64, 56, 1),
+            theirs=lambda: _timed(64, 28, 4),
+            at_least=1 / 1.2,
+        ),
+        faster(
+            "It takes at most a fifth longer for four times the channels than for a quarter of them four times over.",
+            paper="linear",
+            ours=lambda: _timed(256, 28, 1),
+            theirs=lambda: _timed(64, 28, 4),
+            at_least=1 / 1.2,
+        ),
+        kept(
+            "With channel mixers a small network is more accurate than one of token mixers alone that is 5 % larger.",
+            paper="above VMamba on ImageNet",
+            quality=_above_tokens_alone,
+            at_least=0.0,
+            unit="points",
+            seeds=3,
+            data="500 steps on CIFAR-10, the first 2,000 test pictures",
+            needs=("minutes", "cifar10_train", "cifar10_test"),
+        ),
+    ),
+)

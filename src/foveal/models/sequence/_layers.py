@@ -1,0 +1,130 @@
+"""What the sequence layers of this package share: the step after the convolution, the step sizes, the classifier."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["SequenceClassifier", "as_complex", "as_real", "gated_output", "hippo", "log_steps"]
+
+
+def log_steps(dim: int, least: float, most: float) -> Tensor:
+    """Logarithms of step sizes, spread evenly between two bounds.
+
+    Args:
+        dim: how many.
+        least: smallest step.
+        most: largest step.
+
+    Returns:
+        (dim,).
+    """
+    return torch.rand(dim) * (math.log(most) - math.log(least)) + math.log(least)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs in the default type, so that a module's conversions reach them.
+
+    Args:
+        x: complex, (…).
+
+    Returns:
+        (…, 2).
+    """
+    return torch.view_as_real(x).to(torch.get_default_dtype()).contiguous()
+
+
+def as_complex(x: Tensor) -> Tensor:
+    """The complex numbers that a parameter holds.
+
+    Args:
+        x: pairs, (…, 2), float32 or wider; narrower ones are widened.
+
+    Returns:
+        Complex, (…).
+    """
+    return torch.view_as_complex(x if x.dtype in {torch.float32, torch.float64} else x.float())
+
+
+def hippo(states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """HiPPO-LegS as normal plus low rank, diagonalised: A = V (Λ - P P*) V*, B = V B̃.
+
+    The matrix is A_nk = -√(2n+1)·√(2k+1) for n > k, -(n+1) for n = k, 0 above; A + ppᵀ with p_n = √(n + ½) is -½ plus
+    a skew-symmetric matrix, whose eigenvalues are -½ ± iω in conjugate pairs.
+
+    Args:
+        states: N, even.
+
+    Returns:
+        Λ, P and B̃ of the eigenvalues with ω > 0, largest first, complex128, (N/2,); V, (N, N/2). The other half are
+        their conjugates.
+    """
+    n = torch.arange(states, dtype=torch.float64)
+    root, low = torch.sqrt(2 * n + 1), torch.sqrt(n + 0.5)
+    matrix = -torch.tril(root[:, None] * root) + torch.diag(n)
+    normal = matrix + low[:, None] * low + 0.5 * torch.eye(states, dtype=torch.float64)
+    frequency, vectors = torch.linalg.eigh(-1j * normal)
+    # Ascending: the second half is positive.
+    frequency, vectors = frequency[states // 2 :].flip(0), vectors[:, states // 2 :].flip(1)
+    back = vectors.conj().T
+    return (-0.5 + 1j * frequency), back @ low.to(back.dtype), back @ root.to(back.dtype), vectors
+
+
+def gated_output(inputs: int, dim: int, dropout: float = 0.0) -> nn.Sequential:
+    """What follows the convolution: GELU, dropout, a position-wise map to twice the width, and a gate.
+
+    Args:
+        inputs: channels of the convolution, heads included.
+        dim: C.
+        dropout: probability.
+
+    Returns:
+        (B, inputs, L) to (B, C, L).
+    """
+    return nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Conv1d(inputs, 2 * dim, 1), nn.GLU(1))
+
+
+class SequenceClassifier(nn.Module):
+    """A picture read row by row: a map to C channels, residual layers, the mean over places, a map to classes.
+
+    Args:
+        layers: (B, C, L) to (B, C, L) each.
+        dim: C.
+        in_channels: of the picture.
+        num_classes: 0 gives features.
+        prenorm: whether the norm stands before a layer rather than after its sum.
+        dropout: probability, of a layer's output.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        dim: int,
+        *,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        prenorm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.num_classes, self.prenorm = in_channels, num_classes, prenorm
+        self.encoder = nn.Linear(in_channels, dim)
+        self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in layers)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, in_channels, H, W) to (B, L, C); a sequence (B, in_channels, L) is taken as it is
+        x = self.encoder(x.flatten(2).transpose(1, 2))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            inner = norm(x) if self.prenorm else x
+            out = x + self.dropout(layer(inner.transpose(1, 2)).transpose(1, 2))
+            x = out if self.prenorm else norm(out)
+        return self.head(x.mean(1))

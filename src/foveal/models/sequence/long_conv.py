@@ -1,0 +1,292 @@
+"""Long convolutions learned weight by weight, kept smooth by squashing; FlashButterfly computes them by butterflies.
+
+*Source*: D. Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", ICML 2023
+(arXiv:2302.06646), sections 3.1 to 3.3. The kernel is as long as the sequence; in each step its weights are squashed,
+and some are dropped while training:
+
+    k̄ = dropout( sign(k) ∘ max(|k| - λ, 0) ),   y = k̄ ∗ u + D ∘ u
+
+It starts as normal numbers, or as normal numbers with a decay that differs from channel to channel c of C:
+
+    k_l = 0.02 · normal · exp(-(l/L) · (C/2)^(c/C))
+
+Learned butterflies: the small matrices of both transforms are parameters, which start as Fourier's; the convolution
+costs the same and the network gets more to learn. The transforms are those of `foveal.ops.long_conv`.
+
+*Differs from the paper*: no fused GPU kernel; on a processor butterflies are products of torch, and the default is
+torch.fft. Learned butterflies have matrices of the sizes that two equal factors give, in place of 16.
+
+*Provenance*: written from the paper; starting values and the order of the operations looked up in the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.models.sequence._layers import SequenceClassifier, gated_output
+from foveal.ops.long_conv import long_conv
+from foveal.ops.long_conv.butterfly import long_conv_butterfly, sizes, traffic
+from foveal.record import Method, Paper, equal, faster, smaller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LongConv", "longconv_classifier", "squash", "starting_kernel"]
+
+INITS = ("random", "double_exp")
+
+
+def squash(kernel: Tensor, threshold: float) -> Tensor:
+    """Weights moved towards 0 by λ, those below it to 0.
+
+    Args:
+        kernel: any shape.
+        threshold: λ, at least 0.
+
+    Returns:
+        sign(k) ∘ max(|k| - λ, 0).
+    """
+    return F.softshrink(kernel, threshold)
+
+
+def starting_kernel(init: str, heads: int, dim: int, length: int) -> Tensor:
+    """Weights to start from.
+
+    Args:
+        init: "random" or "double_exp".
+        heads: H.
+        dim: C.
+        length: L.
+
+    Returns:
+        (H, C, L).
+
+    Raises:
+        ValueError: an unknown start.
+    """
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+    if init == "random":
+        return 0.002 * torch.randn(heads, dim, length)
+    rate = max(1, dim // 2) ** (torch.arange(dim) / dim)
+    return 0.02 * torch.randn(heads, dim, length) * torch.exp(-rate[:, None] * torch.arange(length) / length)
+
+
+class LongConv(nn.Module):
+    """Convolution with a squashed kernel, GELU, a position-wise map and a gate; (B, C, L) to (B, C, L).
+
+    Args:
+        dim: C.
+        max_length: weights of a kernel; what lies further away has no weight.
+        heads: kernels for each channel.
+        threshold: λ of the squash.
+        kernel_dropout: probability that a weight is dropped while training.
+        init: "random" or "double_exp".
+        bidirectional: whether what comes after a place counts too.
+        learned: whether the butterflies' matrices are learned; sequences must then be `max_length` long.
+        dropout: probability.
+        backend: of `foveal.ops.long_conv`.
+
+    Raises:
+        ValueError: an unknown start; a threshold below 0; learned butterflies of two sides.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        max_length: int = 1024,
+        heads: int = 1,
+        threshold: float = 0.003,
+        kernel_dropout: float = 0.2,
+        init: str = "double_exp",
+        bidirectional: bool = False,
+        learned: bool = False,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if threshold < 0:
+            raise ValueError(f"threshold must be at least 0, got {threshold}")
+        self.threshold, self.bidirectional, self.backend = threshold, bidirectional, backend
+        self.weights = nn.Parameter(starting_kernel(init, heads * (2 if bidirectional else 1), dim, max_length))
+        self.kernel_dropout = nn.Dropout(kernel_dropout)
+        self.skip = nn.Parameter(torch.randn(heads, dim))
+        self.out = gated_output(heads * dim, dim, dropout)
+        self.matrices = nn.ParameterDict()
+        if learned and bidirectional:
+            raise ValueError("learned butterflies are causal; leave out learned or bidirectional")
+        for n in set(sizes(2 * max_length - 1, 2)) if learned else ():
+            angle = -2 * torch.pi / n * (torch.arange(n)[:, None] * torch.arange(n) % n)
+            self.matrices[str(n)] = nn.Parameter(torch.stack([angle.cos(), angle.sin()]))
+
+    def kernel(self) -> Tensor:
+        """The convolution's weights.
+
+        Returns:
+            (H, C, L); two-sided, those of what comes after are the second half of 2·H.
+        """
+        return self.kernel_dropout(squash(self.weights, self.threshold))
+
+    def _matrix(self, n: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self.matrices[str(n)]
+        return cos, sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, after = self.kernel(), None
+        if self.bidirectional:
+            kernel, after = kernel.chunk(2)
+        if self.matrices:
+            if x.shape[2] != kernel.shape[2]:
+                raise ValueError(
+                    f"learned butterflies take sequences of {kernel.shape[2]}, got {x.shape[2]}; "
+                    f"build the layer with max_length={x.shape[2]}"
+                )
+            y = long_conv_butterfly(x, kernel, self.skip, None, order=2, matrix=self._matrix)
+        else:
+            y = long_conv(x, kernel, self.skip, reverse=after, backend=self.backend)
+        # (B, H, C, L) to (B, H·C, L)
+        return self.out(y.flatten(1, 2))
+
+
+def longconv_classifier(
+    *,
+    in_channels: int = 3,
+    num_classes: int = 10,
+    dim: int = 128,
+    depth: int = 4,
+    max_length: int = 1024,
+    heads: int = 1,
+    threshold: float = 0.003,
+    kernel_dropout: float = 0.2,
+    init: str = "double_exp",
+    bidirectional: bool = False,
+    learned: bool = False,
+    prenorm: bool = False,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> SequenceClassifier:
+    """Residual long convolutions over a picture read row by row.
+
+    Args:
+        in_channels: of the picture.
+        num_classes: 0 gives features.
+        dim: C.
+        depth: layers.
+        max_length: weights of a kernel.
+        heads: kernels for each channel.
+        threshold: λ of the squash.
+        kernel_dropout: probability that a weight is dropped.
+        init: "random" or "double_exp".
+        bidirectional: whether what comes after a place counts too.
+        learned: whether the butterflies' matrices are learned.
+        prenorm: whether the norm stands before a layer.
+        dropout: probability.
+        backend: of `foveal.ops.long_conv`.
+
+    Returns:
+        The network, (B, in_channels, H, W) to (B, num_classes).
+    """
+    layers = [
+        LongConv(
+            dim,
+            max_length=max_length,
+            heads=heads,
+            threshold=threshold,
+            kernel_dropout=kernel_dropout,
+            init=init,
+            bidirectional=bidirectional,
+            learned=learned,
+            dropout=dropout,
+            backend=backend,
+        )
+        for _ in range(depth)
+    ]
+    return SequenceClassifier(
+        layers, dim, in_channels=in_channels, num_classes=num_classes, prenorm=prenorm, dropout=dropout
+    )
+
+
+def _noise(length: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 2, length, generator=generator), torch.randn(2, length, generator=generator)
+
+
+def _lengths(backend: str) -> Tensor:
+    """Two channels of noise at odd and even lengths up to 16K, one after the other."""
+    return torch.cat([long_conv(*_noise(length), backend=backend) for length in (1, 63, 1000, 4096, 10007, 16384)], -1)
+
+
+def _summed() -> Tensor:
+    """The last of these, as the direct sum in double precision."""
+    u, kernel = (x.double().numpy().reshape(2, -1) for x in _noise(16384))
+    return torch.stack([torch.from_numpy(np.convolve(*pair)[:16384]) for pair in zip(u, kernel, strict=True)])
+
+
+def _convolve(backend: str) -> Callable[[], Tensor]:
+    torch.manual_seed(0)
+    u, kernel = torch.randn(4, 32, 4096), torch.randn(32, 4096)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return long_conv(u, kernel, backend=backend)
+
+    return call
+
+
+METHOD = Method(
+    id=273,
+    name="FlashButterfly",
+    kind="model",
+    summary="Kernels as long as the sequence, learned weight by weight and squashed, by butterfly matrices.",
+    paper=Paper(
+        "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", "D. Fu et al.", 2023, "arXiv:2302.06646"
+    ),
+    models={"longconv_classifier": longconv_classifier},
+    cases={"longconv_classifier": {"dim": 6, "depth": 1, "max_length": 192, "heads": 2, "learned": True}},
+    claims=(
+        equal(
+            "Order 2: two matrix products a transform give what torch.fft gives, to 16K places.",
+            ours=lambda: _lengths("butterfly2"),
+            theirs=lambda: _lengths("eager"),
+            tolerance=1e-4,
+        ),
+        equal(
+            "Order 3: so do three.",
+            ours=lambda: _lengths("butterfly3"),
+            theirs=lambda: _lengths("eager"),
+            tolerance=1e-4,
+        ),
+        equal(
+            "Order 3 gives the direct sum of 16K places.",
+            ours=lambda: _lengths("butterfly3")[0, :, -16384:],
+            theirs=_summed,
+            tolerance=1e-4,
+        ),
+        smaller(
+            "A fused butterfly moves fewer bytes than torch.fft by a model of passes over memory, 4K places.",
+            paper="one pass while a sequence fits into fast memory",
+            ours=lambda: traffic(4096, butterfly=True),
+            theirs=lambda: traffic(4096, butterfly=False),
+            at_least=2.2,
+        ),
+        smaller(
+            "So it does at 64K places, where the sequence does not fit.",
+            paper="three passes",
+            ours=lambda: traffic(65536, butterfly=True),
+            theirs=lambda: traffic(65536, butterfly=False),
+            at_least=2.0,
+        ),
+        faster(
+            "On a processor, not fused, butterflies of order 2 take less time than torch.fft, 4K places.",
+            paper="2.2 times, fused, on an A100",
+            ours=lambda: _convolve("butterfly2"),
+            theirs=lambda: _convolve("eager"),
+        ),
+    ),
+)

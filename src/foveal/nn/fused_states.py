@@ -1,0 +1,92 @@
+"""One selective scan over a map whose hidden states are mixed across the map before they are read out.
+
+*Source*: C. Xiao et al., "Spatial-Mamba", ICLR 2025 (arXiv:2410.15091), section 4.1; the same step with attention maps
+as the mixing: M. Lou et al., "A2Mamba", 2025 (arXiv:2507.16624), section III.
+
+    h_t = exp(delta_t · A) ∘ h_{t-1} + delta_t · u_t · B_t        rows from the top, each from the left
+    h' = mix(h)                                                   (B, D·C, H, W) to the same
+    y_t = C_tᵀ h'_t + W_D ∘ u_t
+
+A scan gives outputs, not states. With one state and a C of one the output is the state; so D states of C channels are
+scanned as D·C channels of one state each. That is exact, and for D = 1, as in both papers, it costs nothing.
+
+*Differs from the paper*: D may be above 1.
+*Provenance*: written from the papers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from foveal.nn.ss2d import S6
+from foveal.ops import selective_scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FusedStates", "hidden_states"]
+
+
+def hidden_states(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803 - the papers' letters
+    B: Tensor,  # noqa: N803
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """The states of a selective scan at every step.
+
+    Args:
+        u: input, (B, C, L).
+        delta: step sizes, (B, C, L).
+        A: decay of each state, (C, D), negative.
+        B: input weights, (B, D, L).
+        delta_bias: added to delta, (C,).
+        delta_softplus: whether delta goes through softplus.
+
+    Returns:
+        h, (B, D, C, L).
+    """
+    count = A.shape[1]
+    bias = None if delta_bias is None else delta_bias.repeat(count)
+    # (B, D·C, L), the channels of the first state first; each state is a group with weights of its own
+    h = selective_scan(
+        u.repeat(1, count, 1),
+        delta.repeat(1, count, 1),
+        A.t().reshape(-1, 1),
+        B[:, :, None],
+        B.new_ones(B.shape)[:, :, None],
+        delta_bias=bias,
+        delta_softplus=delta_softplus,
+    )
+    return h.unflatten(1, (count, -1))  # type: ignore[union-attr]
+
+
+class FusedStates(nn.Module):
+    """A scan of a map in raster order with its states mixed, (B, C, H, W) to the same.
+
+    Args:
+        dim: C.
+        state: D, numbers that each channel remembers.
+        dt_rank: rank of the step sizes; None takes a sixteenth of C, rounded up.
+    """
+
+    def __init__(self, dim: int, *, state: int = 1, dt_rank: int | None = None) -> None:
+        super().__init__()
+        self.s6 = S6(dim, state=state, dt_rank=-(-dim // 16) if dt_rank is None else dt_rank, num_routes=1)
+
+    def forward(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        batch, _, height, width = x.shape
+        flat = x.flatten(2)
+        # (B, 1, …, L) to (B, …, L): there is one route
+        delta, weights_in, weights_out = (made[:, 0] for made in self.s6.project(flat))
+        states = hidden_states(flat, delta, -self.s6.A_log.exp(), weights_in, delta_bias=self.s6.dt_bias)
+        count, dim = states.shape[1:3]
+        # (B, D·C, H, W) and back to (B, D, C, L)
+        mixed = mix(states.reshape(batch, count * dim, height, width)).reshape(states.shape)
+        y = (mixed * weights_out[:, :, None]).sum(1) + self.s6.D[:, None] * flat
+        return y.reshape(x.shape)

@@ -1,0 +1,1 @@
+"""Quantisation: weights and intermediate values in few bits."""
