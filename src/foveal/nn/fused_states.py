@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from foveal.nn.ss2d import S6
@@ -52,15 +53,16 @@ def hidden_states(
         h, (B, D, C, L).
     """
     count = A.shape[1]
-    bias = None if delta_bias is None else delta_bias.repeat(count)
+    if count > 1:
+        u, delta = u.repeat(1, count, 1), delta.repeat(1, count, 1)
     # (B, D·C, L), the channels of the first state first; each state is a group with weights of its own
     h = selective_scan(
-        u.repeat(1, count, 1),
-        delta.repeat(1, count, 1),
+        u,
+        delta,
         A.t().reshape(-1, 1),
         B[:, :, None],
         B.new_ones(B.shape)[:, :, None],
-        delta_bias=bias,
+        delta_bias=None if delta_bias is None else delta_bias.repeat(count),
         delta_softplus=delta_softplus,
     )
     return h.unflatten(1, (count, -1))  # type: ignore[union-attr]
@@ -88,5 +90,7 @@ class FusedStates(nn.Module):
         count, dim = states.shape[1:3]
         # (B, D·C, H, W) and back to (B, D, C, L)
         mixed = mix(states.reshape(batch, count * dim, height, width)).reshape(states.shape)
-        y = (mixed * weights_out[:, :, None]).sum(1) + self.s6.D[:, None] * flat
+        y = self.s6.D[:, None] * flat
+        for each, weights in zip(mixed.unbind(1), weights_out.unbind(1), strict=True):
+            y = torch.addcmul(y, each, weights[:, None])
         return y.reshape(x.shape)

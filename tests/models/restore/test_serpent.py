@@ -76,7 +76,8 @@ def test_the_blur_keeps_flat_pictures_and_spreads_points():
 
 def test_the_slope_is_that_of_a_power(monkeypatch):
     def square(call, **_):
-        return float(call.args[1].shape[-1]) ** 3  # three halves of the pixels
+        side = call.args[1].shape[-1]
+        return 100 if side == 8 else 100 + side**3  # three halves of the pixels
 
     monkeypatch.setattr("foveal.measure.cost.peak_memory", square)
     monkeypatch.setattr(module, "SerpentBlock", lambda *_, **__: torch.nn.Identity())

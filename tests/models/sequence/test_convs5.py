@@ -92,6 +92,7 @@ def test_what_the_claims_time_against():
     assert ConvLSTM(4)(x).shape == x.shape
     assert attention_step(3, 7, 128)().shape == (1, 2, 3, 64)
     assert training_step(lambda: ConvLSTM(4), 1, 5, 4, 3, 3)().item() >= 0
+    assert training_step(lambda: ConvS5Layer(4, states=4), 1, 5, 4, 3, 3)().item() >= 0
     # A convolution of 2·4 to 4·4 channels for each of 5·9 places; a layer of ours has four of 4 to 4.
     assert count_macs(ConvLSTM(4), (1, 5, 4, 3, 3)) == 45 * 9 * 8 * 16
 

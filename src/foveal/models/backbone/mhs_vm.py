@@ -66,17 +66,17 @@ def pattern(name: str, height: int, width: int, *, device: torch.device | None =
     if name == "turning":
         return routes("snake", height, width, device=device)
     place = torch.arange(height * width, device=device)
-    row, column = torch.div(place, width, rounding_mode="floor"), place % width
+    row = torch.div(place, width, rounding_mode="floor")
     if name == "spiral":
         first = routes("spiral", height, width, device=device)[0]
-        # upside down
-        second = (height - 1) * width - torch.div(first, width, rounding_mode="floor") * width + first % width
+        # upside down: the row is counted from below
+        second = first + (height - 1 - 2 * row[first]) * width
     elif name == "zigzag":
-        diagonal = row + column
+        diagonal = row + place - row * width
         # upward on even diagonals, downward on odd ones
         first = torch.argsort(diagonal * height + torch.where(diagonal % 2 == 0, height - 1 - row, row))
-        # mirrored
-        second = torch.div(first, width, rounding_mode="floor") * width + width - 1 - first % width
+        # mirrored: the column is counted from the right
+        second = 2 * row[first] * width + width - 1 - first
     else:
         raise ValueError(f"pattern must be one of {', '.join(PATTERNS)}, got {name!r}")
     both = torch.stack((first, second))

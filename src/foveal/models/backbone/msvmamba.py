@@ -65,10 +65,12 @@ class MS2D(SS2D):
         rows, columns = x.flatten(2), x.mT.flatten(2)
         # (B, 1, C, 3·HW)
         sequence = torch.cat([rows.flip(-1), columns, columns.flip(-1)], -1)[:, None]
-        # (B, C, 3, HW)
-        y = self.norm(self.coarse(sequence).transpose(1, 2).unflatten(3, (3, -1)).squeeze(2))
-        back, down, up = y.unbind(2)
-        return back.flip(-1).view(x.shape) + (down + up.flip(-1)).view(x.mT.shape).mT
+        # (B, 3, HW, C): channels last, as the norm leaves them and enlarging is fastest
+        y = self.norm(self.coarse(sequence).transpose(1, 2).unflatten(3, (3, -1)).squeeze(2)).permute(0, 2, 3, 1)
+        back, down, up = y.unbind(1)
+        by_rows = back.flip(1).unflatten(1, x.shape[2:])
+        by_columns = (down + up.flip(1)).unflatten(1, x.shape[:1:-1])
+        return (by_rows + by_columns.transpose(1, 2)).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=1)

@@ -13,8 +13,9 @@ Block i of a group scans in direction d = i mod 4 of: along rows, along columns,
 
 *Differs from the paper*: the authors' code is not public; what the paper's text leaves open (sizes, the downsampling,
 here a depthwise convolution of stride r = 4, and the place of the norms) is chosen as is usual in light
-super-resolution, with the width of light MambaIR. Pictures are filled up with zeros to multiples of r. `four=True` builds what is compared with: the same block with one
-scan along all four directions in place of the local and the region scan.
+super-resolution, with the width of light MambaIR. Pictures are filled up with zeros to multiples of r. `four=True`
+builds what is compared with: the same block with one scan along all four directions in place of the local and the
+region scan.
 
 *Provenance*: written from the paper.
 """

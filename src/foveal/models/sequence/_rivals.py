@@ -61,7 +61,7 @@ def training_step(build: Callable[[], nn.Module], *shape: int) -> Callable[[], T
     """A forward and a backward pass.
 
     Args:
-        build: makes the network.
+        build: makes the network; of several outputs the first counts.
         *shape: of its input.
 
     Returns:
@@ -71,7 +71,8 @@ def training_step(build: Callable[[], nn.Module], *shape: int) -> Callable[[], T
     model, x = build().train(), torch.randn(shape)
 
     def call() -> Tensor:
-        loss = model(x).square().mean()
+        out = model(x)
+        loss = (out[0] if isinstance(out, tuple) else out).square().mean()
         model.zero_grad()
         loss.backward()
         return loss.detach()

@@ -112,11 +112,6 @@ class ConvS5(nn.Module):
         return F.conv2d(parts, self.leaving, padding=pad).unflatten(0, (batch, frames)), states[:, -1]
 
 
-def _groups(dim: int) -> int:
-    """The largest divisor of C up to 32."""
-    return max(n for n in range(1, 33) if dim % n == 0)
-
-
 class ConvS5Layer(nn.Module):
     """The recurrence, a residual block, the input added, a norm over channels; takes and gives what `ConvS5` does.
 
@@ -129,10 +124,11 @@ class ConvS5Layer(nn.Module):
     def __init__(self, dim: int, *, states: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.ssm = ConvS5(dim, states=states, kernel_size=kernel_size)
+        groups = max(n for n in range(1, 33) if dim % n == 0)
         layers: list[nn.Module] = []
         for _ in range(2):
             conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2)
-            layers += [nn.GroupNorm(_groups(dim), dim), nn.GELU(), conv]
+            layers += [nn.GroupNorm(groups, dim), nn.GELU(), conv]
         self.block, self.activation = nn.Sequential(*layers), nn.GELU()
         self.norm = nn.LayerNorm(dim)
 
@@ -287,15 +283,6 @@ def _per_pixel(*, convolution: bool) -> Tensor:
         return torch.stack(outputs, 1).view(2, 4, 5, 20, 3).permute(0, 3, 4, 1, 2)
 
 
-class _First(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)[0]
-
-
 def _next_frame(history: int) -> Callable[[], Tensor]:
     """The step from one frame to the next after so many frames."""
     torch.manual_seed(0)
@@ -321,22 +308,23 @@ def _errors(seed: int) -> dict[str, float]:
 
     from foveal.models.sequence._digits import moving_digits
     from foveal.train.brief import STEPS
-    from foveal.train.fit import learning_rate
 
     steps, films = int(os.environ.get(STEPS, "250")), moving_digits("train", 400)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ConvS5Video(dim=32, depth=2, states=32, stride=2)
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-5)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = 3e-3 * learning_rate(step, steps, min(20, steps // 10))
+        falling = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / steps)
+        )
+        for _ in range(steps):
             film = films[torch.randint(len(films), (4,))]
             loss = F.mse_loss(network(film[:, :-1]), film[:, 1:])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
+            falling.step()
     tests = moving_digits("test", 60)
     seen, unseen = tests.split([12, 8], 1)
     with torch.inference_mode():
@@ -381,7 +369,7 @@ METHOD = Method(
         faster(
             "A training step over 64 frames takes less time than that of a ConvLSTM of the same width.",
             paper="3 times",
-            ours=lambda: training_step(lambda: _First(ConvS5Layer(32, states=32)), 1, 64, 32, 16, 16),
+            ours=lambda: training_step(lambda: ConvS5Layer(32, states=32), 1, 64, 32, 16, 16),
             theirs=lambda: training_step(lambda: ConvLSTM(32), 1, 64, 32, 16, 16),
         ),
         faster(

@@ -13,8 +13,9 @@ It starts as normal numbers, or as normal numbers with a decay that differs from
 Learned butterflies: the small matrices of both transforms are parameters, which start as Fourier's; the convolution
 costs the same and the network gets more to learn. The transforms are those of `foveal.ops.long_conv`.
 
-*Differs from the paper*: no fused GPU kernel; on a processor butterflies are products of torch, and the default is
-torch.fft. Learned butterflies have matrices of the sizes that two equal factors give, in place of 16.
+*Differs from the paper*: the fused GPU kernel is Triton's, of order 2, for up to 4K places, without the three passes
+for longer ones; on a processor butterflies are products of torch, and the default is torch.fft everywhere. Learned
+butterflies have matrices of the sizes that two equal factors give, in place of 16.
 
 *Provenance*: written from the paper; starting values and the order of the operations looked up in the authors' code.
 """
