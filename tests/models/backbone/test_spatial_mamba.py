@@ -29,6 +29,10 @@ def test_fusion_is_three_convolutions_over_a_repeated_border(size):
         for i, d in enumerate((1, 3, 5))
     )
     torch.testing.assert_close(fusion(h), want, rtol=0, atol=1e-5)
+    # one convolution
+    torch.testing.assert_close(fusion.eval()(h), want, rtol=0, atol=1e-5)
+    fusion.as_one = False
+    assert torch.equal(fusion(h), fusion.train()(h))
 
 
 def test_fusion_begins_as_a_sum_and_can_be_made_the_identity():

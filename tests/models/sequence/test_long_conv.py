@@ -85,3 +85,16 @@ def test_wrong_arguments(wrong, text):
 def test_learned_butterflies_have_one_length():
     with pytest.raises(ValueError, match="take sequences of 16, got 12; build the layer with max_length=12"):
         LongConv(4, max_length=16, learned=True)(torch.zeros(1, 4, 12))
+
+
+@pytest.mark.slow
+def test_butterflies_run_in_onnx_runtime(tmp_path):
+    """At one size of picture; torch.fft does not get there, ONNX has no complex numbers."""
+    import onnxruntime
+
+    network = longconv_classifier(in_channels=1, dim=4, depth=1, max_length=35, backend="butterfly2").eval()
+    x, path = torch.rand(1, 1, 5, 7), tmp_path / "network.onnx"
+    torch.onnx.export(network, (x,), dynamo=True, verbose=False).save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), network(x).detach())

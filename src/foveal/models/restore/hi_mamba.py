@@ -336,7 +336,7 @@ def _timed(*, four: bool) -> Callable[[], Tensor]:
 def _gain(seed: int, *, four: bool = False) -> float:
     from foveal.train.brief import gain, trained
 
-    model = trained(_four_small if four else hi_mamba_small, 2, steps=1200, seed=seed, luminance=True)
+    model = trained(_four_small if four else hi_mamba_small, 2, steps=900, seed=seed, luminance=True)
     return gain(model, 2, luminance=True)
 
 

@@ -212,7 +212,7 @@ def _restored(build: Callable[..., nn.Module], seed: int) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _Deblurring(build(in_channels=1))
-    brief(model, 1, steps=800, seed=seed, luminance=True, patch=64, batch=8, lr=2e-3)
+    brief(model, 1, steps=600, seed=seed, luminance=True, patch=64, batch=8, lr=2e-3)
     restore = from_torch(model, luminance=True)
     # the sharp pictures of the set, their upper left corners
     sharp = [high[:192, :192] for _, _, high in benchmark_pairs(benchmarks.find("BSD100"), 2, limit=30)]

@@ -105,12 +105,7 @@ def long_conv_eager(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor
     both = both_sides(kernel.to(wide), reverse if reverse is None else reverse.to(wide), n)
     # (B, 1, C, n/2 + 1) and (H, C, n/2 + 1)
     signal, weights = torch.fft.rfft(x[:, None], n=n), torch.fft.rfft(both, n=n)
-    if torch.compiler.is_compiling():  # ONNX has the transforms, but no complex numbers
-        (a, b), (c, d) = torch.view_as_real(signal).unbind(-1), torch.view_as_real(weights).unbind(-1)
-        product = torch.view_as_complex(torch.stack([a * c - b * d, a * d + b * c], -1))
-    else:
-        product = signal * weights
-    y = torch.fft.irfft(product, n=n)[..., :length]
+    y = torch.fft.irfft(signal * weights, n=n)[..., :length]
     if D is not None:
         y = y + D[..., None].to(wide) * x[:, None]
     return y.to(u.dtype)

@@ -193,7 +193,7 @@ def _small_vim() -> nn.Module:
 def small_vim(seed: int) -> nn.Module:
     from foveal.train.classify import train_classifier
 
-    return train_classifier(_small_vim, steps=600, seed=seed)
+    return train_classifier(_small_vim, steps=500, seed=seed)
 
 
 @lru_cache(maxsize=16)
@@ -272,7 +272,7 @@ METHOD = Method(
             quality=lambda seed: _accuracy(seed, Quamba()) - _accuracy(seed, None),
             at_least=-1.0,
             unit="points",
-            data="CIFAR-10, 4,000 test pictures; 600 steps, calibrated on 512 training pictures",
+            data="CIFAR-10, 4,000 test pictures; 500 steps, calibrated on 512 training pictures",
             needs=("minutes", "cifar10_train", "cifar10_test"),
         ),
         kept(

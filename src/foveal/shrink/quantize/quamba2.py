@@ -360,7 +360,7 @@ METHOD = Method(
             quality=lambda seed: _scan_error(seed, 1) / _scan_error(seed, 4),
             at_least=1.1,
             unit="times",
-            data="a small Vim trained on CIFAR-10 for 600 steps; 256 test pictures",
+            data="a small Vim trained on CIFAR-10 for 500 steps; 256 test pictures",
             needs=("minutes", "cifar10_train", "cifar10_test"),
         ),
         *(
@@ -370,7 +370,7 @@ METHOD = Method(
                 quality=partial(_lost, Quamba2(weight_bits=weights, activation_bits=activations)),
                 at_least=-1.6,
                 unit="points",
-                data="CIFAR-10, 4,000 test pictures; 600 steps, calibrated on 512 training pictures",
+                data="CIFAR-10, 4,000 test pictures; 500 steps, calibrated on 512 training pictures",
                 needs=("minutes", "cifar10_train", "cifar10_test"),
             )
             for weights, activations in ((8, 8), (4, 8), (4, 16))
