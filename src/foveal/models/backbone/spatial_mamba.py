@@ -20,6 +20,7 @@ parameters begin were looked up in the authors' code.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -317,8 +318,9 @@ def _attention(*, linear: bool) -> Tensor:
     return (states * query[:, :, None]).sum(1)
 
 
-def _as_three(model: nn.Module) -> nn.Module:
-    """The network with the three convolutions of each fusion apart, as the paper counts them."""
+def _apart(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network with the three convolutions of each fusion apart, as the paper counts them."""
+    model = build()
     for module in model.modules():
         if isinstance(module, StateFusion):
             module.as_one = False
@@ -328,7 +330,7 @@ def _as_three(model: nn.Module) -> nn.Module:
 def _cost(mixer: nn.Module) -> float:
     from foveal.measure.cost import count_macs
 
-    return float(count_macs(_as_three(mixer), (1, 64, 56, 56)))
+    return float(count_macs(_apart(lambda: mixer), (1, 64, 56, 56)))
 
 
 def _timed(mixer: nn.Module) -> Callable[[], Any]:
@@ -385,7 +387,7 @@ METHOD = Method(
             macs(
                 f"Spatial-Mamba-{name} at 224×224, the three convolutions of a fusion apart.",
                 paper=f"{paper} G",
-                model=lambda model=model: _as_three(model()),
+                model=partial(_apart, model),
                 shape=(1, 3, 224, 224),
                 expect=paper * 1e9,
                 tolerance=0.02,

@@ -214,7 +214,7 @@ def vim2_small(
     state: int = 16,
     window: int = 7,
 ) -> ViM2:
-    """ViM2-S.
+    """ViM2-S, 34 M parameters.
 
     Args:
         in_channels: of the picture.
@@ -249,7 +249,7 @@ def vim2_base(
     state: int = 16,
     window: int = 7,
 ) -> ViM2:
-    """ViM2-B.
+    """ViM2-B, 58 M parameters.
 
     Args:
         in_channels: of the picture.
