@@ -426,6 +426,7 @@ METHOD = Method(
             paper="higher throughput than VMamba's at equal size",
             ours=lambda: _timed(StructureAwareMixer(64).eval()),
             theirs=lambda: _timed(SS2D(64, state=1).eval()),
+            threads=1,
         ),
         kept(
             "A small network with one scan is within a point of the same one with four, at parameters within 2 %.",

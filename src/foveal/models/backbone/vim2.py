@@ -409,6 +409,7 @@ METHOD = Method(
             ours=lambda: _timed(64, 56, 1),
             theirs=lambda: _timed(64, 28, 4),
             at_least=1 / 1.2,
+            threads=1,
         ),
         faster(
             "It takes at most a fifth longer for four times the channels than for a quarter of them four times over.",
@@ -416,6 +417,7 @@ METHOD = Method(
             ours=lambda: _timed(256, 28, 1),
             theirs=lambda: _timed(64, 28, 4),
             at_least=1 / 1.2,
+            threads=1,
         ),
         kept(
             "With channel mixers a small network is more accurate than one of token mixers alone that is 5 % larger.",
