@@ -6,7 +6,7 @@ height and width that the tracer must prove things about; that took longer than 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,7 +37,7 @@ def selective_scan_symbolic(
     Returns:
         Output, (B, C, L); in the place of the last state, which is not exported, an empty tensor of (B, C, 0).
     """
-    sizes = {"groups": B.shape[1], "channels": u.shape[1], "states": A.shape[1]}
+    sizes: dict[str, Any] = {"groups": B.shape[1], "channels": u.shape[1], "states": A.shape[1]}
     inputs = [t.float() for t in (u, delta, A, B, C)]
     y = torch.onnx.ops.symbolic("foveal::SelectiveScan", inputs, sizes, dtype=torch.float32, shape=u.shape, version=1)
     if D is not None:
