@@ -317,7 +317,6 @@ METHOD = Method(
             quality=lambda seed: _digits("lin", seed) - _digits("random", seed),
             at_least=0.0,
             unit="points",
-            seeds=3,
             data="1,000 digits drawn in 17 fonts, turned, slanted, scaled and noisy, 16×16, read as 256 places",
             needs=("minutes",),
         ),

@@ -263,7 +263,6 @@ METHOD = Method(
             quality=_against_s4d,
             at_least=-1.0,
             unit="points",
-            seeds=3,
             data="1,000 digits drawn in 17 fonts, turned, slanted, scaled and noisy, 16×16, read as 256 places",
             needs=("minutes",),
         ),
