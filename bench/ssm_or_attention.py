@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from foveal.catalogue.machine import describe
-from foveal.measure.cost import count_macs, count_parameters
+from foveal.measure.cost import count_macs, count_parameters, high_water
 
 SIDES = (224, 512, 1024, 2048)
 MODELS = {
@@ -74,14 +74,12 @@ def memory(name: str, side: int, threads: int) -> int:
 
 
 def peak(name: str, side: int, threads: int) -> int:
-    import resource
-
     torch.set_num_threads(threads)
     model = build(name)
     once(model, 64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     once(model, side)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return high_water() - before
 
 
 def compare(sides: list[int], rounds: int, threads: int) -> list[dict[str, Any]]:

@@ -10,6 +10,10 @@
 // STEPS: inputs of a block are brought into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in
 // registers for the length of the block. A forward pass that will be differentiated keeps the states at the beginnings
 // of blocks; the backward pass computes the others again, block by block, from the last to the first.
+//
+// Each channel lies on pages of memory of its own, and to find a page or wait for a line costs as much as a block of few
+// states. So a forward pass takes as many blocks of the same channels in a row as share their pages, and asks the caches for
+// the next block's lines while it computes.
 #include <algorithm>
 #include <vector>
 
@@ -83,7 +87,7 @@ Block block_at(const ScanShape& s, int64_t index) {
 struct Places {
   const int32_t* route;
   int64_t first;
-  int64_t operator[](int t) const { return route == nullptr ? first + t : route[first + t]; }
+  int64_t operator[](int64_t t) const { return route == nullptr ? first + t : route[first + t]; }
 };
 
 // A (count channels × length places) piece into a tile (STEPS, LANES); what is missing becomes 0.
@@ -141,10 +145,19 @@ void take_out(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, 
   }
 }
 
-// Weights of all states over a block of steps, (STEPS, padded states); padding is 0.
-void bring_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int length,
+// Asks the caches for a piece before it is wanted: rows this far apart are not what a processor guesses by itself.
+template <int WRITE>
+void ask_for(const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
+  constexpr int LINE = 16;
+  if (by_place != 1 || places.route != nullptr) return;
+  for (int c = 0; c < count; ++c)
+    for (int t = 0; t < length; t += LINE) __builtin_prefetch(from + c * by_channel + places.first + t, WRITE);
+}
+
+// Weights of all states over some steps, (length, padded states); padding is 0.
+void bring_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int64_t length,
                    int64_t states, int64_t padded) {
-  for (int t = 0; t < length; ++t) {
+  for (int64_t t = 0; t < length; ++t) {
     const float* row = from + (places[t] < 0 ? 0 : places[t]) * by_place;
     if (by_state == 1) {
       std::copy(row, row + states, tile + t * padded);
@@ -270,53 +283,71 @@ void fill_rates(Vec* to, const ScanShape& s, const float* A, int64_t route, cons
 void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin, int64_t end) {
   const int64_t count = end - begin, states = s.states, time_blocks = (s.steps + STEPS - 1) / STEPS;
   const int64_t all = blocks_of(s);
+  // Blocks in a row: a page of floats, less where B and C of so many steps would not stay in the cache.
+  const int64_t row = std::max<int64_t>(1, std::min<int64_t>(1024, 16384 / std::max<int64_t>(1, states)) / STEPS);
   Rates rates(s, count);
   Buffer state(count * states), tiles(4 * STEPS);
-  std::vector<float> weights(2 * STEPS * states);
+  std::vector<float> weights(2 * row * STEPS * states);
   Vec *u = tiles.start, *delta = u + STEPS, *input = delta + STEPS, *y = input + STEPS;
-  float *b = weights.data(), *c = b + STEPS * states;
   for (int64_t k = 0; k < s.routes; ++k) {
     std::fill(state.start, state.start + count * states, Vec{});
     for (int64_t i = 0; i < count; ++i) fill_rates(rates.of(i), s, d.A, k, block_at(s, begin + i), LOG2E);
     const int32_t* route = d.route == nullptr ? nullptr : d.route + k * s.steps;
-    for (int64_t tb = 0; tb < time_blocks; ++tb) {
+    const auto advance_block = [&](int64_t i, const Block& block, int64_t tb, const float* b, const float* c) {
       const Places places{route, tb * STEPS};
       const int length = static_cast<int>(std::min<int64_t>(STEPS, s.steps - tb * STEPS));
+      Vec* h = state.start + i * states;
+      if (d.checkpoints != nullptr)
+        std::copy(h, h + states,
+                  reinterpret_cast<LooseVec*>(d.checkpoints) +
+                      (((batch * s.routes + k) * time_blocks + tb) * all + begin + i) * states);
+      const float* u_at = d.u + batch * s.u_batch + block.first * s.u_channel;
+      const float* delta_at = d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel;
+      float* out_at = d.out + batch * s.out_batch + block.first * s.out_channel;
+      bring(u, u_at, s.u_channel, s.u_place, places, length, block.count);
+      bring(delta, delta_at, s.delta_channel, s.delta_place, places, length, block.count);
+      if (tb + 1 < time_blocks) {
+        const Places next{route, (tb + 1) * STEPS};
+        const int steps = static_cast<int>(std::min<int64_t>(STEPS, s.steps - next.first));
+        ask_for<0>(u_at, s.u_channel, s.u_place, next, steps, block.count);
+        ask_for<0>(delta_at, s.delta_channel, s.delta_place, next, steps, block.count);
+        ask_for<1>(out_at, s.out_channel, s.out_place, next, steps, block.count);
+      }
+      make_steps(delta, d.bias == nullptr ? Vec{} : of_channels(d.bias + k * s.channels, block), s.softplus, places,
+                 length);
+      const Vec skip = d.D == nullptr ? Vec{} : of_channels(d.D + k * s.channels, block);
+      for (int t = 0; t < length; ++t) {
+        input[t] = delta[t] * u[t];
+        y[t] = skip * u[t];
+      }
+      by_states(states, [&](auto wide, int64_t n) {
+        advance<decltype(wide)::value>(delta, input, y, b + n, c + n, states, rates.of(i) + n, h + n, length);
+      });
+      if (d.z != nullptr) {
+        bring(u, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length, block.count);
+        for (int t = 0; t < length; ++t) y[t] *= u[t] * sigmoid(u[t]);
+      }
+      take_out(y, out_at, s.out_channel, s.out_place, places, length, block.count, d.route != nullptr || k > 0);
+    };
+    for (int64_t first = 0; first < time_blocks; first += row) {
+      const int64_t last = std::min(first + row, time_blocks);
+      const int64_t length = std::min(last * STEPS, s.steps) - first * STEPS;
+      float *b = weights.data(), *c = b + row * STEPS * states;
       int64_t have = -1;
       for (int64_t i = 0; i < count; ++i) {
         const Block block = block_at(s, begin + i);
         if (block.group != have) {
           have = block.group;
+          const Places places{route, first * STEPS};
           bring_weights(b, d.B + batch * s.b_batch + k * s.b_route + have * s.b_group, s.b_state, s.b_place, places,
                         length, states, states);
           bring_weights(c, d.C + batch * s.c_batch + k * s.c_route + have * s.c_group, s.c_state, s.c_place, places,
                         length, states, states);
         }
-        Vec* h = state.start + i * states;
-        if (d.checkpoints != nullptr)
-          std::copy(h, h + states,
-                    reinterpret_cast<LooseVec*>(d.checkpoints) +
-                        (((batch * s.routes + k) * time_blocks + tb) * all + begin + i) * states);
-        bring(u, d.u + batch * s.u_batch + block.first * s.u_channel, s.u_channel, s.u_place, places, length, block.count);
-        bring(delta, d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel, s.delta_channel,
-              s.delta_place, places, length, block.count);
-        make_steps(delta, d.bias == nullptr ? Vec{} : of_channels(d.bias + k * s.channels, block), s.softplus, places,
-                   length);
-        const Vec skip = d.D == nullptr ? Vec{} : of_channels(d.D + k * s.channels, block);
-        for (int t = 0; t < length; ++t) {
-          input[t] = delta[t] * u[t];
-          y[t] = skip * u[t];
+        for (int64_t tb = first; tb < last; ++tb) {
+          const int64_t at = (tb - first) * STEPS * states;
+          advance_block(i, block, tb, b + at, c + at);
         }
-        by_states(states, [&](auto wide, int64_t n) {
-          advance<decltype(wide)::value>(delta, input, y, b + n, c + n, states, rates.of(i) + n, h + n, length);
-        });
-        if (d.z != nullptr) {
-          bring(u, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length,
-                block.count);
-          for (int t = 0; t < length; ++t) y[t] *= u[t] * sigmoid(u[t]);
-        }
-        take_out(y, d.out + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
-                 block.count, d.route != nullptr || k > 0);
       }
     }
     if (d.last == nullptr) continue;

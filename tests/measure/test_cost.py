@@ -91,10 +91,10 @@ def test_peak_memory_tells_what_failed():
         peak_memory(functools.partial(operator.truediv, 1, 0))
 
 
-def test_high_water_without_proc(monkeypatch):
-    here = cost._high_water()
+def testhigh_water_without_proc(monkeypatch):
+    here = cost.high_water()
     monkeypatch.setattr(cost.Path, "exists", lambda _: False)
-    assert cost._high_water() == pytest.approx(here, rel=0.5)
+    assert cost.high_water() == pytest.approx(here, rel=0.5)
 
 
 def test_measure(monkeypatch):

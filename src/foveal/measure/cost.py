@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["Cost", "Latency", "count_macs", "count_parameters", "latency", "measure", "measure_onnx", "peak_memory"]
+__all__ = [
+    "Cost",
+    "Latency",
+    "count_macs",
+    "count_parameters",
+    "high_water",
+    "latency",
+    "measure",
+    "measure_onnx",
+    "peak_memory",
+]
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,12 @@ def latency(fn: Callable[[], Any], *, threads: int = 2, repeats: int = 15, warmu
     return Latency(float(median), float(lower), float(upper), repeats, threads)
 
 
-def _high_water() -> int:
-    """Most memory this process ever held, bytes."""
+def high_water() -> int:
+    """Most memory this process ever held.
+
+    Returns:
+        Bytes.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: on Linux its maximum survives exec and so begins with that of the parent process.
@@ -190,9 +204,9 @@ def _child() -> None:
     fn = pickle.loads(pickled)  # noqa: S301 - see above
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    before = _high_water()
+    before = high_water()
     fn()
-    sys.stdout.write(f"\n{before} {_high_water()}\n")
+    sys.stdout.write(f"\n{before} {high_water()}\n")
 
 
 def peak_memory(fn: Callable[[], Any], *, threads: int = 2) -> int:

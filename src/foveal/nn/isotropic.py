@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from foveal.nn.backbone import Backbone
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,7 +43,7 @@ class PatchEmbed(nn.Module):
         return self.proj(F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size)))
 
 
-class Isotropic(nn.Module):
+class Isotropic(Backbone):
     """Picture classifier, (B, in_channels, H, W) to (B, num_classes), of any H and W.
 
     Args:
@@ -56,6 +58,8 @@ class Isotropic(nn.Module):
         class_token: whether one learned token stands in the middle of the patches and is what the head reads.
         drop_rate: dropout before the classifier, while training.
     """
+
+    parts = "blocks"
 
     def __init__(
         self,
@@ -99,19 +103,11 @@ class Isotropic(nn.Module):
             global_pool: what the head reads is fixed; taken for timm's sake.
         """
         self.num_classes = num_classes
-        self.head: nn.Module = nn.Identity()
+        self.head = nn.Identity()
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes)
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer.
-
-        Returns:
-            A linear layer, or the identity.
-        """
-        return self.head
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that training leaves out of weight decay.
@@ -179,13 +175,7 @@ class Isotropic(nn.Module):
         Raises:
             ValueError: an index or format that there is not.
         """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        count = len(self.blocks)
-        wanted = range(count)[-indices:] if isinstance(indices, int) else range(count) if indices is None else indices
-        if any(not -count <= i < count for i in wanted):
-            raise ValueError(f"indices must be in {-count}…{count - 1}, got {list(wanted)}")
-        taken = [i % count for i in wanted]
+        taken = self.chosen(indices, output_fmt)
         maps = {}
         tokens, size = self.embed(x)
         for i, block in enumerate(self.blocks):
@@ -196,28 +186,6 @@ class Isotropic(nn.Module):
                 maps[i] = self._map(self.norm(tokens) if norm else tokens, size)
         kept = [maps[i] for i in taken]
         return kept if intermediates_only else (self.norm(tokens), kept)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what intermediate maps do not need.
-
-        Args:
-            indices: as for `forward_intermediates`.
-            prune_norm: whether the last norm goes.
-            prune_head: whether the classifier goes.
-
-        Returns:
-            Indices of the blocks kept for output.
-        """
-        count = len(self.blocks)
-        taken = [i % count for i in (range(count)[-indices:] if isinstance(indices, int) else indices)]
-        self.blocks = self.blocks[: max(taken) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last tokens, normalised.

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from foveal.nn.backbone import Backbone
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Pyramid"]
 
 
-class Pyramid(nn.Module):
+class Pyramid(Backbone):
     """Picture classifier, (B, in_channels, H, W) to (B, num_classes), from stages that pass on (B, C, H', W') maps.
 
     Args:
@@ -32,6 +34,8 @@ class Pyramid(nn.Module):
     Raises:
         ValueError: stages, dims and reductions of different number.
     """
+
+    parts = "stages"
 
     def __init__(
         self,
@@ -70,15 +74,7 @@ class Pyramid(nn.Module):
             global_pool: average pooling is the only one; taken for timm's sake.
         """
         self.num_classes = num_classes
-        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer.
-
-        Returns:
-            A linear layer, or the identity.
-        """
-        return self.head
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_intermediates(
         self,
@@ -105,15 +101,7 @@ class Pyramid(nn.Module):
         Raises:
             ValueError: an index or format that there is not.
         """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        count = len(self.stages)
-        wanted = (
-            range(count)[-indices:] if isinstance(indices, int) else indices if indices is not None else range(count)
-        )
-        if any(not -count <= i < count for i in wanted):
-            raise ValueError(f"indices must be in {-count}…{count - 1}, got {list(wanted)}")
-        taken = [i % count for i in wanted]
+        taken = self.chosen(indices, output_fmt)
         maps = {}
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
@@ -121,31 +109,9 @@ class Pyramid(nn.Module):
                 break
             x = stage(x)
             if i in taken:
-                maps[i] = self.norm(x) if norm and i == count - 1 else x
+                maps[i] = self.norm(x) if norm and i == len(self.stages) - 1 else x
         kept = [maps[i] for i in taken]
         return kept if intermediates_only else (self.norm(x), kept)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what intermediate maps do not need.
-
-        Args:
-            indices: as for `forward_intermediates`.
-            prune_norm: whether the last norm goes.
-            prune_head: whether the classifier goes.
-
-        Returns:
-            Indices of the stages kept for output.
-        """
-        count = len(self.stages)
-        taken = [i % count for i in (range(count)[-indices:] if isinstance(indices, int) else indices)]
-        self.stages = self.stages[: max(taken) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, normalised.

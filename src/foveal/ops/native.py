@@ -10,6 +10,8 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     import ctypes
 
@@ -18,6 +20,7 @@ __all__ = ["library", "tell_once", "why_not"]
 INSTALL = "run `pip install ./kernels` in foveal's folder"
 
 
+@torch.compiler.assume_constant_result
 def why_not() -> str | None:
     """Why native kernels cannot run here.
 

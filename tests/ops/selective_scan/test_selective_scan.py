@@ -206,6 +206,21 @@ def test_the_registered_operator_passes_torchs_own_checks():
     )
 
 
+@pytest.mark.parametrize("backend", ["auto", *FAST])
+def test_torch_compile_keeps_one_graph(backend):
+    """Forward and backward, with no break: the compiled scan is one node whose shape and gradient torch knows."""
+    given = {k: v.float().requires_grad_() for k, v in tensors(2, 6, 70, 4, 1).items()}
+
+    def step(given):
+        return selective_scan(**given, delta_softplus=True, backend=backend).square().sum()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    want = torch.autograd.grad(step(given), list(given.values()))
+    got = torch.autograd.grad(compiled(given), list(given.values()))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_without_the_kernels_torch_does_the_work_and_says_so_once(monkeypatch):
     from foveal.ops.selective_scan import native as module
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from foveal.nn.conv_stem import ConvStem, halving
 from foveal.nn.nc_ssd import NCSSD
 from foveal.nn.pyramid import Pyramid
 from foveal.ops.ssd import ssd, ssd_noncausal
@@ -36,45 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["VSSD", "Attention", "vssd_base", "vssd_micro", "vssd_small", "vssd_tiny"]
-
-
-def _conv(
-    inputs: int,
-    outputs: int,
-    kernel: int = 1,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    bias: bool = False,
-    act: bool = True,
-) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU()] if act else []))
-
-
-class _Stem(nn.Module):
-    """(B, in_channels, H, W) to (B, C, H/4, W/4)."""
-
-    def __init__(self, in_channels: int, dim: int) -> None:
-        super().__init__()
-        half = dim // 2
-        self.first = _conv(in_channels, half, 3, 2)
-        self.middle = nn.Sequential(_conv(half, half, 3), _conv(half, half, 3, act=False))
-        self.last = nn.Sequential(_conv(half, 4 * dim, 3, 2), _conv(4 * dim, dim, act=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.last(x + self.middle(x))
-
-
-def _merging(dim: int) -> nn.Sequential:
-    """(B, C/2, H, W) to (B, C, H/2, W/2): an inverted bottleneck with stride 2 in its depthwise convolution."""
-    wide = 4 * dim
-    return nn.Sequential(
-        nn.Sequential(nn.Conv2d(dim // 2, wide, 1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(wide, wide, 3, 2, 1, groups=wide), nn.ReLU()),
-        _conv(wide, dim, bias=True, act=False),
-    )
 
 
 class Attention(nn.Module):
@@ -162,14 +124,14 @@ class VSSD(Pyramid):
         drops = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         stages = []
         for i, (width, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
-            blocks: list[nn.Module] = [_merging(width)] if i else []
+            blocks: list[nn.Module] = [halving(width // 2, width)] if i else []
             for _ in range(depth):
                 last = i == count - 1
                 mixer = Attention(width, heads) if last else NCSSD(width, heads, state=state, causal=causal)
                 blocks.append(_Block(width, mixer, mlp_ratio=mlp_ratio, drop_path=next(drops)))
             stages.append(nn.Sequential(*blocks))
         super().__init__(
-            _Stem(in_channels, dim),
+            ConvStem(in_channels, dim),
             stages,
             dims,
             [4 * 2**i for i in range(count)],

@@ -63,10 +63,11 @@ def selective_scan_reference(
     weights_in, weights_out = (w.to(wide).repeat_interleave(per_group, dim=1) for w in (B, C))
     state = x.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     outputs = []
-    for t in range(u.shape[2]):
-        now = step[:, :, t, None]
-        state = torch.exp(now * decay) * state + now * x[:, :, t, None] * weights_in[..., t]  # (2)
-        outputs.append((weights_out[..., t] * state).sum(-1))  # (3)
+    # unbound once: the gradient of an index would be a tensor of the whole length at each step
+    times = (w.unbind(-1) for w in (step[:, :, None], x[:, :, None], weights_in, weights_out))
+    for now, x_t, in_t, out_t in zip(*times, strict=True):
+        state = torch.exp(now * decay) * state + now * x_t * in_t  # (2)
+        outputs.append((out_t * state).sum(-1))  # (3)
     y = torch.stack(outputs, -1) if outputs else x.new_zeros(u.shape)
     if D is not None:
         y = y + D.to(wide)[:, None] * x
