@@ -1,12 +1,13 @@
-"""Selective scan: native, vectorised torch, mambapy's parallel scan and the step-by-step reference, in one run.
+"""Every operator's paths in one run; for the selective scan, mambapy's parallel scan beside them.
 
     python bench/ops.py                       table on standard output
     python bench/ops.py --save results/ops    also results/ops.md and results/ops.json
 
-All paths take turns round by round on the same inputs; the median and the quartiles of the rounds are printed, and the
-ratio to the reference is the median of the rounds' ratios. The bound is what this machine could do at best: every input
-and output byte once at the measured copy speed, or every exponential of the recurrence at the measured speed of the
-kernel's own exponential with everything in cache, whichever is longer. Memory is the peak of a training step above its
+All paths take turns round by round on the same inputs; the median and the quartiles of the rounds are printed, and each
+ratio is the median of the rounds' ratios. The bound is what this machine could do at best, whichever is longest: every
+input and output byte once at the measured copy speed, every exponential of the recurrence at the measured speed of the
+kernel's own exponential with everything in cache, or every multiply-add at the measured speed of a large matrix product
+(for the FFT, its 5/2 · n · log₂ n). Memory is the peak of a training step above its
 inputs, each in a process of its own. mambapy takes part where it is installed (`pip install mambapy`).
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,9 @@ import torch
 from foveal.catalogue.machine import describe
 from foveal.measure.cost import high_water
 from foveal.ops import selective_scan
+from foveal.ops.long_conv import long_conv
+from foveal.ops.scan2d import routes, selective_scan2d
+from foveal.ops.ssd import ssd, ssd_noncausal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,6 +138,83 @@ def bound(shape: tuple[int, ...], copy: float, exponentials: float) -> tuple[flo
     return max((moved, "memory"), (raised, "exponentials"))
 
 
+def products(threads: int) -> float:
+    """Multiply-adds a second of a large product."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    return 2048**3 / min(_seconds(lambda: a @ b) for _ in range(5 * threads))
+
+
+def others(copy: float, exponentials: float, macs: float) -> list[dict[str, Any]]:
+    """The other operators at the size of a first stage, 56×56: calls by backend, and the bound of each."""
+    torch.manual_seed(0)
+    batch, dim, side = 1, 192, 56
+    length = side * side
+    found: list[dict[str, Any]] = []
+
+    def add(label: str, run: Callable[..., Any], backends: tuple[str, ...], bounds: dict[str, float]) -> None:
+        seconds, by = max((value, name) for name, value in bounds.items())
+        calls = {name: (lambda name=name: run(backend=name)) for name in backends}
+        found.append({"label": label, "calls": calls, "bound": seconds, "by": by})
+
+    way = routes("cross", side, side)
+    for states in (1, 16):
+        u, delta = torch.randn(batch, dim, length), torch.randn(batch, 4, dim, length) / 2
+        weights = torch.randn(2, batch, 4, states, length)
+        rates = -torch.arange(1.0, states + 1).repeat(4 * dim, 1)
+        add(
+            f"selective_scan2d, cross (4 routes), {batch}×{dim}×{side}×{side}×{states}",
+            lambda backend, g=(u, delta, rates, *weights): selective_scan2d(*g, routes=way, backend=backend),
+            ("native", "eager", "reference"),
+            {
+                "memory": 4 * batch * length * (2 * dim + 4 * dim + 8 * states) / copy,
+                "exponentials": batch * 4 * dim * length * (states + 2) / exponentials,
+            },
+        )
+    heads, channels, states, chunk = 3, 64, 64, 64
+    x, dt, decay = torch.randn(batch, length, heads, channels), torch.rand(batch, length, heads), -torch.rand(heads)
+    ins, outs = torch.randn(2, batch, length, 1, states)
+    moved = 4 * batch * length * (2 * heads * channels + heads + 2 * states) / copy
+    size = f"{batch}×{length}×{heads}×{channels}×{states}"
+    work = batch * length * (chunk * states + heads * channels * (chunk + 2 * states))
+    add(
+        f"ssd, batch×length×heads×channels×states {size}",
+        lambda backend: ssd(x, dt, decay, ins, outs, backend=backend),
+        ("eager", "reference"),
+        {"memory": moved, "products": work / macs},
+    )
+    add(
+        f"ssd_noncausal, {size} (its reference takes {length}² pairs)",
+        lambda backend: ssd_noncausal(x, dt, decay, ins, outs, backend=backend),
+        ("eager",),
+        {"memory": moved, "products": 2 * batch * length * heads * channels * states / macs},
+    )
+    u, kernel = torch.randn(batch, dim, length), torch.randn(dim, length)
+    n = 2 * length
+    add(
+        f"long_conv, {batch}×{dim}×{length}, kernel as long",
+        lambda backend: long_conv(u, kernel, backend=backend),
+        ("eager", "butterfly2", "reference"),
+        {
+            "memory": 4 * dim * length * (2 * batch + 1) / copy,
+            "products": (2 * batch + 1) * dim * 2.5 * n * math.log2(n) / 2 / macs,
+        },
+    )
+    return found
+
+
+def compare_others(found: list[dict[str, Any]], rounds: int) -> None:
+    for item in found:
+        calls = item.pop("calls")
+        item["seconds"] = {name: [] for name in calls}
+        with torch.no_grad():
+            for round_ in range(-1, rounds):
+                for name, call in calls.items():
+                    call()
+                    taken = _seconds(call)
+                    if round_ >= 0:
+                        item["seconds"][name].append(taken)
+
+
 def memory(name: str) -> int:
     """Peak of a training step above its inputs, bytes, in a process of its own."""
     code = (
@@ -156,20 +238,20 @@ def peak_of_step(name: str) -> int:
 def table(results: list[dict]) -> str:
     lines = []
     for result in results:
-        shape, seconds = result["shape"], result["seconds"]
-        lines += [f"### {'×'.join(map(str, shape))}, {result['direction']}", ""]
-        lines += ["| path | ms | quartiles | native is faster by |", "|---|---|---|---|"]
+        seconds, ours = result["seconds"], next(iter(result["seconds"]))
+        label = result.get("label") or f"{'×'.join(map(str, result['shape']))}, {result['direction']}"
+        lines += [f"### {label}", "", f"| path | ms | quartiles | {ours} is faster by |", "|---|---|---|---|"]
         for name, taken in seconds.items():
             first, _, third = statistics.quantiles(taken, n=4)
-            ratio = statistics.median(t / n for t, n in zip(taken, seconds["native"], strict=True))
+            ratio = statistics.median(t / n for t, n in zip(taken, seconds[ours], strict=True))
             lines.append(
                 f"| {name} | {1e3 * statistics.median(taken):.2f} | {1e3 * first:.2f}–{1e3 * third:.2f} | {ratio:.1f} |"
             )
         if "bound" in result:
-            best = statistics.median(seconds["native"]) / result["bound"]
+            best = statistics.median(seconds[ours]) / result["bound"]
             lines += [
                 "",
-                f"Bound by {result['by']}: {1e3 * result['bound']:.2f} ms; native takes {best:.1f} times that.",
+                f"Bound by {result['by']}: {1e3 * result['bound']:.2f} ms; {ours} takes {best:.1f} times that.",
             ]
         lines.append("")
     return "\n".join(lines)
@@ -195,23 +277,28 @@ def main() -> None:
     for shape in SHAPES[:2]:
         seconds = compare(shape, max(3, arguments.rounds // 3), backward=True)
         results.append({"shape": shape, "direction": "forward and backward", "seconds": seconds})
+    macs = products(arguments.threads)
+    rest = others(copy, exponentials, macs)
+    compare_others(rest, arguments.rounds)
     peak = {name: memory(name) for name in paths()}
 
     machine = describe()
     heading = (
         f"{datetime.now(UTC).date().isoformat()} · {machine['processor']}, {machine['cores']} cores · "
-        f"{arguments.threads} threads · copies {copy / 1e9:.1f} GB/s, {exponentials / 1e9:.2f} G exponentials/s\n\n"
-        "Selective scan, batch×channels×length×states."
+        f"{arguments.threads} threads · copies {copy / 1e9:.1f} GB/s, {exponentials / 1e9:.2f} G exponentials/s, "
+        f"{macs / 1e9:.0f} G multiply-adds/s\n\n"
+        "Selective scan, batch×channels×length×states; then the other operators."
     )
     rows = "\n".join(f"| {name} | {bytes_ / 2**20:.0f} |" for name, bytes_ in peak.items())
     shape = "×".join(map(str, MEMORY))
     peaks_table = f"### {shape}, peak memory of a training step\n\n| path | MiB |\n|---|---|\n{rows}\n"
-    text = f"{heading}\n\n{table(results)}\n{peaks_table}"
+    text = f"{heading}\n\n{table(results)}\n{peaks_table}\n{table(rest)}"
     print(text)
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
         arguments.save.with_suffix(".md").write_text(text)
-        data = {"heading": heading, "results": results, "memory": peak, "copy": copy, "exponentials": exponentials}
+        speeds_of = {"copy": copy, "exponentials": exponentials, "products": macs}
+        data = {"heading": heading, "results": results + rest, "memory": peak, "speeds": speeds_of}
         arguments.save.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
 
 

@@ -17,6 +17,7 @@ from foveal.ops.scan2d.reference import selective_scan2d_reference
 from foveal.ops.scan2d.triton import selective_scan2d_triton
 from foveal.ops.selective_scan import triton as path
 from foveal.ops.selective_scan.reference import selective_scan_reference
+from foveal.ops.triton import why_not
 
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "bias")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -131,7 +132,7 @@ def interpreted():
         given = inputs(*CASES["one"])
         kept = [plain(kernel)(given)[0] for kernel in (path.selective_scan_triton, selective_scan_reference)]
     off["without gradients"] = errors({"out": kept[0]}, {"out": kept[1]})
-    return {"errors": off, "why not": path.why_not(torch.empty(1)), "loaded at first": loaded}
+    return {"errors": off, "why not": why_not(torch.empty(1)), "loaded at first": loaded}
 
 
 @pytest.fixture(scope="module")
@@ -165,20 +166,6 @@ def test_the_interpreter_needs_no_gpu(run_by_interpreter):
 
 def test_kernels_are_loaded_when_a_scan_runs(run_by_interpreter):
     assert run_by_interpreter["loaded at first"] is False
-
-
-def test_what_cannot_run_says_why(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(path, "find_spec", lambda _: None)
-    assert path.why_not(torch.empty(1)) == "triton is not installed: pip install triton"
-    monkeypatch.setattr(path, "find_spec", lambda _: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert path.why_not(torch.empty(1)) == "no CUDA device"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert path.why_not(torch.empty(1)) == "Triton kernels run on CUDA devices, the tensors are on cpu; move them there"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert path.why_not(torch.empty(1)) is None
-    assert path.why_not(torch.empty(1).double()) == "Triton kernels compute in float32, the tensors are float64"
 
 
 @pytest.mark.parametrize("states", [0, 1, 5, 16, 300])

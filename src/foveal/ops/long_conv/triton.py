@@ -10,14 +10,13 @@ and compiled by Triton, when it first runs.
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foveal.ops.long_conv.butterfly import dft, roots
 from foveal.ops.long_conv.eager import both_sides, least_length
+from foveal.ops.triton import why_not as no_triton
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,15 +35,9 @@ def why_not(u: Tensor) -> str | None:
     Returns:
         None when it can, else the reason and what to do.
     """
-    if find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if os.environ.get("TRITON_INTERPRET") != "1":  # its interpreter takes what is on the CPU
-        if not torch.cuda.is_available():
-            return "no CUDA device"
-        if u.device.type != "cuda":
-            return f"Triton kernels run on CUDA devices, the tensors are on {u.device}; move them there"
-    if u.dtype == torch.float64:
-        return "Triton kernels compute in float32, the tensors are float64"
+    reason = no_triton(u)
+    if reason is not None:
+        return reason
     if u.shape[-1] > MOST:
         return f"the fused kernel holds sequences of up to {MOST}, got {u.shape[-1]}"
     return None

@@ -11,8 +11,8 @@ from foveal.ops.scan2d.native import selective_scan2d_native
 from foveal.ops.scan2d.reference import selective_scan2d_reference
 from foveal.ops.scan2d.routes import ORDERS, gather, routes, scatter
 from foveal.ops.scan2d.triton import selective_scan2d_triton
-from foveal.ops.scan2d.triton import why_not as no_triton
 from foveal.ops.selective_scan import no_native
+from foveal.ops.triton import why_not as no_triton
 
 __all__ = ["ORDERS", "explain", "gather", "routes", "scatter", "selective_scan2d"]
 

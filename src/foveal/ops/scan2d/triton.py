@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from foveal.ops.selective_scan.triton import selective_scan_along_triton, why_not
+from foveal.ops.selective_scan.triton import selective_scan_along_triton
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["selective_scan2d_triton", "why_not"]
+__all__ = ["selective_scan2d_triton"]
 
 
 def selective_scan2d_triton(

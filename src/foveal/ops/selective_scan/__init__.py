@@ -12,7 +12,7 @@ from foveal.ops.selective_scan.eager import selective_scan_eager
 from foveal.ops.selective_scan.native import selective_scan_native
 from foveal.ops.selective_scan.reference import selective_scan_reference
 from foveal.ops.selective_scan.triton import selective_scan_triton
-from foveal.ops.selective_scan.triton import why_not as no_triton
+from foveal.ops.triton import why_not as no_triton
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,6 @@ when a scan first runs. Shapes here: K routes (1 for the plain scan), S places a
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,32 +15,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["selective_scan_along_triton", "selective_scan_triton", "why_not"]
+__all__ = ["selective_scan_along_triton", "selective_scan_triton"]
 
 # Numbers of a tile, and its steps along the sequence, at most. With 8 numbers a thread, ten tiles fit its registers.
 TILE = 1024
 STEPS = 64
-
-
-def why_not(u: Tensor) -> str | None:
-    """Why these kernels cannot run.
-
-    Args:
-        u: the input they would get.
-
-    Returns:
-        None when they can, else the reason and what to do.
-    """
-    if find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if os.environ.get("TRITON_INTERPRET") != "1":  # its interpreter takes what is on the CPU
-        if not torch.cuda.is_available():
-            return "no CUDA device"
-        if u.device.type != "cuda":
-            return f"Triton kernels run on CUDA devices, the tensors are on {u.device}; move them there"
-    if u.dtype == torch.float64:
-        return "Triton kernels compute in float32, the tensors are float64"
-    return None
 
 
 def _power(number: int) -> int:

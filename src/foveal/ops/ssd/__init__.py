@@ -1,7 +1,7 @@
 """State space duality, the recurrence of Mamba-2: causal and without order, each behind one function.
 
-Both are matrix products in torch, which on a CPU are oneDNN's or MKL's: there is no compiled kernel, because nothing
-would be left for it to do.
+On a CPU both are matrix products in torch, oneDNN's or MKL's: there is no compiled kernel, because little would be left
+for it to do. Without order they are two products and nothing else, on a GPU too.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import torch
 from foveal.ops.backends import Backend, ShapeError, choose, reasons
 from foveal.ops.ssd.eager import ssd_eager, ssd_noncausal_eager
 from foveal.ops.ssd.reference import ssd_noncausal_reference, ssd_reference
+from foveal.ops.ssd.triton import ssd_triton
+from foveal.ops.triton import why_not as no_triton
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["explain", "ssd", "ssd_noncausal"]
 
+# Products in torch are fast on a GPU too; the kernel goes first when a measurement says so.
 BACKENDS = (
     Backend("eager", ssd_eager, lambda _: None),
+    Backend("triton", ssd_triton, no_triton),
     Backend("reference", ssd_reference, lambda _: None),
 )
 NONCAUSAL = (
@@ -103,7 +107,7 @@ def ssd(
         D: skip weights, (H,) or (H, P).
         dt_bias: (H,).
         dt_softplus: whether dt goes through softplus.
-        chunk_size: steps that are one product; changes the time it takes, not the result.
+        chunk_size: steps that are one product; changes the time it takes, not the result. Triton's kernel has its own.
         initial_state: S before the first step, (B, H, P, N); None for zero.
         return_last_state: whether the state after the last step is returned too.
         backend: "auto", or one of those that `explain` lists.
