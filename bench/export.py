@@ -3,11 +3,11 @@
     python bench/export.py                       table on standard output
     python bench/export.py --save results/export also results/export.md and results/export.json
     python bench/export.py vim_tiny vmamba_tiny  these alone
+    python bench/export.py --folder exported     keeps the ONNX files and takes those there; tracing takes minutes
 
 Each is traced at 224×224 with free height and width, written with standard operators, and run by ONNX Runtime at that
 size and at 160×288. Times are medians over rounds in which ONNX Runtime, torch with the compiled kernels and torch
-without them take
-turns, batch 1, 224×224.
+without them take turns, batch 1, 224×224.
 """
 
 from __future__ import annotations
@@ -59,21 +59,19 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def row(name: str, threads: int, rounds: int) -> dict[str, Any]:
+def row(name: str, threads: int, rounds: int, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model = foveal.create_model(name)
     found: dict[str, Any] = {"model": name, "parameters": sum(p.numel() for p in model.parameters())}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        begun = time.perf_counter()
+    path = folder / f"{name}.onnx"
+    if not path.exists():
         try:
             to_onnx(model, path, torch.rand(TRACED), output="out")
         except ExportError as error:
             return {**found, "error": str(error).splitlines()[0]}
-        found["export"] = time.perf_counter() - begun
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     for shape in (TRACED, OTHER):
         x = torch.rand(shape)
         with torch.inference_mode():
@@ -123,12 +121,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
+    parser.add_argument("--folder", type=Path, help="where ONNX files are kept; else they are thrown away")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
-    for name in arguments.models:
-        rows.append(row(name, arguments.threads, arguments.rounds))
-        print(rows[-1], file=sys.stderr)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = arguments.folder or Path(passing)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in arguments.models:
+            rows.append(row(name, arguments.threads, arguments.rounds, folder))
+            print(rows[-1], file=sys.stderr)
     machine = describe()
     heading = (
         f"{datetime.now(UTC).date().isoformat()} · {machine['processor']}, {machine['cores']} cores · "

@@ -29,13 +29,14 @@ def _path(name: str) -> Path:
     return HERE / f"libfoveal_{name}{SUFFIX}"
 
 
-def built() -> list[str]:
+@lru_cache(maxsize=1)
+def built() -> tuple[str, ...]:
     """Instruction sets this installation was compiled for.
 
     Returns:
         Names, widest registers first; empty when it was installed without a compiler.
     """
-    return [name for name in PREFERRED if _path(name).is_file()]
+    return tuple(name for name in PREFERRED if _path(name).is_file())
 
 
 @lru_cache(maxsize=1)

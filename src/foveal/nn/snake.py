@@ -40,7 +40,9 @@ def moves(route: Tensor, width: int) -> Tensor:
     Returns:
         In raster order, (K, L): 0 for the first place, 1 after a step right, 2 left, 3 up, 4 down.
     """
-    down, right = ((route // width).diff(dim=1), (route % width).diff(dim=1))
+    row = route // width
+    column = route - row * width  # not route % width, which torch's ONNX exporter refuses for a width that stays free
+    down, right = row.diff(dim=1), column.diff(dim=1)
     came = (right == 1) * 1 + (right == -1) * 2 + (down == -1) * 3 + (down == 1) * 4
     return torch.zeros_like(route).scatter(1, route, F.pad(came, (1, 0)))
 
