@@ -158,7 +158,7 @@ def others(copy: float, exponentials: float, macs: float) -> list[dict[str, Any]
 
     way = routes("cross", side, side)
     for states in (1, 16):
-        u, delta = torch.randn(batch, dim, length), torch.randn(batch, 4, dim, length) / 2
+        u, delta = torch.randn(batch, dim, length), torch.randn(batch, 4, length, dim).mT / 2  # as the networks make it
         weights = torch.randn(2, batch, 4, states, length)
         rates = -torch.arange(1.0, states + 1).repeat(4 * dim, 1)
         add(

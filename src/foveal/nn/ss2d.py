@@ -98,6 +98,11 @@ class S6(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(num_routes * dim, 1))
         self.D = nn.Parameter(torch.ones(num_routes * dim))
 
+    def _made(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Step sizes of rank R, (B, K, R, L), weights in and out, (B, K, D, L)."""
+        # (B, 1 or K, C, L) to (B, K, R + 2·D, L)
+        return (self.x_proj @ (x[:, None] if x.ndim == 3 else x)).split(self.split, dim=2)
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the input decides.
 
@@ -107,10 +112,9 @@ class S6(nn.Module):
         Returns:
             Step sizes before bias and softplus, (B, K, C, L); weights in and out, (B, K, D, L).
         """
-        # (B, 1 or K, C, L) to (B, K, R + 2·D, L)
-        made = self.x_proj @ (x[:, None] if x.ndim == 3 else x)
-        step, weights_in, weights_out = made.split(self.split, dim=2)
-        return self.dt_proj @ step, weights_in, weights_out
+        step, weights_in, weights_out = self._made(x)
+        # channels lie side by side in memory, as a kernel reads them along a route
+        return (step.mT @ self.dt_proj.mT).mT, weights_in, weights_out
 
     def along(self, x: Tensor, order: str = "cross") -> Tensor:
         """Scan the whole map along K routes and sum what each position gets.
@@ -138,11 +142,11 @@ class S6(nn.Module):
         return y.view(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        delta, weights_in, weights_out = self.project(x)
+        step, weights_in, weights_out = self._made(x)
         # (B, K·C, L): the K sequences are groups of channels of one scan
         y = selective_scan(
             x.flatten(1, 2),
-            delta.flatten(1, 2),
+            (self.dt_proj @ step).flatten(1, 2),
             -self.A_log.exp(),
             weights_in,
             weights_out,
