@@ -100,6 +100,17 @@ def test_only_runs_one_kind_and_no_checks(foveal):
     assert "common checks" not in result.stdout
 
 
+def test_only_checks_runs_no_claim_and_keeps_their_outcomes(foveal, tmp_path):
+    foveal("Toy", "--only", FITS.kind, "--save", Toy=(FITS,))
+    result = foveal("Toy", "--only", "checks", "--save", Toy=(FITS,))
+    assert result.exit_code == 0
+    assert "common checks" in result.stdout
+    assert FITS.says not in result.stdout
+    content = json.loads((tmp_path / "results" / "claims" / "toy.json").read_text())
+    assert [claim["says"] for claim in content["claims"]] == [FITS.says]
+    assert content["checks"] == {"fields": "passed"}
+
+
 def test_quick_skips_training_without_failing(foveal):
     result = foveal("Toy", "--quick", Toy=(SLOW, FITS))
     assert result.exit_code == 0
