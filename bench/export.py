@@ -71,6 +71,7 @@ def row(name: str, threads: int, rounds: int, folder: Path) -> dict[str, Any]:
             return {**found, "error": str(error).splitlines()[0]}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would slow who comes next
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     for shape in (TRACED, OTHER):
         x = torch.rand(shape)
