@@ -42,7 +42,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3}),
     "MambaOut": ("mambaout_femto", {"dims": (24, 48, 96, 160), "depths": (1, 1, 3, 1)}),
     "Vim": ("vim_tiny", {"patch_size": 4, "dim": 96, "depth": 6}),
-    "VMamba": ("vmamba_tiny", {"dim": 48, "depths": (2, 2)}),
+    "VMamba": ("vmamba_tiny", {"dim": 64, "depths": (2, 2)}),
 }
 
 
