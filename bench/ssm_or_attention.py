@@ -2,7 +2,8 @@
 
     python bench/ssm_or_attention.py                                    table on standard output
     python bench/ssm_or_attention.py --save results/ssm_or_attention    also .md, .json and .svg
-    python bench/ssm_or_attention.py --train 180                        CIFAR-10 instead: so many seconds each
+    python bench/ssm_or_attention.py --train 180                        CIFAR-10 instead: so many seconds each; with
+                                                                        --save results/ssm_training, as in the docs
 
 Models of 5 to 9 million parameters, batch 1, float32, plain torch on `--threads` threads. Latency is the median over
 rounds in which all models take turns; memory is what one forward pass adds to the process's peak, in a process of its
