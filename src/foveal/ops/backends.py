@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Backend", "BackendError", "ShapeError", "choose", "reasons"]
+    from torch import Tensor
+
+__all__ = ["Backend", "BackendError", "ShapeError", "check_alike", "check_shape", "choose", "reasons"]
 
 
 class BackendError(RuntimeError):
@@ -36,6 +38,40 @@ class Backend:
     name: str
     run: Callable[..., Any]
     why_not: Callable[[Any], str | None]
+
+
+def check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
+    """That a tensor has the shape that others ask of it.
+
+    Args:
+        name: of the argument.
+        tensor: given.
+        wanted: shape.
+        of: what asks for it, in words.
+
+    Raises:
+        ShapeError: another shape.
+    """
+    if tuple(tensor.shape) != wanted:
+        raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
+
+
+def check_alike(named: Mapping[str, Tensor | None]) -> None:
+    """That all tensors are real floating-point ones on the device of the first.
+
+    Args:
+        named: arguments by name; None for those left out.
+
+    Raises:
+        TypeError: an integer or complex tensor.
+        ValueError: a tensor on another device.
+    """
+    first, leader = next((name, tensor) for name, tensor in named.items() if tensor is not None)
+    for name, tensor in named.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
+        if tensor is not None and tensor.device != leader.device:
+            raise ValueError(f"{name} must be on {leader.device} like {first}, got {tensor.device}; move it there")
 
 
 def choose(backends: Sequence[Backend], name: str, tensor: Any) -> Backend:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, choose, reasons
 from foveal.ops.long_conv.butterfly import long_conv_butterfly
 from foveal.ops.long_conv.eager import long_conv_eager
 from foveal.ops.long_conv.reference import long_conv_reference
@@ -78,11 +78,7 @@ def long_conv(
     """
     if u.ndim != 3:
         raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
-    for name, tensor in {"u": u, "kernel": kernel, "D": D, "reverse": reverse}.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
-        if tensor is not None and tensor.device != u.device:
-            raise ValueError(f"{name} must be on {u.device} like u, got {tensor.device}; move it there")
+    check_alike({"u": u, "kernel": kernel, "D": D, "reverse": reverse})
     weights = _heads("kernel", kernel, u, None)
     heads, channels = weights.shape[:2]
     after = None if reverse is None else _heads("reverse", reverse, u, heads)

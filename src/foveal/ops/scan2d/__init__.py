@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
 from foveal.ops.scan2d.eager import selective_scan2d_eager
 from foveal.ops.scan2d.native import selective_scan2d_native
 from foveal.ops.scan2d.reference import selective_scan2d_reference
@@ -23,11 +23,6 @@ BACKENDS = (
     Backend("eager", selective_scan2d_eager, lambda _: None),
     Backend("reference", selective_scan2d_reference, lambda _: None),
 )
-
-
-def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
-    if tuple(tensor.shape) != wanted:
-        raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
 
 
 def _check_routes(along: Tensor, u: Tensor) -> None:
@@ -101,23 +96,19 @@ def selective_scan2d(
     if u.ndim != 3:
         raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
     named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
-    for name, tensor in named.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
-        if tensor is not None and tensor.device != u.device:
-            raise ValueError(f"{name} must be on {u.device} like u, got {tensor.device}; move it there")
+    check_alike(named)
     _check_routes(routes, u)
     (batch, dim, length), count = u.shape, routes.shape[0]
-    _shape("delta", delta, (batch, count, dim, length), "one step for each route and value of u")
+    check_shape("delta", delta, (batch, count, dim, length), "one step for each route and value of u")
     if A.ndim != 2 or A.shape[0] != count * dim:
         raise ShapeError(
             f"A must be ({count * dim}, states), one row for each route and channel of u, got {tuple(A.shape)}"
         )
     for name, weights in (("B", B), ("C", C)):
-        _shape(name, weights, (batch, count, A.shape[1], length), "(batch, routes, states, length)")
+        check_shape(name, weights, (batch, count, A.shape[1], length), "(batch, routes, states, length)")
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
-            _shape(name, vector, (count * dim,), "one value for each route and channel of u")
+            check_shape(name, vector, (count * dim,), "one value for each route and channel of u")
     rates = A.unflatten(0, (count, dim))
     skip, bias = (None if vector is None else vector.view(count, dim) for vector in (D, delta_bias))
     # As for `selective_scan`: on a CPU the registered operator takes everything.

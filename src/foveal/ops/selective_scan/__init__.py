@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
 from foveal.ops.native import why_not
 from foveal.ops.selective_scan.eager import selective_scan_eager
 from foveal.ops.selective_scan.native import selective_scan_native
@@ -53,16 +53,11 @@ BACKENDS = (
 )
 
 
-def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
-    if tuple(tensor.shape) != wanted:
-        raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
-
-
 def _grouped(name: str, weight: Tensor, u: Tensor, states: int) -> Tensor:
     """(C, D), (B, D, L) or (B, G, D, L) to (B, G, D, L)."""
     batch, dim, length = u.shape
     if weight.ndim == 2:
-        _shape(name, weight, (dim, states), "(C, D) when it does not depend on the input")
+        check_shape(name, weight, (dim, states), "(C, D) when it does not depend on the input")
         return weight[None, :, :, None].expand(batch, dim, states, length)
     grouped = weight[:, None] if weight.ndim == 3 else weight
     if grouped.ndim != 4 or grouped.shape[0] != batch or grouped.shape[2:] != (states, length):
@@ -130,15 +125,11 @@ def selective_scan(
     if u.ndim != 3:
         raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
     named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    for name, tensor in named.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
-        if tensor is not None and tensor.device != u.device:
-            raise ValueError(f"{name} must be on {u.device} like u, got {tensor.device}; move it there")
+    check_alike(named)
     batch, dim, length = u.shape
     if A.ndim != 2 or A.shape[0] != dim:
         raise ShapeError(f"A must be ({dim}, states), one row for each channel of u, got {tuple(A.shape)}")
-    _shape("delta", delta, (batch, dim, length), "like u")
+    check_shape("delta", delta, (batch, dim, length), "like u")
     weights_in, weights_out = _grouped("B", B, u, A.shape[1]), _grouped("C", C, u, A.shape[1])
     if weights_in.shape[1] != weights_out.shape[1]:
         groups = max(weights_in.shape[1], weights_out.shape[1])
@@ -146,10 +137,10 @@ def selective_scan(
         if weights_in.shape != weights_out.shape:
             raise ShapeError(f"the groups of B and C must divide each other, got {B.shape[1]} and {C.shape[1]}")
     if z is not None:
-        _shape("z", z, (batch, dim, length), "like u")
+        check_shape("z", z, (batch, dim, length), "like u")
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
-            _shape(name, vector, (dim,), "one value for each channel of u")
+            check_shape(name, vector, (dim,), "one value for each channel of u")
     if return_last_state and torch.onnx.is_in_onnx_export():
         raise NotImplementedError("the last state is not exported to ONNX; leave return_last_state out")
     # On a CPU the registered operator takes everything, so that it is in traced graphs too; without the compiled kernel

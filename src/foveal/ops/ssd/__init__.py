@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
 from foveal.ops.ssd.eager import ssd_eager, ssd_noncausal_eager
 from foveal.ops.ssd.reference import ssd_noncausal_reference, ssd_reference
 from foveal.ops.ssd.triton import ssd_triton
@@ -33,11 +33,6 @@ NONCAUSAL = (
 )
 
 
-def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
-    if tuple(tensor.shape) != wanted:
-        raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
-
-
 def _check(
     x: Tensor,
     dt: Tensor,
@@ -51,27 +46,25 @@ def _check(
     if x.ndim != 4:
         raise ShapeError(f"x must be (batch, length, heads, channels), got {tuple(x.shape)}")
     named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "initial_state": initial_state}
-    for name, tensor in named.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {tensor.dtype}; convert it first")
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}; move it there")
+    check_alike(named)
     batch, length, heads, channels = x.shape
-    _shape("dt", dt, (batch, length, heads), "one step for each token and head of x")
-    _shape("A", A, (heads,), "one decay for each head of x")
+    check_shape("dt", dt, (batch, length, heads), "one step for each token and head of x")
+    check_shape("A", A, (heads,), "one decay for each head of x")
     if B.ndim != 4 or B.shape[:2] != x.shape[:2]:
         raise ShapeError(f"B must be ({batch}, {length}, groups, states), got {tuple(B.shape)}")
-    _shape("C", C, tuple(B.shape), "like B")
+    check_shape("C", C, tuple(B.shape), "like B")
     if not B.shape[2] or heads % B.shape[2]:
         raise ShapeError(f"the {heads} heads of x must divide into the groups of B and C, got {B.shape[2]}")
     if D is not None and D.ndim == 2:
-        _shape("D", D, (heads, channels), "one value for each channel, or one for each head")
+        check_shape("D", D, (heads, channels), "one value for each channel, or one for each head")
     elif D is not None:
-        _shape("D", D, (heads,), "one value for each head, or one for each channel")
+        check_shape("D", D, (heads,), "one value for each head, or one for each channel")
     if dt_bias is not None:
-        _shape("dt_bias", dt_bias, (heads,), "one value for each head of x")
+        check_shape("dt_bias", dt_bias, (heads,), "one value for each head of x")
     if initial_state is not None:
-        _shape("initial_state", initial_state, (batch, heads, channels, B.shape[3]), "(batch, heads, channels, states)")
+        check_shape(
+            "initial_state", initial_state, (batch, heads, channels, B.shape[3]), "(batch, heads, channels, states)"
+        )
 
 
 def ssd(
