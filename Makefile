@@ -23,12 +23,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh $(KERNELS)
 .PHONY: setup
 setup: $(VENV)/.installed  ## everything that working on foveal needs, into .venv
 
-demo/.venv/.installed: pyproject.toml constraints.txt scripts/install.sh $(PACKAGE)
-	scripts/install.sh demo/.venv .
+demo/.venv/.installed: pyproject.toml constraints.txt scripts/install.sh $(PACKAGE) $(KERNELS)
+	scripts/install.sh demo/.venv '.[native]'
 	@touch $@
 
 .PHONY: demo
-demo: demo/.venv/.installed  ## a light install, the sample pictures ×4, and a page of before and after
+demo: demo/.venv/.installed  ## an install without torch, the sample pictures ×4, and a page of before and after
 	demo/.venv/bin/python scripts/demo.py
 
 .PHONY: test

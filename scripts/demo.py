@@ -1,6 +1,6 @@
 """Enlarges the sample pictures by 4 as a user would, says what that gave, and writes a page of before and after.
 
-Run by `make demo`, in an environment that holds the light install and nothing else.
+Run by `make demo`, in an environment that holds the light install, the native kernels and nothing else.
 """
 
 from __future__ import annotations

@@ -7,8 +7,12 @@ from onnx import TensorProto, helper
 from foveal.runtime import engines
 from foveal.runtime.engines import ENGINES, EngineError, EngineMemoryError, available, create, default_threads, why_not
 
+GENERAL = [
+    name for name in ENGINES if name != "native"
+]  # those that run any graph; test_native_engine.py has the other
 
-@pytest.mark.parametrize("name", ENGINES)
+
+@pytest.mark.parametrize("name", GENERAL)
 @pytest.mark.parametrize("kind", ["same_blocks", "blocks", "trims"])
 def test_engines_agree(name, kind, bundles):
     if reason := why_not(name):
@@ -21,7 +25,7 @@ def test_engines_agree(name, kind, bundles):
     assert (engine.name, engine.threads) == (name, 2)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", GENERAL)
 def test_engines_agree_on_bytes(name, bundles):
     if reason := why_not(name):
         pytest.skip(reason)
@@ -47,7 +51,9 @@ def test_missing_library_names_the_command(monkeypatch, bundles):
 
 
 def test_wrong_arguments(bundles):
-    with pytest.raises(ValueError, match="engine must be auto or one of onnxruntime, openvino, torch, got 'cuda'"):
+    with pytest.raises(
+        ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, got 'cuda'"
+    ):
         why_not("cuda")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         create("onnxruntime", bundles["trims"].file("float"), 0)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from foveal.runtime import plan as module
-from foveal.runtime.engines import EngineError
+from foveal.runtime.engines import EngineError, EngineUnsupportedError
 from foveal.runtime.plan import (
     Cache,
     Pace,
@@ -74,20 +74,30 @@ def test_calibration_is_done_once(bundles, monkeypatch):
 
 def test_auto_takes_the_fastest(bundles, monkeypatch):
     paces = {"onnxruntime": Pace(64, 2.0, 0.1), "openvino": Pace(64, 1.0, 0.1)}
+
+    def pace_of(bundle, name, *rest):
+        if name not in paces:
+            raise EngineUnsupportedError(f"{name} is for other networks")
+        return paces[name]
+
     monkeypatch.setattr(module, "why_not", lambda name: "")
-    monkeypatch.setattr(module, "calibrate", lambda bundle, name, *rest: paces[name])
+    monkeypatch.setattr(module, "calibrate", pace_of)
     assert pick_engine("auto", bundles["trims"], 1, "float") == ("openvino", "")
     paces["onnxruntime"] = Pace(64, 0.5, 0.1)
     assert pick_engine("auto", bundles["trims"], 1, "float") == ("onnxruntime", "")
     # A tile with little margin may win over one that computes each pixel faster.
     paces.update(onnxruntime=Pace(4, 1.0, 0.1), openvino=Pace(64, 1.1, 0.1))
     assert pick_engine("auto", bundles["trims"], 1, "float")[0] == "openvino"
+    paces["native"] = Pace(64, 0.1, 0.1)
+    assert pick_engine("auto", bundles["trims"], 1, "float") == ("native", "")
 
 
 def test_auto_goes_round_an_engine_that_fails(bundles, monkeypatch):
     def one_fails(bundle, name, *rest):
         if name == "openvino":
             raise EngineError("openvino failed: no")
+        if name == "native":
+            raise EngineUnsupportedError("for other networks")
         return Pace(64, 1.0, 0.1)
 
     monkeypatch.setattr(module, "why_not", lambda name: "")
@@ -98,7 +108,7 @@ def test_auto_goes_round_an_engine_that_fails(bundles, monkeypatch):
         raise EngineError(f"{name} failed: no")
 
     monkeypatch.setattr(module, "calibrate", both_fail)
-    with pytest.raises(EngineError, match="no engine runs this bundle: onnxruntime failed: no; openvino failed: no"):
+    with pytest.raises(EngineError, match="no engine runs this bundle: native failed: no; onnxruntime failed: no; "):
         pick_engine("auto", bundles["trims"], 1, "float")
 
 

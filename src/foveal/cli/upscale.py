@@ -53,7 +53,7 @@ def upscale(
         typer.Option("--model", "-n", metavar="NAME|PATH", help="A bundle, instead of --scale and --quality."),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto (the fastest here), onnxruntime, openvino or torch.")
+        str, typer.Option("--engine", help="auto (the fastest here), native, onnxruntime, openvino or torch.")
     ] = "auto",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Processor threads.  [default: all]", show_default=False)

@@ -1,8 +1,9 @@
 """Engines: what computes a network. Each is a name, a number of threads and `run(x) -> y`.
 
 An engine runs one ONNX file. It knows nothing of tiles or pictures, and it imports its library only when it is opened,
-so a machine that has no OpenVINO or no torch never notices. `torch` here runs the same ONNX graph (`torch_engine.py`);
-it is there to compare with and is never chosen by `auto`.
+so a machine that has no OpenVINO or no torch never notices. `native` runs plain super-resolution networks by foveal's
+own kernels (`native_engine.py`) and leaves every other to the rest. `torch` runs the same ONNX graph
+(`torch_engine.py`); it is there to compare with and is never chosen by `auto`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineMemoryError",
+    "EngineUnsupportedError",
     "available",
     "cpu_model",
     "create",
@@ -41,6 +43,10 @@ class EngineError(RuntimeError):
 
 class EngineMemoryError(EngineError, MemoryError):
     """An engine that ran out of memory; a smaller tile may still run."""
+
+
+class EngineUnsupportedError(EngineError):
+    """A network that this engine does not run, while another may."""
 
 
 class Engine(Protocol):
@@ -137,6 +143,17 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
+def _open_native(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG001 - it always computes in float32
+    try:
+        from foveal.runtime.native_engine import NativeEngine
+
+        return NativeEngine(path, threads)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise _failure("native", error) from error
+
+
 def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG001 - it always computes in float32
     from foveal.runtime.torch_engine import TorchEngine
 
@@ -149,15 +166,26 @@ def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG00
 
 
 _OPEN: dict[str, Callable[[Path, int, bool], Engine]] = {
+    "native": _open_native,
     "onnxruntime": _OnnxRuntime,
     "openvino": _OpenVino,
     "torch": _open_torch,
 }
-_NEEDS = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "torch": ("torch", "onnx")}
-_EXTRA = {"onnxruntime": "onnxruntime", "openvino": "'foveal[openvino]'", "torch": "'foveal[torch]'"}
+_NEEDS = {
+    "native": ("foveal_kernels", "onnx"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "torch": ("torch", "onnx"),
+}
+_EXTRA = {
+    "native": "'foveal[native]'",
+    "onnxruntime": "onnxruntime",
+    "openvino": "'foveal[openvino]'",
+    "torch": "'foveal[torch]'",
+}
 
 ENGINES = tuple(_OPEN)
-AUTO = ("onnxruntime", "openvino")  # those that `auto` chooses from
+AUTO = ("native", "onnxruntime", "openvino")  # those that `auto` chooses from
 
 
 def why_not(name: str) -> str:
@@ -175,7 +203,13 @@ def why_not(name: str) -> str:
     if name not in ENGINES:
         raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
     missing = [module for module in _NEEDS[name] if find_spec(module) is None]
-    return f"{' and '.join(missing)} not installed; pip install {_EXTRA[name]}" if missing else ""
+    if missing:
+        return f"{' and '.join(missing)} not installed; pip install {_EXTRA[name]}"
+    if name == "native":
+        import foveal_kernels
+
+        return foveal_kernels.why_not() or ""
+    return ""
 
 
 def available() -> list[str]:
@@ -221,7 +255,7 @@ def library_version(name: str) -> str:
         As its package says; "?" if it does not.
     """
     try:
-        return version(name)
+        return version("foveal-kernels" if name == "native" else name)
     except PackageNotFoundError:
         return "?"
 

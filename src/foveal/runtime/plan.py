@@ -23,6 +23,7 @@ from foveal.runtime.engines import (
     Engine,
     EngineError,
     EngineMemoryError,
+    EngineUnsupportedError,
     cpu_model,
     create,
     library_version,
@@ -53,7 +54,7 @@ _TRIED = (128, 256, 384)
 _LONGEST = 0.6  # seconds for one run; larger tiles are not tried after that
 # Seconds per output megapixel that reading and writing add, until this machine has taught better.
 _FILE_SECONDS = {"png": 0.06, "jpeg": 0.01, "webp": 0.15, "tiff": 0.01, "avif": 0.6, "gif": 0.15, "bmp": 0.005}
-_PROCESS_BYTES = {"onnxruntime": 130 << 20, "openvino": 260 << 20, "torch": 450 << 20}
+_PROCESS_BYTES = {"native": 110 << 20, "onnxruntime": 130 << 20, "openvino": 260 << 20, "torch": 450 << 20}
 
 
 def cache_folder() -> Path:
@@ -273,7 +274,7 @@ def pick_engine(wanted: str, bundle: Bundle, threads: int, kind: str, cache: Cac
         return wanted, ""
     names = [name for name in AUTO if not why_not(name)]
     if not names:
-        raise EngineError(f"no engine: {why_not(AUTO[0])}")
+        raise EngineError(f"no engine: {why_not('onnxruntime')}")
     if len(names) == 1:
         return names[0], ""
     costs: dict[str, float] = {}
@@ -281,6 +282,8 @@ def pick_engine(wanted: str, bundle: Bundle, threads: int, kind: str, cache: Cac
     for name in names:
         try:
             costs[name] = calibrate(bundle, name, threads, kind, cache).cost(bundle.card.margin)
+        except EngineUnsupportedError:  # no failure: it is for other networks
+            continue
         except EngineError as error:
             failed.append(str(error))
     if not costs:

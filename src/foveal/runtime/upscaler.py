@@ -97,7 +97,7 @@ class Upscaler:
         scale: output side over input side: 2, 3 or 4. With `model`, its scale counts.
         quality: "fast", "balanced" or "best"; which shipped bundle.
         model: name of a bundle or path of its folder, instead of `scale` and `quality`.
-        engine: "auto" (the fastest here), "onnxruntime", "openvino" or "torch".
+        engine: "auto" (the fastest here), "native", "onnxruntime", "openvino" or "torch".
         threads: processor threads; by default all that this process may use.
         tile: side of a tile in input pixels, or "auto".
 
