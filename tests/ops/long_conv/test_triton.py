@@ -37,7 +37,6 @@ def largest_error(case, device="cpu", dtype=torch.float32):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted_kernel_equals_the_reference():
     code = "import test_triton as t; assert [c for c in t.CASES if not t.largest_error(c) < 1e-5] == [], 'differs'"
@@ -46,8 +45,30 @@ def test_interpreted_kernel_equals_the_reference():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("skip", "capability"), [(True, 80), (False, 90)])
+def test_kernel_compiles_without_a_gpu(skip, capability, monkeypatch):
+    """Down to its machine code, at the largest matrix, which must fit into the memory that a program has."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from foveal.ops.long_conv import triton_kernel
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    first, second = path._parts(2 * path.MOST)
+    sizes = {"FIRST": first, "SECOND": second} | ({} if skip else {"skip": None})
+    signature = dict.fromkeys(triton_kernel.convolve.arg_names, "*fp32")
+    signature |= dict.fromkeys(("length", "channels", "given"), "i32") | dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(triton_kernel.convolve, signature, constexprs=sizes)
+    options = path._launch(first * second)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert "cubin" in made.asm
+    assert made.metadata.shared <= {80: 163, 90: 227}[capability] << 10
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", [*CASES, (2, 3, 1, 1000, 1000, 1000), (2, 3, 1, 4096, 4096, 0)], ids=str)
+@pytest.mark.parametrize("case", [*CASES, (2, 3, 1, 1000, 1000, 1000), (2, 3, 1, 2048, 2048, 0)], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_on_a_gpu(case, dtype, tolerance):
     assert largest_error(case, "cuda", dtype) < tolerance
@@ -66,7 +87,7 @@ def test_matrices_hold_the_period():
     [
         (torch.zeros(1, 1, 4), "no CUDA device|run on CUDA devices, the tensors are on cpu"),
         (torch.zeros(1, 1, 4, dtype=torch.float64), "compute in float32, the tensors are float64"),
-        (torch.zeros(1, 1, 5000), "holds sequences of up to 4096, got 5000"),
+        (torch.zeros(1, 1, 5000), "holds sequences of up to 2048, got 5000"),
     ],
 )
 def test_it_says_why_it_cannot_run(tensor, text, monkeypatch):

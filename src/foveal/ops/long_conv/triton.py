@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "fused", "long_conv_triton", "why_not"]
 
-MOST = 4096  # places of a sequence; with the padding, a matrix of 64 × 128
+# Places of a sequence; with the padding, a matrix of 64 × 64. Compiled for Hopper, the next size wants 288 KiB of shared
+# memory, more than there is.
+MOST = 2048
 
 
 def why_not(u: Tensor) -> str | None:
@@ -47,6 +49,11 @@ def _parts(n: int) -> tuple[int, int]:
     """Powers of two, at least 16 each as Triton's products want, whose product is at least n."""
     power = max(8, (n - 1).bit_length())
     return 1 << power // 2, 1 << -(-power // 2)
+
+
+def _launch(n: int) -> dict[str, Any]:
+    """How a matrix of n places is compiled."""
+    return {"num_warps": 4 if n <= 1024 else 8, "enable_fp_fusion": True}
 
 
 def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D: Tensor | None) -> Tensor:  # noqa: N803
@@ -74,7 +81,7 @@ def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D:
     triton_kernel.convolve[(batch, heads * channels)](
         u.contiguous(), *(part.contiguous() for part in spectrum), None if D is None else D.float().contiguous(), out,
         first, second, twiddle, length, channels, given,
-        FIRST=parts[0], SECOND=parts[1], num_warps=4 if n <= 1024 else 8,
+        FIRST=parts[0], SECOND=parts[1], **_launch(n),
     )  # fmt: skip
     return out
 
