@@ -179,7 +179,7 @@ def others(copy: float, exponentials: float, macs: float) -> list[dict[str, Any]
     add(
         f"ssd, batch×length×heads×channels×states {size}",
         lambda backend: ssd(x, dt, decay, ins, outs, backend=backend),
-        ("eager", "reference"),
+        ("native", "eager", "reference"),
         {"memory": moved, "products": work / macs},
     )
     add(

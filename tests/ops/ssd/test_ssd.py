@@ -6,6 +6,8 @@ from foveal.ops.selective_scan import selective_scan
 from foveal.ops.ssd import explain, ssd, ssd_noncausal
 
 LENGTHS = (1, 7, 63, 100)
+FAST = [name for name, answer in explain().items() if answer == "can run" and name != "reference"]
+needs_kernels = pytest.mark.skipif("native" not in FAST, reason=explain()["native"])
 
 
 def problem(length, *, batch=2, heads=4, channels=3, groups=2, states=5, dtype=torch.float64, seed=0):
@@ -34,7 +36,8 @@ def start(p):
 def gradients(run, tensors):
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     outputs = run(**leaves)
-    weights = [torch.randn(o.shape, generator=torch.Generator().manual_seed(3), dtype=o.dtype) for o in outputs]
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
     total = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
     return outputs, dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
@@ -44,7 +47,7 @@ def test_a_case_by_hand():
     x, dt = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1), torch.ones(1, 3, 1)
     halving = -torch.log(torch.tensor([2.0]))
     weights_in, weights_out = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 3.0, 1.0])
-    for backend in ("reference", "eager"):
+    for backend in ("reference", *FAST):
         y, state = ssd(
             x,
             dt,
@@ -100,6 +103,97 @@ def test_the_sum_over_tokens_equals_the_double_loop_and_so_do_all_gradients(leng
     theirs, their_gradients = gradients(lambda **t: (ssd_noncausal(**t, dt_softplus=True, backend="reference"),), p)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-9, atol=1e-9)
+
+
+# One state and one channel; more rows of state than fit the registers and an odd one; more channels than one task has.
+@pytest.mark.parametrize(
+    ("length", "sizes"),
+    [
+        (1, {}),
+        (7, {"channels": 1, "states": 1}),
+        (63, {"states": 11, "groups": 1}),
+        (100, {"channels": 70, "states": 16}),
+    ],
+)
+@pytest.mark.parametrize("backend", FAST)
+def test_float32_equals_the_reference_in_float64_and_so_do_all_gradients(length, sizes, backend):
+    def run(backend):
+        return lambda initial_state, **tensors: ssd(
+            **tensors, initial_state=initial_state, dt_softplus=True, return_last_state=True, backend=backend
+        )
+
+    p = problem(length, **sizes)
+    tensors = {**p, "initial_state": start(p)}
+    # Rounded once, so that both get the same numbers.
+    narrow = {name: tensor.float() for name, tensor in tensors.items()}
+    ours, our_gradients = gradients(run(backend), narrow)
+    theirs, their_gradients = gradients(run("reference"), {name: tensor.double() for name, tensor in narrow.items()})
+    for got, want in zip(ours, theirs, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    for name, want in their_gradients.items():
+        assert (our_gradients[name] - want).abs().max() <= 1e-4 * want.abs().max(), name
+
+
+@needs_kernels
+def test_every_instruction_set_walks_alike(monkeypatch):
+    import foveal_kernels
+
+    from foveal.ops.ssd import native
+
+    p = problem(40, channels=37, states=9, dtype=torch.float32)
+    want = ssd(**p, dt_softplus=True, backend="eager")
+    for name in foveal_kernels.instruction_sets():
+        monkeypatch.setattr(native, "library", lambda name=name: foveal_kernels.load(name))
+        torch.testing.assert_close(ssd(**p, dt_softplus=True, backend="native"), want, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_the_registered_operator_passes_torchs_own_checks():
+    q, k = torch.randn(2, 2, 6, 1, 3)
+    given = [q, k, torch.randn(2, 6, 4, 5), -torch.rand(2, 6, 4), torch.randn(2, 4, 3, 5)]
+    torch.library.opcheck(
+        torch.ops.foveal.decayed_attention.default,
+        (*(t.requires_grad_() for t in given), False),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("backend", ["auto", *FAST])
+def test_torch_compile_keeps_one_graph(backend):
+    p = {name: tensor.requires_grad_() for name, tensor in problem(70, dtype=torch.float32).items()}
+
+    def step(tensors):
+        return ssd(**tensors, dt_softplus=True, backend=backend).square().sum()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    want = torch.autograd.grad(step(p), list(p.values()))
+    got = torch.autograd.grad(compiled(p), list(p.values()))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_exported_graphs_hold_torchs_own_operators():
+    class Mixer(torch.nn.Module):
+        def forward(self, x, dt, decay, weights):
+            return ssd(x, dt, decay, weights, weights)
+
+    p = problem(16, dtype=torch.float32)
+    program = torch.export.export(Mixer(), (p["x"], p["dt"].abs(), p["A"], p["B"]))
+    assert not [n for n in program.graph.nodes if "foveal" in str(n.target)]
+
+
+def test_without_the_kernels_torch_does_the_work_and_says_so_once(monkeypatch):
+    from foveal.ops import native
+    from foveal.ops.ssd import native as path
+
+    monkeypatch.setattr(native, "why_not", lambda: "foveal-kernels is not installed; run `pip install ./kernels`")
+    monkeypatch.setattr(path, "not_installed", native.why_not)
+    native.tell_once.cache_clear()
+    p = problem(5, dtype=torch.float32)
+    with pytest.warns(RuntimeWarning, match=r"ssd runs in torch, many times slower .*pip install \./kernels"):
+        first = ssd(**p)
+    assert torch.equal(ssd(**p), first)  # a second warning would be an error
+    native.tell_once.cache_clear()
 
 
 def test_gradients_are_right_in_float64():
@@ -241,7 +335,7 @@ def test_both_count_on_the_meta_device():
 
 def test_explain_lists_every_path():
     told = explain()
-    assert list(told) == ["eager", "triton", "reference"]
+    assert list(told) == ["native", "eager", "triton", "reference"]
     assert told["eager"] == told["reference"] == "can run"
 
 
@@ -263,7 +357,7 @@ def test_explain_lists_every_path():
         ({"D": torch.ones(3)}, ShapeError, r"D must be \(4,\), one value for each head, .* got \(3,\)"),
         ({"D": torch.ones(4, 2)}, ShapeError, r"D must be \(4, 3\), one value for each channel, .* got \(4, 2\)"),
         ({"dt_bias": torch.ones(3)}, ShapeError, r"dt_bias must be \(4,\), one value for each head of x, got \(3,\)"),
-        ({"backend": "cuda"}, ValueError, "backend must be one of auto, eager, .*reference, got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of auto, .*eager, .*reference, got 'cuda'"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, error, text):

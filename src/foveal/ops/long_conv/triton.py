@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "fused", "long_conv_triton", "why_not"]
 
-# Places of a sequence; with the padding, a matrix of 64 × 64. Compiled for Hopper, the next size wants 288 KiB of shared
-# memory, more than there is.
+# Places of a sequence; with the padding, a matrix of 64 × 64. Compiled for Hopper, the next size wants 288 KiB of
+# shared memory, more than there is.
 MOST = 2048
 
 

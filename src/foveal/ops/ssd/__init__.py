@@ -1,7 +1,7 @@
 """State space duality, the recurrence of Mamba-2: causal and without order, each behind one function.
 
-On a CPU both are matrix products in torch, oneDNN's or MKL's: there is no compiled kernel, because little would be left
-for it to do. Without order they are two products and nothing else, on a GPU too.
+Causal, a compiled kernel walks the sequence on a CPU. Without order there are two matrix products and nothing else, and
+those are torch's own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
+from foveal.ops.native import tell_once
+from foveal.ops.ssd import native
 from foveal.ops.ssd.eager import ssd_eager, ssd_noncausal_eager
 from foveal.ops.ssd.reference import ssd_noncausal_reference, ssd_reference
 from foveal.ops.ssd.triton import ssd_triton
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "ssd", "ssd_noncausal"]
 
-# Products in torch are fast on a GPU too; the kernel goes first when a measurement says so.
+# Products in torch are fast on a GPU too; Triton's kernel goes before them when a measurement says so.
 BACKENDS = (
+    Backend("native", native.ssd_native, native.why_not),
     Backend("eager", ssd_eager, lambda _: None),
     Backend("triton", ssd_triton, no_triton),
     Backend("reference", ssd_reference, lambda _: None),
@@ -100,7 +103,7 @@ def ssd(
         D: skip weights, (H,) or (H, P).
         dt_bias: (H,).
         dt_softplus: whether dt goes through softplus.
-        chunk_size: steps that are one product; changes the time it takes, not the result. Triton's kernel has its own.
+        chunk_size: steps that are one product of `eager`; changes the time it takes, not the result.
         initial_state: S before the first step, (B, H, P, N); None for zero.
         return_last_state: whether the state after the last step is returned too.
         backend: "auto", or one of those that `explain` lists.
@@ -124,8 +127,10 @@ def ssd(
     _check(x, dt, A, B, C, D, dt_bias, initial_state)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; 64 suits most sizes")
-    run = choose(BACKENDS, backend, x).run
-    out, state = run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
+    chosen = choose(BACKENDS, backend, x)
+    if backend == "auto" and native.missing(x):
+        tell_once("ssd")
+    out, state = chosen.run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
     return (out, state) if return_last_state else out
 
 

@@ -1,0 +1,108 @@
+"""State space duality as linear attention with decay, whose gradients are the same function again.
+
+With q = C, k = B, v_t = dt_t · x_t and log decays r_t = dt_t · A, the recurrence is
+
+    F(q, k, v, r, S₀): S_t = exp(r_t) S_{t-1} + k_t v_tᵀ,  y_t = S_tᵀ q_t
+
+Against time, with r moved on by one step,
+
+    dv = F(k, q, dy, r, dS_L),  dk = F(v, dy, q, r, dS_Lᵀ),  dS₀ = exp(r_0) · the last state of the former
+
+along time dq = F(dy, v, k, r, S₀ᵀ); and as y depends on running sums c of r by exp(c_i - c_j) only,
+
+    dc = y · dy - v · dv, and dS_L · S_L more at the last step;  dr_t = Σ_{i≥t} dc_i
+
+so whoever computes F, natively or on a GPU, has all, and nothing is kept but inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from foveal.ops.ssd.reference import prepared, skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    # q and k (B, L, G, N), v (B, L, G, P), each with groups of its own, rates (B, L, H), start (B, H, N, P), and
+    # whether it goes against time, a step then decaying what comes from the one after it
+    Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+
+__all__ = ["attend_gradients", "ssd_by"]
+
+
+def _of_groups(gradient: Tensor, groups: int) -> Tensor:
+    """Sums over the heads of each group, (B, L, H, …) to (B, L, G, …)."""
+    return gradient.unflatten(2, (groups, -1)).sum(3)
+
+
+def attend_gradients(
+    attend: Attend,
+    given: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    made: tuple[Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of F.
+
+    Args:
+        attend: F.
+        given: q, k, v, rates and start.
+        made: y, (B, L, H, P), and the last state, (B, H, N, P).
+        gradients: of the two.
+
+    Returns:
+        Those of what was given.
+    """
+    (q, k, v, rates, start), (out, last) = given, made
+    of_out, of_last = (gradient.contiguous() for gradient in gradients)
+    turned = of_last.transpose(-1, -2).contiguous()
+    of_v, reached = attend(k, q, of_out, rates, of_last, True)
+    of_k, _ = attend(v, of_out, q, rates, turned, True)
+    of_q, _ = attend(of_out, v, k, rates, start.transpose(-1, -2).contiguous(), False)
+    of_sums = (of_out * out).sum(-1) - (of_v * v).sum(-1)
+    of_sums[:, -1] += (of_last * last).sum((-1, -2))
+    of_rates = of_sums.flip(1).cumsum(1).flip(1)
+    of_start = rates[:, 0].exp()[..., None, None] * reached
+    return _of_groups(of_q, q.shape[2]), _of_groups(of_k, k.shape[2]), of_v, of_rates, of_start
+
+
+def ssd_by(
+    attend: Callable[..., tuple[Tensor, Tensor]],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """State space duality by F.
+
+    Args:
+        attend: F along time, differentiable: takes q, k, v, rates and start, float32.
+        x: input, (B, L, H, P).
+        dt: step sizes, (B, L, H).
+        A: decays, (H,).
+        B: input weights, (B, L, G, N).
+        C: output weights, (B, L, G, N).
+        D: skip weights, (H,) or (H, P).
+        dt_bias: added to dt, (H,).
+        dt_softplus: whether dt goes through softplus.
+        initial_state: S before the first step, (B, H, P, N); None for zero.
+
+    Returns:
+        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+    """
+    wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
+    shape = (x.shape[0], x.shape[2], B.shape[3], x.shape[3])
+    start = wide_x.new_zeros(shape) if initial_state is None else initial_state.to(wide_x.dtype).transpose(-1, -2)
+    if not x.numel() or not B.shape[3]:
+        return skipped(torch.zeros_like(wide_x), wide_x, D).to(x.dtype), start.transpose(-1, -2)
+    y, last = attend(C.float(), B.float(), wide_x * step[..., None], step * decay, start)
+    return skipped(y, wide_x, D).to(x.dtype), last.transpose(-1, -2)

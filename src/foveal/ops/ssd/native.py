@@ -1,0 +1,147 @@
+"""State space duality by the compiled kernel, registered with torch so that autograd and `torch.compile` see it.
+
+The kernel, kernels/cpp/decayed_attention.cpp, computes F of `foveal.ops.ssd.attention`. Exported graphs take the
+products of `eager`, which every runtime has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from foveal.ops.native import library
+from foveal.ops.native import why_not as not_installed
+from foveal.ops.ssd.attention import attend_gradients, ssd_by
+
+__all__ = ["missing", "ssd_native", "why_not"]
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "length", "heads", "query_groups", "key_groups", "value_groups")
+        ),
+        *((name, ctypes.c_int64) for name in ("states", "channels", "backward")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "rates", "start", "out", "last")),
+    ]
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why the kernel cannot run.
+
+    Args:
+        x: the input it would get.
+
+    Returns:
+        None when it can, else the reason and what to do.
+    """
+    return _unfit(x) or not_installed()
+
+
+def missing(x: Tensor) -> bool:
+    """Whether the kernel would run if only it were installed.
+
+    Args:
+        x: the input it would get.
+
+    Returns:
+        True when nothing else speaks against it.
+    """
+    return _unfit(x) is None and not_installed() is not None
+
+
+def _unfit(x: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"it is for tensors on the CPU, and x is on {x.device}"
+    if x.dtype == torch.float64:
+        return "it computes in float32, and x is float64"
+    if torch.compiler.is_exporting():
+        return "an exported graph must hold torch's own operators"
+    return None
+
+
+@torch.library.custom_op("foveal::decayed_attention", mutates_args=())
+def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
+    found = library()
+    assert found is not None  # `why_not` was asked
+    given = [t.contiguous() for t in (q, k, v, rates, start)]
+    (batch, length, heads), states, channels = rates.shape, q.shape[3], v.shape[3]
+    made = v.new_empty(batch, length, heads, channels), v.new_empty(start.shape)
+    shape = (batch, length, heads, q.shape[2], k.shape[2], v.shape[2], states, channels, int(backward))
+    call = _Attention(*shape, *(t.data_ptr() for t in (*given, *made)))
+    found.foveal_decayed_attention(ctypes.byref(call), torch.get_num_threads())
+    return made
+
+
+@_attend.register_fake
+def _(
+    q: Tensor,  # noqa: ARG001
+    k: Tensor,  # noqa: ARG001
+    v: Tensor,
+    rates: Tensor,
+    start: Tensor,
+    backward: bool,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(*rates.shape, v.shape[3]), v.new_empty(start.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output)
+
+
+def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    return *attend_gradients(_attend, saved[:5], saved[5:], gradients), None  # type: ignore[arg-type]
+
+
+_attend.register_autograd(_gradients, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.foveal.decayed_attention)
+def _flops(
+    q: tuple[int, ...],
+    k: tuple[int, ...],  # noqa: ARG001
+    v: tuple[int, ...],
+    rates: tuple[int, ...],
+    *_: Any,
+    **__: Any,
+) -> int:
+    batch, length, heads = rates
+    return 2 * 3 * batch * length * heads * q[3] * v[3]
+
+
+def ssd_native(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int,  # noqa: ARG001 - there are no chunks
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same as `ssd_reference`, by the kernel.
+
+    Args:
+        x: input, (B, L, H, P).
+        dt: step sizes, (B, L, H).
+        A: decays, (H,).
+        B: input weights, (B, L, G, N).
+        C: output weights, (B, L, G, N).
+        D: skip weights, (H,) or (H, P).
+        dt_bias: added to dt, (H,).
+        dt_softplus: whether dt goes through softplus.
+        chunk_size: not asked.
+        initial_state: S before the first step, (B, H, P, N); None for zero.
+
+    Returns:
+        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+    """
+    return ssd_by(lambda *given: _attend(*given, False), x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
