@@ -120,6 +120,7 @@ class _Graph:
             self.want((list(got) if isinstance(value, list) else got) == value, f"a convolution with {key} {got}")
         self.want(attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID"), "a convolution that pads itself")
         bias = self.constant(node, 2) if len(node.input) > 2 else np.zeros(len(weight))
+        self.want(weight.ndim == 4 and bias.shape == weight.shape[:1], f"a bias of {bias.shape} for {weight.shape}")
         return node.input[0], weight, bias.astype(np.float32)
 
 
@@ -179,6 +180,8 @@ def read_chain(path: Path) -> Chain:
     while True:
         name, weight, bias = graph.convolution(name)
         graph.want(weight.shape[2:] == (3, 3), f"a convolution of {weight.shape[2]}×{weight.shape[3]}")
+        made = weights[-1].shape[1] if weights else phases
+        graph.want(len(weight) == made, f"{len(weight)} channels where {made} are read")
         weights.append(weight)
         biases.append(bias)
         slopes.append(slope)
