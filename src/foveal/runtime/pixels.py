@@ -33,6 +33,8 @@ Step = Callable[[tuple[int, int, int, int]], None]
 
 # Alpha within this many input pixels decides that a pixel is surely opaque or surely transparent.
 _PIN = 2
+# How much alpha may ring where it is surely opaque; more is no ringing.
+_RINGING = (0.8, 1.25)
 # Every so many pixels one is looked at for output that is black where the picture is bright.
 _LOOK = 8
 
@@ -69,6 +71,7 @@ class Network:
         self.seconds = 0.0
         self._open = open_file
         self._engines: dict[str, Engine] = {}
+        self._white: NDArray | None = None
 
     def kind(self, dtype: np.dtype) -> str:
         """Which file runs pixels of a dtype.
@@ -93,6 +96,22 @@ class Network:
         if kind not in self._engines:
             self._engines[kind] = self._open(kind)
         return self._engines[kind]
+
+    def white(self) -> NDArray:
+        """What the network makes of a white picture, away from its edges: 1 everywhere, or nearly.
+
+        Returns:
+            One block of the pattern, the mean of the channels, (s·multiple, s·multiple).
+        """
+        if self._white is None:
+            card = self.card
+            first = -(-card.margin // card.multiple) * card.multiple
+            side = 2 * first + card.multiple
+            y = self.run("float", np.ones((1, 3, side, side), np.float32))[0].mean(axis=0)
+            at = card.scale * (first - card.margin if card.trims else first)
+            size = card.scale * card.multiple
+            self._white = y[at : at + size, at : at + size].copy()
+        return self._white
 
     def run(self, kind: str, x: NDArray) -> NDArray:
         """Compute the network once and look at what it made.
@@ -249,6 +268,15 @@ def _around(values: NDArray, radius: int, best: np.ufunc) -> NDArray:
     return values
 
 
+def _on_window(block: NDArray, window: tuple[slice, slice], grid: Grid, scale: int) -> NDArray:
+    """A block that repeats, as it lies on the used part of what the network returns."""
+    offset = grid.margin if grid.trims else 0
+    rows, columns = (
+        np.arange(scale * (offset + part.start), scale * (offset + part.stop)) % len(block) for part in window
+    )
+    return block[np.ix_(rows, columns)]
+
+
 def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into: NDArray) -> None:
     """One tile of a picture whose last channel is alpha."""
     scale, m = network.card.scale, grid.margin
@@ -284,17 +312,25 @@ def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into
     around = np.pad(part[..., -1], _PIN, mode="edge")[
         offset + rows.start : offset + rows.stop + 2 * _PIN, offset + columns.start : offset + columns.stop + 2 * _PIN
     ]
-    surely = (_around(around, _PIN, np.maximum) <= 0, _around(around, _PIN, np.minimum) >= 1)
-    for where, value in zip(surely, (0.0, 1.0), strict=True):
-        new_alpha[where.repeat(scale, axis=0).repeat(scale, axis=1)] = value
+    transparent, opaque = (
+        where.repeat(scale, axis=0).repeat(scale, axis=1)
+        for where in (_around(around, _PIN, np.maximum) <= 0, _around(around, _PIN, np.minimum) >= 1)
+    )
+    new_alpha[transparent] = 0
+    np.clip(new_alpha, 0, None, out=new_alpha)
+    # Where alpha rings around 1, colour that was multiplied by it rings along, and its ringing takes that out again.
+    flat = _on_window(network.white(), (rows, columns), grid, scale)
+    ringing = np.where(flat > 0.5, np.clip(new_alpha / np.maximum(flat, 0.5), *_RINGING), 1)
+    new_alpha[opaque] = 1
     np.clip(new_alpha, 0, 1, out=new_alpha)
+    divisor = np.where(opaque, ringing, new_alpha)
     _store(new_alpha[..., None], into[..., -1:])
     colour = y[0][:, *big].transpose(1, 2, 0)
     if colours == 1:
         colour = colour.mean(axis=2, keepdims=True)
     visible = into[..., -1:] > 0
     with np.errstate(all="ignore"):
-        straight = np.where(visible, colour / new_alpha[..., None], 0)
+        straight = np.where(visible, colour / divisor[..., None], 0)
     _store(straight, into[..., :-1])
     np.copyto(into[..., :-1], hidden, where=~visible)
 
