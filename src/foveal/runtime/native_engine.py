@@ -175,7 +175,9 @@ def read_chain(path: Path) -> Chain:
     graph.want(scale**2 == phases <= 16 and len(spread) == 3 * phases, f"{phases} phases for {len(spread)} channels")
     same = all(np.array_equal(spread[channels[c], :, 0, 0], np.eye(phases, dtype=np.float32)) for c in range(3))
     graph.want(same and not nothing.any(), "detail that is not the same for all colours")
-    weights, biases, slopes = [], [], []
+    weights: list[NDArray[np.float32]] = []
+    biases: list[NDArray[np.float32]] = []
+    slopes: list[float] = []
     name, slope = tail, 1.0
     while True:
         name, weight, bias = graph.convolution(name)
