@@ -6,10 +6,10 @@ from onnx import TensorProto, helper
 
 from foveal.runtime import engines
 from foveal.runtime.engines import ENGINES, EngineError, EngineMemoryError, available, create, default_threads, why_not
+from foveal.runtime.errors import failure
 
-GENERAL = [
-    name for name in ENGINES if name != "native"
-]  # those that run any graph; test_native_engine.py has the other
+# Those that run any graph; the other one has test_native_engine.py.
+GENERAL = [name for name in ENGINES if name != "native"]
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -137,12 +137,10 @@ def test_torch_operators_agree_with_onnxruntime(case, tmp_path, save_graph):
 
 
 def test_out_of_memory_is_told_apart():
-    assert isinstance(engines._failure("x", RuntimeError("std::bad_alloc")), EngineMemoryError)
-    assert isinstance(
-        engines._failure("x", RuntimeError("Failed to allocate memory for requested buffer")), MemoryError
-    )
-    assert not isinstance(engines._failure("x", RuntimeError("shape mismatch")), MemoryError)
-    assert str(engines._failure("x", RuntimeError("\n"))) == "x failed: RuntimeError"
+    assert isinstance(failure("x", RuntimeError("std::bad_alloc")), EngineMemoryError)
+    assert isinstance(failure("x", RuntimeError("Failed to allocate memory for requested buffer")), MemoryError)
+    assert not isinstance(failure("x", RuntimeError("shape mismatch")), MemoryError)
+    assert str(failure("x", RuntimeError("\n"))) == "x failed: RuntimeError"
 
 
 def test_threads_and_processor_have_sensible_values():

@@ -1,7 +1,7 @@
 """Runs exported models on pictures of any size, without torch.
 
 bundle.py      what a model on disk says of itself, and where its files are
-engines.py     what computes: foveal's own kernels, ONNX Runtime, OpenVINO, torch
+engines.py     what computes: foveal's own kernels, ONNX Runtime, OpenVINO, torch; errors.py: what they raise
 tiles.py       a picture cut into tiles and put together again without a seam
 pixels.py      kinds of pixels (grey, colour, alpha; 8 bits, 16 bits, floats) to what a network takes, and back
 plan.py        engine, tiles, memory and seconds, told before the work

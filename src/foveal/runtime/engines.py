@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from foveal.runtime.errors import EngineError, EngineMemoryError, EngineUnsupportedError, failure
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,18 +37,6 @@ __all__ = [
     "library_version",
     "why_not",
 ]
-
-
-class EngineError(RuntimeError):
-    """An engine that cannot be had, or that failed."""
-
-
-class EngineMemoryError(EngineError, MemoryError):
-    """An engine that ran out of memory; a smaller tile may still run."""
-
-
-class EngineUnsupportedError(EngineError):
-    """A network that this engine does not run, while another may."""
 
 
 class Engine(Protocol):
@@ -71,19 +61,6 @@ class Engine(Protocol):
         """
 
 
-def _failure(engine: str, error: BaseException) -> EngineError:
-    """The error of a library in our words; out of memory is told apart, because it can be helped."""
-    text = str(error)
-    lower = text.lower()
-    starved = isinstance(error, MemoryError) or any(
-        sign in lower for sign in ("bad_alloc", "bad alloc", "out of memory", "failed to allocate", "can't allocate")
-    )
-    if starved:
-        return EngineMemoryError(f"{engine} ran out of memory; a smaller tile (--tile) needs less")
-    first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return EngineError(f"{engine} failed: {first_line[:300]}")
-
-
 class _OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
@@ -102,7 +79,7 @@ class _OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise _failure(self.name, error) from error
+            raise failure(self.name, error) from error
         self._input = self._session.get_inputs()[0].name
         self._output = [self._session.get_outputs()[0].name]
 
@@ -110,7 +87,7 @@ class _OnnxRuntime:
         try:
             return self._session.run(self._output, {self._input: x})[0]
         except Exception as error:
-            raise _failure(self.name, error) from error
+            raise failure(self.name, error) from error
 
 
 class _OpenVino:
@@ -127,13 +104,13 @@ class _OpenVino:
         try:
             self._request = _openvino_core().compile_model(str(path), "CPU", options).create_infer_request()
         except Exception as error:
-            raise _failure(self.name, error) from error
+            raise failure(self.name, error) from error
 
     def run(self, x: NDArray) -> NDArray:
         try:
             return self._request.infer({0: x}, share_inputs=True, share_outputs=True)[0]
         except Exception as error:
-            raise _failure(self.name, error) from error
+            raise failure(self.name, error) from error
 
 
 @cache
@@ -151,7 +128,7 @@ def _open_native(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG0
     except EngineError:
         raise
     except Exception as error:
-        raise _failure("native", error) from error
+        raise failure("native", error) from error
 
 
 def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG001 - it always computes in float32
@@ -162,7 +139,7 @@ def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG00
     except EngineError:
         raise
     except Exception as error:
-        raise _failure("torch", error) from error
+        raise failure("torch", error) from error
 
 
 _OPEN: dict[str, Callable[[Path, int, bool], Engine]] = {

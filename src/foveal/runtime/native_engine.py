@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from foveal.runtime.engines import EngineMemoryError, EngineUnsupportedError, _failure
+from foveal.runtime.errors import EngineMemoryError, EngineUnsupportedError, failure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -264,7 +264,7 @@ class NativeEngine:
         (height, width), colours = (rest[:2], rest[2:]) if chain.bytes else (rest[1:], rest[:1])
         if x.dtype != wanted or colours != [3] or min(height, width) <= lost:
             layout = f"(N, h, w, 3), h and w above {lost}," if chain.bytes else f"(N, 3, h, w), h and w above {lost},"
-            raise _failure(self.name, ValueError(f"wanted {layout} of {wanted.__name__}, got {x.shape} of {x.dtype}"))
+            raise failure(self.name, ValueError(f"wanted {layout} of {wanted.__name__}, got {x.shape} of {x.dtype}"))
         x = np.ascontiguousarray(x)
         if chain.bytes:
             y = np.empty((batch, height - lost, width - lost, 3 * s * s), np.uint8)

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch.nn import functional
 
-from foveal.runtime.engines import EngineError, _failure
+from foveal.runtime.errors import EngineError, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +166,6 @@ class TorchEngine:
         except EngineError:
             raise
         except Exception as error:
-            raise _failure(self.name, error) from error
+            raise failure(self.name, error) from error
         finally:
             torch.set_num_threads(before)

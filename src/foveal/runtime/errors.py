@@ -1,0 +1,38 @@
+"""What engines raise, in one vocabulary whatever library failed."""
+
+from __future__ import annotations
+
+__all__ = ["EngineError", "EngineMemoryError", "EngineUnsupportedError", "failure"]
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot be had, or that failed."""
+
+
+class EngineMemoryError(EngineError, MemoryError):
+    """An engine that ran out of memory; a smaller tile may still run."""
+
+
+class EngineUnsupportedError(EngineError):
+    """A network that this engine does not run, while another may."""
+
+
+def failure(engine: str, error: BaseException) -> EngineError:
+    """The error of a library in our words; out of memory is told apart, because it can be helped.
+
+    Args:
+        engine: its name.
+        error: what the library raised.
+
+    Returns:
+        What to raise.
+    """
+    text = str(error)
+    lower = text.lower()
+    starved = isinstance(error, MemoryError) or any(
+        sign in lower for sign in ("bad_alloc", "bad alloc", "out of memory", "failed to allocate", "can't allocate")
+    )
+    if starved:
+        return EngineMemoryError(f"{engine} ran out of memory; a smaller tile (--tile) needs less")
+    first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return EngineError(f"{engine} failed: {first_line[:300]}")
