@@ -307,13 +307,16 @@ def _resume(
 def _start_from(path: Path, model: nn.Module, average: list[Tensor]) -> None:
     """Copy every weight of the same name and shape; a network of another scale gives its body.
 
-    Of a checkpoint, whose training may not have ended, the running average is taken.
+    One of fewer layers gives them all where the new network can let its others pass (`deepened`). Of a
+    checkpoint, whose training may not have ended, the running average is taken.
     """
     from safetensors.torch import load_file
 
     if not path.exists():
         raise CheckpointError(f"{path}: no such weights to start from")
     saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["average"]
+    if deepened := getattr(model, "deepened", None):
+        saved = deepened(saved)
     own = model.state_dict()
     fitting = {n: w for n, w in saved.items() if n in own and own[n].shape == w.shape}
     model.load_state_dict(fitting, strict=False)

@@ -94,3 +94,22 @@ def test_variations_count_their_parameters():
 def test_scale_out_of_range():
     with pytest.raises(ValueError, match="scale must be 2, 3 or 4, got 5"):
         LumaSR(5)
+
+
+@pytest.mark.parametrize("depth", [4, 5, 9])
+def test_a_deeper_network_begins_as_the_one_before(depth):
+    torch.manual_seed(0)
+    before = LumaSR(2, channels=8, depth=4, expand=8)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    after = LumaSR(2, channels=8, depth=depth, expand=8)
+    after.load_state_dict(after.deepened(before.state_dict()))
+    x, m = torch.rand(1, 3, 32, 30), after.margin
+    with torch.no_grad():
+        inside = (..., slice(2 * m, -2 * m), slice(2 * m, -2 * m))
+        assert torch.allclose(after(x)[inside], before(x)[inside], atol=1e-5)
+    after(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in after.named_parameters() if "widen" not in n)
+    shallower = LumaSR(2, channels=8, depth=2, expand=8)
+    assert shallower.deepened(before.state_dict()).keys() == before.state_dict().keys()

@@ -17,7 +17,7 @@ QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from foveal.images.resize import cubic
 from foveal.nn.collapsible import CollapsibleConv2d
 from foveal.record import Method, Paper, equal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["LumaSR", "bicubic_kernel", "luma_sr_balanced", "luma_sr_fast"]
 
@@ -109,6 +112,37 @@ class LumaSR(nn.Module):
     def margin(self) -> int:
         """Radius of the receptive field in input pixels, r."""
         return len(self.body) + 2
+
+    @torch.no_grad()
+    def deepened(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a network of fewer layers as weights of this one, which then computes the same.
+
+        Its layers keep their order, spread evenly; those between them let everything through, and learn from there
+        (T. Chen et al., "Net2Net", ICLR 2016, arXiv:1511.05641, section 2.2).
+
+        Args:
+            weights: by name, as `state_dict` gives them; those of as many layers or more are returned as they are.
+
+        Returns:
+            Weights by name.
+        """
+        slope, depth = weights.get("slope"), len(self.body)
+        if slope is None or not 1 < len(slope) <= depth:
+            return dict(weights)
+        fewer = len(slope) - 1
+        mine = {f"body.{round((i + 1) * depth / fewer) - 1}.": f"body.{i}." for i in range(fewer)}
+        found = {name: weight for name, weight in weights.items() if not name.startswith("body.")}
+        found["slope"] = torch.ones(depth + 1)
+        found["slope"][0] = slope[0]
+        for name, weight in self.state_dict().items():
+            if name.startswith("body."):
+                layer, _, part = name.rpartition(".")
+                theirs = mine.get(f"{layer}.")
+                fresh = weight if part == "widen" else torch.zeros_like(weight)
+                found[name] = fresh if theirs is None else weights[theirs + part]
+        for i, (layer, _) in enumerate(mine.items()):
+            found["slope"][int(layer.split(".")[1]) + 1] = slope[i + 1]
+        return found
 
     def _kernels(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Kernels and biases of the hidden layers, and the base's kernel.
