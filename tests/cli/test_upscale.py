@@ -208,10 +208,10 @@ def test_what_cannot_begin_ends_with_2(arguments, text, capsys):
     assert text in err
 
 
-def test_missing_quality_falls_back_and_says_so(capsys):
+def test_the_best_says_what_it_is(capsys):
     code, out, _ = run(capsys, "in/a.png", "-s", "2", "--quality", "best", "--engine", "onnxruntime", quick=False)
     assert code == 0
-    assert "no bundle of quality best ×2 yet; using balanced_x2" in out or "with best" in out
+    assert "balanced_x2 mirrored" in out
 
 
 SLOW = """

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from foveal.runtime.batch import RECORD, Record, find_jobs, settings_of
+from foveal.runtime.upscaler import Upscaler
 
 
 @pytest.fixture
@@ -119,5 +120,9 @@ def test_record_bears_cut_off_lines_and_takes_the_last(album):
 
 
 def test_settings_follow_the_weights(bundles):
-    assert settings_of(bundles["trims"]) != settings_of(bundles["same"])
-    assert settings_of(bundles["trims"]) == settings_of(bundles["trims"])
+    one, other, best = (
+        Upscaler(model=bundles[kind], quality=quality)
+        for kind, quality in (("trims", "fast"), ("same", "fast"), ("trims", "best"))
+    )
+    assert settings_of(one) == settings_of(Upscaler(model=bundles["trims"]))
+    assert len({settings_of(one), settings_of(other), settings_of(best)}) == 3

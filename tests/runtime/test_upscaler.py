@@ -8,6 +8,7 @@ from PIL import Image
 from foveal.images.resize import imresize
 from foveal.runtime.bundle import available
 from foveal.runtime.engines import EngineError, EngineMemoryError, why_not
+from foveal.runtime.plan import remembered
 from foveal.runtime.upscaler import Upscaler
 
 KINDS = ("trims", "x3", "same", "blocks", "same_blocks", "float")
@@ -411,10 +412,39 @@ def test_automatic_tile_is_the_measured_one(bundles, natural):
     assert upscale._tile("uint8") == 32
 
 
-def test_bundle_without_the_quality_is_told(monkeypatch):
-    upscale = Upscaler(2, "best", engine="onnxruntime")
-    if upscale.card.quality != "best":
-        assert upscale.notes == (f"no bundle of quality best ×2 yet; using {upscale.card.name}",)
+@pytest.mark.parametrize("kind", ["trims", "same", "blocks", "x3"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_best_is_the_mean_over_mirror_images(kind, dtype, bundles, natural):
+    image = (natural(20, 24).astype(float) / 255 * np.iinfo(dtype).max).astype(dtype)
+    white = np.iinfo(dtype).max
+    once, best = (
+        Upscaler(model=bundles[kind], quality=quality, engine="onnxruntime", threads=1) for quality in ("fast", "best")
+    )
+    floats = image / white
+    ways = [(slice(None, None, y), slice(None, None, x)) for y in (1, -1) for x in (1, -1)]
+    # Not clipped before the mean is taken, so only what stays inside can be compared.
+    each = np.stack([once(np.ascontiguousarray(floats[way]))[way] for way in ways])
+    inside = ((each > 0) & (each < 1)).all(axis=0)
+    want = np.round(each.mean(axis=0) * white)
+    assert inside.sum() > 100
+    assert abs(best(image).astype(float) - want)[inside].max() <= (1 if dtype == np.uint8 else 2)
+    assert best.name == "tiny mirrored"
+    assert best.notes == ()
+    assert best.plan(image).bundle == "tiny mirrored"
+    pace = remembered(bundles[kind], "onnxruntime", 1, "float")
+    assert best._pace("float", measure=False).seconds == 4 * pace.seconds
+
+
+def test_the_best_is_better_on_a_picture_it_knows():
+    """By the mean of the shipped network's mirror images, on one of the pictures that come with foveal."""
+    original = np.asarray(Image.open("samples/original/bridge.png").convert("RGB"))
+    original = original[: original.shape[0] // 4 * 4, : original.shape[1] // 4 * 4]
+    small = imresize(original, 0.25)
+    errors = [
+        np.square(Upscaler(quality=quality, threads=1)(small).astype(float) - original).mean()
+        for quality in ("balanced", "best")
+    ]
+    assert errors[1] < errors[0]
 
 
 def test_large_copy_of_a_picture_keeps_what_belongs_to_it(bundles, natural):

@@ -47,7 +47,9 @@ def upscale(
         typer.Option("--output", "-o", metavar="OUT", help="A folder, or for one picture a file.  [default: beside]"),
     ] = None,
     scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4 times as wide and high.")] = 4,
-    quality: Annotated[str, typer.Option("--quality", help="fast, balanced or best.")] = "balanced",
+    quality: Annotated[
+        str, typer.Option("--quality", help="fast, balanced or best; best takes four times as long as balanced.")
+    ] = "balanced",
     model: Annotated[
         str | None,
         typer.Option("--model", "-n", metavar="NAME|PATH", help="A bundle, instead of --scale and --quality."),
@@ -214,7 +216,7 @@ class _Run:
         self.files: dict[Path, dict[str, Any]] = {}
         self._plans: list[tuple[Job, Plan]] = []
         self._records: dict[Path, Record] = {}
-        self._settings = settings_of(upscaler.bundle)
+        self._settings = settings_of(upscaler)
         self._pages: list[str] = []
         self._told: set[str] = set()
 
@@ -289,7 +291,7 @@ class _Run:
         skipped = f", {self.count('skipped')} skipped" if self.count("skipped") else ""
         return (
             f"{count} picture{'' if count == 1 else 's'}, {megapixels(self._megapixels)} MP "
-            f"with {self.upscaler.card.name}, {self.upscaler.engine()}, {threads} thread{'' if threads == 1 else 's'}: "
+            f"with {self.upscaler.name}, {self.upscaler.engine()}, {threads} thread{'' if threads == 1 else 's'}: "
             f"about {duration(self._seconds)}{skipped}"
         )
 
@@ -386,7 +388,7 @@ class _Run:
         for job in shown:
             picture = images.read(job.source, limit_pixels=self.wishes.limit_pixels).frame(0)
             pairs.append(
-                make_pair(self.upscaler, picture, job.source.name, f"{self.upscaler.card.name}, ×{self.upscaler.scale}")
+                make_pair(self.upscaler, picture, job.source.name, f"{self.upscaler.name}, ×{self.upscaler.scale}")
             )
         write_page(page, pairs)
         self._pages.append(str(page))
@@ -398,7 +400,7 @@ class _Run:
 
         return {
             "foveal": foveal.__version__,
-            "bundle": self.upscaler.card.name,
+            "bundle": self.upscaler.name,
             "scale": self.upscaler.scale,
             "engine": self.upscaler.engine(),
             "threads": self.upscaler.threads,

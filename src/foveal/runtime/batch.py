@@ -20,7 +20,7 @@ from foveal.images.formats import FORMATS, SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from foveal.runtime.bundle import Bundle
+    from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["RECORD", "Job", "Record", "find_jobs", "settings_of"]
 
@@ -153,18 +153,18 @@ def find_jobs(
     return jobs
 
 
-def settings_of(bundle: Bundle) -> str:
+def settings_of(upscaler: Upscaler) -> str:
     """What a result depends on besides its source; engines and tiles change no pixel by more than a level.
 
     Args:
-        bundle: that makes it.
+        upscaler: that makes it.
 
     Returns:
         A short text, equal for equal settings.
     """
-    card = bundle.card
+    card = upscaler.card
     text = json.dumps([card.scale, sorted(card.sha256.items()), sorted(card.files.items())])
-    return f"{card.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class Record:

@@ -246,6 +246,6 @@ def choose(scale: int, quality: str = "balanced") -> tuple[Bundle, str]:
     # The nearest one, the better of two equally near.
     nearest = min(ranked, key=lambda rank: (abs(rank - wanted), -rank))
     bundle = ranked[nearest]
-    if nearest == wanted:
+    if nearest == wanted or quality == "best":  # the best there is
         return bundle, ""
     return bundle, f"no bundle of quality {quality} ×{scale} yet; using {bundle.card.name}"

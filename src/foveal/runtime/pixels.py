@@ -33,6 +33,8 @@ Step = Callable[[tuple[int, int, int, int]], None]
 
 # Alpha within this many input pixels decides that a pixel is surely opaque or surely transparent.
 _PIN = 2
+# As it is, upside down, left to right, and both; what is mirrored twice is as it was.
+_MIRRORED = tuple((..., slice(None, None, y), slice(None, None, x)) for y in (1, -1) for x in (1, -1))
 # How much alpha may ring where it is surely opaque; more is no ringing.
 _RINGING = (0.8, 1.25)
 # Every so many pixels one is looked at for output that is black where the picture is bright.
@@ -64,11 +66,15 @@ class Network:
     Args:
         card: of the bundle.
         open_file: "float" or "uint8" → engine with that file.
+        mirrored: take the mean of what the network makes of a tile and of its mirror images, which costs four times as
+            much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016,
+            section 3.5).
     """
 
-    def __init__(self, card: Card, open_file: Callable[[str], Engine]) -> None:
+    def __init__(self, card: Card, open_file: Callable[[str], Engine], *, mirrored: bool = False) -> None:
         self.card = card
         self.seconds = 0.0
+        self.ways = _MIRRORED if mirrored else _MIRRORED[:1]
         self._open = open_file
         self._engines: dict[str, Engine] = {}
         self._white: NDArray | None = None
@@ -82,7 +88,9 @@ class Network:
         Returns:
             "uint8" or "float".
         """
-        return "uint8" if dtype == np.uint8 and "uint8" in self.card.files else "float"
+        # The mean is taken of what has not been rounded yet.
+        one = len(self.ways) == 1
+        return "uint8" if dtype == np.uint8 and "uint8" in self.card.files and one else "float"
 
     def prepare(self, kind: str) -> Engine:
         """Open a file, if it is not open.
@@ -129,7 +137,7 @@ class Network:
         """
         engine = self.prepare(kind)
         start = time.perf_counter()
-        y = engine.run(x)
+        y = self._mean(engine, x) if len(self.ways) > 1 else engine.run(x)
         self.seconds += time.perf_counter() - start
         scale, lost = self.card.scale, 2 * self.card.margin if self.card.trims else 0
         if kind == "uint8":
@@ -148,6 +156,16 @@ class Network:
             raise EngineError(f"{engine.name}: {self.card.name} made values that are no numbers; try another --engine")
         self._look_for_black(engine.name, kind, x, y)
         return y
+
+    def _mean(self, engine: Engine, x: NDArray) -> NDArray:
+        """Over the ways to mirror x, (N, 3, h, w); each result is mirrored back."""
+        total: NDArray | None = None
+        for way in self.ways:
+            y = engine.run(np.ascontiguousarray(x[way]))[way]
+            total = y.astype(np.float32) if total is None else np.add(total, y, out=total)
+        assert total is not None
+        total /= len(self.ways)
+        return total
 
     def _look_for_black(self, engine: str, kind: str, x: NDArray, y: NDArray) -> None:
         """Raise if a pixel that is bright, as are all its neighbours, became black: no network means to do that."""

@@ -95,7 +95,8 @@ class Upscaler:
 
     Args:
         scale: output side over input side: 2, 3 or 4. With `model`, its scale counts.
-        quality: "fast", "balanced" or "best"; which shipped bundle.
+        quality: "fast" or "balanced", which shipped bundle; "best", the better one, four times: the mean of what it
+            makes of the picture and of its mirror images.
         model: name of a bundle or path of its folder, instead of `scale` and `quality`.
         engine: "auto" (the fastest here), "native", "onnxruntime", "openvino" or "torch".
         threads: processor threads; by default all that this process may use.
@@ -134,7 +135,12 @@ class Upscaler:
         self._engines: dict[str, str] = {}
         self._paces: dict[str, Pace] = {}
         self._tiles: dict[str, int] = {}
-        self._network = Network(self.card, self._open)
+        self._network = Network(self.card, self._open, mirrored=quality == "best")
+
+    @property
+    def name(self) -> str:
+        """What enlarges: the bundle, and whether its mirror images take part."""
+        return f"{self.card.name} mirrored" if len(self._network.ways) > 1 else self.card.name
 
     @property
     def scale(self) -> int:
@@ -176,7 +182,7 @@ class Upscaler:
             pace = find(self.bundle, self.engine(kind), self.threads, kind)
             if pace is None:
                 return None
-            self._paces[kind] = pace
+            self._paces[kind] = replace(pace, seconds=pace.seconds * len(self._network.ways))
             if self.tile == "auto":
                 self._tiles[kind] = pace.tile
         return self._paces[kind]
@@ -366,7 +372,7 @@ class Upscaler:
         if pace is None:
             raise RuntimeError("a calibration must give a pace")
         grid = self._grid(height, width, self._tile(kind), channels * item)
-        return make_plan(
+        plan = make_plan(
             self.bundle,
             self.engine(kind),
             pace,
@@ -377,6 +383,7 @@ class Upscaler:
             file_format=file_format,
             notes=self.notes,
         )
+        return replace(plan, bundle=self.name)
 
     def upscale_file(
         self,
@@ -446,7 +453,7 @@ class Upscaler:
             frames,
             megapixels,
             seconds,
-            self.card.name,
+            self.name,
             self.engine(kind),
             self.threads,
             self.notes,
