@@ -89,7 +89,7 @@ def test_every_state_space_model_exports(method, case, tmp_path):
     x = torch.rand(2, channels, 128, 128)
     to_onnx(model, path, x, output="out")
     onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    # MHS-VM divides by statistics that are nearly 0 before training: no engine is nearer than torch to itself in float64.
+    # MHS-VM divides by statistics near 0 before training: no engine is nearer than torch to itself in float64.
     with torch.inference_mode():
         narrow, wide = model(x), deepcopy(model).double()(x.double())
     own = float((narrow - wide).abs().max() / wide.abs().max())

@@ -1,4 +1,4 @@
-"""The native engine: plain super-resolution networks by foveal's own kernels, about three times as fast as the others.
+"""The native engine: plain super-resolution networks by foveal's own kernels, about twice as fast as the others.
 
 It runs one family of graphs, the one `foveal export` writes for LumaSR: 3×3 convolutions without padding, each with a
 leaky slope, whose last makes detail for all colours, and one linear upsampler beside them. It takes a quarter of the
