@@ -218,6 +218,8 @@ SLOW = """
 import os, signal, sys, threading
 from foveal.runtime import plan, upscaler
 plan._TRIED = (32,)
+# What a shell started in the background ignores, its children ignore too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 counted = upscaler._counter
 def slow(progress, pixels):
     step = counted(progress, pixels)
