@@ -48,7 +48,7 @@ def upscale(
     ] = None,
     scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4 times as wide and high.")] = 4,
     quality: Annotated[
-        str, typer.Option("--quality", help="fast, balanced or best; best takes four times as long as balanced.")
+        str, typer.Option("--quality", help="fast, balanced or best; best takes about five times as long as balanced.")
     ] = "balanced",
     model: Annotated[
         str | None,

@@ -67,8 +67,7 @@ class Network:
         card: of the bundle.
         open_file: "float" or "uint8" → engine with that file.
         mirrored: take the mean of what the network makes of a tile and of its mirror images, which costs four times as
-            much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016,
-            section 3.5).
+            much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016).
     """
 
     def __init__(self, card: Card, open_file: Callable[[str], Engine], *, mirrored: bool = False) -> None:

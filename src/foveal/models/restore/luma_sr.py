@@ -118,7 +118,7 @@ class LumaSR(nn.Module):
         """Weights of a network of fewer layers as weights of this one, which then computes the same.
 
         Its layers keep their order, spread evenly; those between them let everything through, and learn from there
-        (T. Chen et al., "Net2Net", ICLR 2016, arXiv:1511.05641, section 2.2).
+        (T. Chen et al., "Net2Net", ICLR 2016, arXiv:1511.05641).
 
         Args:
             weights: by name, as `state_dict` gives them; those of as many layers or more are returned as they are.
