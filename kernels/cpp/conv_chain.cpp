@@ -20,25 +20,12 @@
 
 #include "simd.h"
 #include "threads.h"
+#include "winograd.h"
 
 namespace foveal {
 namespace {
 
-constexpr int TILE = 4;             // side of what a tile makes
-constexpr int REACH = TILE + 2;     // side of what it reads
-constexpr int POINTS = REACH * REACH;
 constexpr int COLOURS = 3;
-// Tiles (or pixels) and vectors of channels that one product keeps in registers, and the products that share the 36
-// matrices while those are near.
-#if FOVEAL_LANES == 16 || defined(__aarch64__)
-constexpr int GROUP = 12;
-#else
-constexpr int GROUP = 6;
-#endif
-constexpr int CHUNK = 24;
-constexpr int LINE = 16;  // floats of a line of cache: rows that are a power of two apart would share a few sets of it
-
-int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Floats that start on a line of the cache and are 0 at first.
 class Buffer {
@@ -62,59 +49,6 @@ struct Layer {
   float slope;         // 1 is no activation
   Buffer weight, bias; // first layer: (3·9, out); others: (36, in, out)
 };
-
-// Values at the six points 0, ±1, ±2, ∞ of four outputs and two more.
-inline void to_points(const Vec d[REACH], Vec t[REACH]) {
-  const Vec a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = d[3] - d[1];
-  t[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
-  t[1] = a + b;
-  t[2] = a - b;
-  t[3] = c + 2.0f * e;
-  t[4] = c - 2.0f * e;
-  t[5] = 4.0f * d[1] + (d[5] - 5.0f * d[3]);
-}
-
-inline void from_points(const Vec m[REACH], Vec y[TILE]) {
-  const Vec p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
-  y[0] = m[0] + p + r;
-  y[1] = q + 2.0f * s;
-  y[2] = p + 4.0f * r;
-  y[3] = q + 8.0f * s + m[5];
-}
-
-// (tiles × depth) · (depth × VECS vectors): TILES rows of a, `width` floats between rows of w and of the result. A DEPTH
-// that the compiler knows saves it a register for each row.
-template <int TILES, int VECS, int DEPTH>
-void multiply(const float* a, int64_t any_depth, const float* w, int64_t width, float* out) {
-  const int64_t depth = DEPTH ? DEPTH : any_depth;
-  Vec sum[TILES][VECS];
-#pragma GCC unroll 32
-  for (int i = 0; i < TILES * VECS; ++i) sum[i / VECS][i % VECS] = Vec{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec row[VECS];
-    for (int v = 0; v < VECS; ++v) row[v] = load(w + k * width + v * LANES);
-#pragma GCC unroll 16
-    for (int t = 0; t < TILES; ++t) {
-      const Vec x = fill(a[t * depth + k]);
-      for (int v = 0; v < VECS; ++v) sum[t][v] += x * row[v];
-    }
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < TILES; ++t)
-    for (int v = 0; v < VECS; ++v) store(out + t * width + v * LANES, sum[t][v]);
-}
-
-template <int TILES, int VECS>
-void multiply(const float* a, int64_t depth, const float* w, int64_t width, float* out) {
-  if (depth == 16)
-    multiply<TILES, VECS, 16>(a, depth, w, width, out);
-  else if (depth == 32)
-    multiply<TILES, VECS, 32>(a, depth, w, width, out);
-  else
-    multiply<TILES, VECS, 0>(a, depth, w, width, out);
-}
-
-inline Vec leaky(Vec x, float slope) { return x > 0.0f ? x : x * slope; }
 
 }  // namespace
 
@@ -300,31 +234,18 @@ class Chain {
     for (int64_t begin = 0; begin < count; begin += CHUNK) {
       const int64_t here = std::min<int64_t>(CHUNK, count - begin), full = up(here, GROUP);
       for (int64_t t = 0; t < here; ++t)
-        points_in(from + (begin + t) * TILE * layer.in, layer.in, base + t * layer.in, point_in);
-      for (int p = 0; p < POINTS; ++p) {
-        const float* weight = layer.weight.get() + p * layer.in * layer.out;
-        for (int64_t v = 0; v < layer.out;) {
-          const bool two = v + 2 * LANES <= layer.out;
-          for (int64_t t = 0; t < full; t += GROUP) {
-            const float* a = base + p * point_in + t * layer.in;
-            float* m = made + p * point_out + t * layer.out + v;
-            if (two)
-              multiply<GROUP, 2>(a, layer.in, weight + v, layer.out, m);
-            else
-              multiply<GROUP, 1>(a, layer.in, weight + v, layer.out, m);
-          }
-          v += two ? 2 * LANES : LANES;
-        }
-      }
+        points_in(from + (begin + t) * TILE * layer.in, row_, layer.in, base + t * layer.in, point_in,
+                  [](Vec x) { return x; });
+      products(base, point_in, layer.weight.get(), made, point_out, full, layer.in, layer.out);
       if (last) {
         for (int64_t t = 0; t < here; ++t)
-          points_out(made + t * layer.out, point_out, layer, detail + t * TILE * layer.out, CHUNK * TILE * layer.out);
+          pixels_out(layer, made + t * layer.out, point_out, detail + t * TILE * layer.out, CHUNK * TILE * layer.out);
         const int64_t left = begin * TILE, right = std::min(columns, left + here * TILE);
         for (int64_t y = 0; y < rows; ++y)
           finish(strip * TILE + y, left, right, detail + y * CHUNK * TILE * layer.out, out, bytes);
       } else {
         for (int64_t t = 0; t < here; ++t)
-          points_out(made + t * layer.out, point_out, layer, to + (begin + t) * TILE * layer.out, row_);
+          pixels_out(layer, made + t * layer.out, point_out, to + (begin + t) * TILE * layer.out, row_);
       }
     }
     if (last) return;
@@ -332,40 +253,10 @@ class Chain {
     if (strip * TILE + rows == rows_of(l)) clear_below(sides_[l % 2].get(), rows_of(l));
   }
 
-  void points_in(const float* from, int64_t channels, float* to, int64_t point) const {
-    for (int64_t v = 0; v < channels; v += LANES) {
-      Vec half[REACH][REACH];
-      for (int x = 0; x < REACH; ++x) {
-        Vec d[REACH], t[REACH];
-        for (int y = 0; y < REACH; ++y) d[y] = load(from + y * row_ + x * channels + v);
-        to_points(d, t);
-        for (int y = 0; y < REACH; ++y) half[y][x] = t[y];
-      }
-      for (int y = 0; y < REACH; ++y) {
-        Vec t[REACH];
-        to_points(half[y], t);
-        for (int x = 0; x < REACH; ++x) store(to + (y * REACH + x) * point + v, t[x]);
-      }
-    }
-  }
-
-  void points_out(const float* from, int64_t point, const Layer& layer, float* to, int64_t row) const {
-    for (int64_t v = 0; v < layer.out; v += LANES) {
-      const Vec bias = load(layer.bias.get() + v);
-      Vec half[TILE][REACH];
-      for (int x = 0; x < REACH; ++x) {
-        Vec m[REACH], y4[TILE];
-        for (int y = 0; y < REACH; ++y) m[y] = load(from + (y * REACH + x) * point + v);
-        from_points(m, y4);
-        for (int y = 0; y < TILE; ++y) half[y][x] = y4[y];
-      }
-      for (int y = 0; y < TILE; ++y) {
-        Vec pixels[TILE];
-        from_points(half[y], pixels);
-        for (int x = 0; x < TILE; ++x)
-          store(to + y * row + x * layer.out + v, leaky(pixels[x] + bias, layer.slope));
-      }
-    }
+  static void pixels_out(const Layer& layer, const float* from, int64_t point, float* to, int64_t row) {
+    points_out(from, point, layer.out, [&](int y, int x, int64_t v, Vec pixel) {
+      store(to + y * row + x * layer.out + v, leaky(pixel + load(layer.bias.get() + v), layer.slope));
+    });
   }
 
   // Row y of the output's blocks, [left, right): base of each colour and the detail that all colours share.

@@ -37,14 +37,29 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
 
 
-def _luma_l2(out: Tensor, target: Tensor) -> Tensor:
-    """Squared error of BT.601 luminance, which PSNR measures, and a tenth of that of RGB, which keeps colour."""
-    weight = out.new_tensor([65.481, 128.553, 24.966]).div(255).view(1, 3, 1, 1)
-    difference = out - target
-    return (difference * weight).sum(1).square().mean() + 0.1 * difference.square().mean()
+class _LumaL2(torch.autograd.Function):
+    """Squared error of BT.601 luminance, which PSNR measures, and a tenth of that of RGB, which keeps colour.
+
+    The mean over pixels of dᵀ G d, d = (r, g, b) of the difference, whose gradient 2 G d is at hand after the forward
+    pass: at four times the side it is a fifth of what autograd would take.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        luma = out.new_tensor([65.481, 128.553, 24.966]).div(255)
+        form = torch.outer(luma, luma) + torch.eye(3).to(out) * (0.1 / 3)
+        difference = out - target
+        scaled = F.conv2d(difference, form[..., None, None])
+        pixels = difference.numel() / 3
+        ctx.save_for_backward(scaled.mul(2 / pixels))
+        return difference.mul_(scaled).sum() / pixels
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.saved_tensors[0] * gradient, None
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"l1": F.l1_loss, "l2": F.mse_loss, "l2_luma": _luma_l2}
+LOSSES: dict[str, Callable[..., Any]] = {"l1": F.l1_loss, "l2": F.mse_loss, "l2_luma": _LumaL2.apply}
 
 
 class CheckpointError(RuntimeError):

@@ -24,19 +24,19 @@ def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
     """Push all singular values of a matrix towards 1, approximately.
 
     Args:
-        matrix: (m, n).
+        matrix: (m, n), or several of one shape, (..., m, n).
         steps: Newton–Schulz iterations; five bring the singular values into about 0.7 to 1.2.
 
     Returns:
-        A matrix of the same shape with the same singular vectors.
+        As many, with the same singular vectors.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -67,6 +67,7 @@ class Muon(torch.optim.Optimizer):
         """
         del closure
         for group in self.param_groups:
+            alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -74,7 +75,11 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].mul_(group["momentum"]).add_(p.grad)
-                direction = p.grad + group["momentum"] * state["momentum"]
-                matrix = direction.flatten(1)
-                stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                p.add_(orthogonalise(matrix).view_as(p), alpha=-group["lr"] * stretch)
+                matrix = p.grad.add(state["momentum"], alpha=group["momentum"]).flatten(1)
+                alike.setdefault((matrix.shape[0], matrix.shape[1]), []).append((p, matrix))
+            # All of one shape at once: small products cost more in calls than in arithmetic.
+            for (rows, columns), found in alike.items():
+                made = orthogonalise(torch.stack([matrix for _, matrix in found]))
+                stretch = max(1.0, rows / columns) ** 0.5
+                for (p, _), direction in zip(found, made, strict=True):
+                    p.add_(direction.view_as(p), alpha=-group["lr"] * stretch)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from foveal.images.resize import cubic
 from foveal.nn.collapsible import CollapsibleConv2d
+from foveal.ops.conv3x3 import conv3x3
 from foveal.record import Method, Paper, equal
 
 if TYPE_CHECKING:
@@ -160,15 +161,15 @@ class LumaSR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights, biases, base = self._kernels()
+        slopes = self.slope.unbind()
         features, flat = x, torch.zeros_like(x[:1, :, :1, :1]).flatten(1)
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            slope = self.slope[i]
-            features = F.prelu(F.conv2d(features, weight, bias, padding=1), slope.reshape(1))
+        for weight, bias, before, slope in zip(weights, biases, (None, *slopes), slopes, strict=False):
+            features = conv3x3(features, weight, bias, slope=before)
             # What the biases alone make of a flat picture, which has no border in its inside.
             flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))
         silence = F.linear(flat, self.tail.weight.sum((2, 3))).flatten()
         # (B, s², H, W)
-        detail = F.conv2d(features, self.tail.weight, -silence, padding=1)
+        detail = conv3x3(features, self.tail.weight, -silence, slope=slopes[-1])
         out = F.conv2d(x, base, padding=base.shape[-1] // 2) + detail.repeat(1, 3, 1, 1)
         return F.pixel_shuffle(out, self.scale)
 
