@@ -29,6 +29,7 @@ import torch
 from foveal.catalogue.machine import describe
 from foveal.measure.cost import high_water
 from foveal.ops import selective_scan
+from foveal.ops.conv3x3 import conv3x3
 from foveal.ops.long_conv import long_conv
 from foveal.ops.scan2d import routes, selective_scan2d
 from foveal.ops.ssd import ssd, ssd_noncausal
@@ -190,6 +191,7 @@ def others(copy: float, exponentials: float, macs: float) -> list[dict[str, Any]
     )
     u, kernel = torch.randn(batch, dim, length), torch.randn(dim, length)
     n = 2 * length
+    add_convolutions(add, copy, macs)
     add(
         f"long_conv, {batch}×{dim}×{length}, kernel as long",
         lambda backend: long_conv(u, kernel, backend=backend),
@@ -200,6 +202,35 @@ def others(copy: float, exponentials: float, macs: float) -> list[dict[str, Any]
         },
     )
     return found
+
+
+def add_convolutions(add: Callable[..., None], copy: float, macs: float) -> None:
+    """A layer of the networks that upscale, at the size of a training step; a direct convolution is the bound."""
+    batch, channels, side = 8, 32, 48
+    leaves = [torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)]
+    leaves += [torch.randn(channels, channels, 3, 3) / 17, torch.randn(channels), torch.tensor([0.1])]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    gradient = torch.randn_like(leaves[0])
+
+    def forward(backend: str) -> torch.Tensor:
+        x, weight, bias, slope = leaves
+        return conv3x3(x, weight, bias, slope=slope, backend=backend)
+
+    def step(backend: str) -> None:
+        with torch.enable_grad():
+            torch.autograd.grad(forward(backend), leaves, gradient)
+
+    size = leaves[0].numel()
+    for label, run, passes in (("forward", forward, 1), ("forward and backward", step, 3)):
+        add(
+            f"conv3x3 of leaky(x), {batch}×{channels}×{side}×{side} to {channels} channels, {label}",
+            run,
+            ("native", "reference"),
+            {
+                "memory": 4 * size * (2 + 3 * (passes > 1)) / copy,
+                "direct products": passes * 9 * channels * size / macs,
+            },
+        )
 
 
 def compare_others(found: list[dict[str, Any]], rounds: int) -> None:

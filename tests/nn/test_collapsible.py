@@ -87,3 +87,14 @@ def test_even_kernels_are_refused():
 def test_a_residual_between_different_widths_is_refused():
     with pytest.raises(ValueError, match="residual needs equal channels, got 2 in and 3 out"):
         CollapsibleConv2d(2, 3, 3, residual=True)
+
+
+def test_without_a_width_the_kernel_itself_is_trained():
+    conv = CollapsibleConv2d(4, 4, 3, expand=0, residual=True).double()
+    assert [tuple(p.shape) for p in conv.parameters()] == [(4, 4, 3, 3), (4,)]
+    x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), conv.expanded(x))
+    torch.testing.assert_close(conv.collapse()(x), conv(x))
+    torch.manual_seed(0)
+    spread = [CollapsibleConv2d(32, 32, 3, expand=expand).weight().std().item() for expand in (0, 256)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.05)

@@ -37,7 +37,8 @@ class CollapsibleConv2d(nn.Module):
         in_channels: C.
         out_channels: C'.
         kernel_size: k, odd.
-        expand: channels between the two convolutions, p in the paper (256 there).
+        expand: channels between the two convolutions, p in the paper (256 there); 0 trains the k×k kernel itself, which
+            suits optimisers that look at a kernel as a whole (Muon).
         residual: add the input to the output, folded into the kernel; needs C = C'.
         bias: add a bias per output channel.
         padding: zeros added on each side; None keeps H and W.
@@ -47,6 +48,7 @@ class CollapsibleConv2d(nn.Module):
     """
 
     identity: Tensor | None
+    narrow: nn.Parameter  # None with `expand` 0
 
     def __init__(
         self,
@@ -65,20 +67,24 @@ class CollapsibleConv2d(nn.Module):
         if residual and in_channels != out_channels:
             raise ValueError(f"residual needs equal channels, got {in_channels} in and {out_channels} out")
         self.padding = kernel_size // 2 if padding is None else padding
-        # (p, C, k, k) and (C', p)
-        self.widen = nn.Parameter(torch.empty(expand, in_channels, kernel_size, kernel_size))
-        self.narrow = nn.Parameter(torch.empty(out_channels, expand))
+        # (p, C, k, k) and (C', p), or (C', C, k, k) alone
+        self.widen = nn.Parameter(torch.empty(expand or out_channels, in_channels, kernel_size, kernel_size))
+        self.register_parameter("narrow", nn.Parameter(torch.empty(out_channels, expand)) if expand else None)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         # Variances of the two steps multiply to that of a He-initialised k×k convolution.
-        nn.init.normal_(self.widen, std=(in_channels * kernel_size**2) ** -0.5)
-        nn.init.normal_(self.narrow, std=(2 / expand) ** 0.5 * (0.3 if residual else 1.0))
+        gain, fan_in = 2**0.5 * (0.3 if residual else 1.0), in_channels * kernel_size**2
+        nn.init.normal_(self.widen, std=fan_in**-0.5 * (1 if expand else gain))
+        if self.narrow is not None:
+            nn.init.normal_(self.narrow, std=expand**-0.5 * gain)
         self.register_buffer(
             "identity", identity_kernel(in_channels, kernel_size) if residual else None, persistent=False
         )
 
     def weight(self) -> Tensor:
         """The collapsed kernel, (C', C, k, k)."""
-        weight = (self.narrow @ self.widen.flatten(1)).view(-1, *self.widen.shape[1:])
+        weight: Tensor = self.widen
+        if self.narrow is not None:
+            weight = (self.narrow @ weight.flatten(1)).view(-1, *weight.shape[1:])
         return weight if self.identity is None else weight + self.identity
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +99,8 @@ class CollapsibleConv2d(nn.Module):
         Returns:
             (B, C', H, W), or less where `padding` keeps less.
         """
-        out = F.conv2d(F.conv2d(x, self.widen, padding=self.padding), self.narrow[..., None, None], self.bias)
+        narrow = torch.eye(len(self.widen)).to(x) if self.narrow is None else self.narrow
+        out = F.conv2d(F.conv2d(x, self.widen, padding=self.padding), narrow[..., None, None], self.bias)
         if self.identity is None:
             return out
         cut = self.widen.shape[-1] // 2 - self.padding

@@ -96,20 +96,25 @@ def test_scale_out_of_range():
         LumaSR(5)
 
 
+@pytest.mark.parametrize("expand", [0, 8])
 @pytest.mark.parametrize("depth", [4, 5, 9])
-def test_a_deeper_network_begins_as_the_one_before(depth):
+def test_a_deeper_network_begins_as_the_one_before(depth, expand):
     torch.manual_seed(0)
-    before = LumaSR(2, channels=8, depth=4, expand=8)
+    before = LumaSR(2, channels=8, depth=4, expand=expand)
     with torch.no_grad():
         for parameter in before.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    after = LumaSR(2, channels=8, depth=depth, expand=8)
+    after = LumaSR(2, channels=8, depth=depth, expand=expand)
     after.load_state_dict(after.deepened(before.state_dict()))
     x, m = torch.rand(1, 3, 32, 30), after.margin
     with torch.no_grad():
         inside = (..., slice(2 * m, -2 * m), slice(2 * m, -2 * m))
         assert torch.allclose(after(x)[inside], before(x)[inside], atol=1e-5)
     after(x).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in after.named_parameters() if "widen" not in n)
-    shallower = LumaSR(2, channels=8, depth=2, expand=8)
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0
+        for n, p in after.named_parameters()
+        if not expand or "widen" not in n
+    )
+    shallower = LumaSR(2, channels=8, depth=2, expand=expand)
     assert shallower.deepened(before.state_dict()).keys() == before.state_dict().keys()

@@ -84,7 +84,7 @@ class LumaSR(nn.Module):
         scale: s, 2 to 4.
         channels: C, width of every hidden layer; a multiple of 16 fills the vector registers.
         depth: 3×3 convolutions between the first and the last.
-        expand: training-time width of a collapsible convolution.
+        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler, odd.
 
     Raises:
@@ -139,7 +139,8 @@ class LumaSR(nn.Module):
             if name.startswith("body."):
                 layer, _, part = name.rpartition(".")
                 theirs = mine.get(f"{layer}.")
-                fresh = weight if part == "widen" else torch.zeros_like(weight)
+                last = "narrow" if f"{layer}.narrow" in self.state_dict() else "widen"  # 0 there is 0 altogether
+                fresh = torch.zeros_like(weight) if part in {last, "bias"} else weight
                 found[name] = fresh if theirs is None else weights[theirs + part]
         for i, (layer, _) in enumerate(mine.items()):
             found["slope"][int(layer.split(".")[1]) + 1] = slope[i + 1]
@@ -202,7 +203,7 @@ def luma_sr_fast(
         scale: s.
         channels: C.
         depth: 3×3 convolutions between the first and the last.
-        expand: training-time width of a collapsible convolution.
+        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler.
 
     Returns:
@@ -220,7 +221,7 @@ def luma_sr_balanced(
         scale: s.
         channels: C.
         depth: 3×3 convolutions between the first and the last.
-        expand: training-time width of a collapsible convolution.
+        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler.
 
     Returns:

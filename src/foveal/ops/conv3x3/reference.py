@@ -9,7 +9,7 @@ __all__ = ["conv3x3_reference"]
 
 
 def conv3x3_reference(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None) -> Tensor:
-    """weight * leaky(x) + bias.
+    """The activation, then the convolution: weight * leaky(x) + bias.
 
     Args:
         x: input, (B, C, H, W).

@@ -6,6 +6,7 @@ those are torch's own.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,10 @@ import torch
 from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
 from foveal.ops.native import tell_once
 from foveal.ops.ssd import native
+from foveal.ops.ssd.attention import ssd_by
 from foveal.ops.ssd.eager import ssd_eager, ssd_noncausal_eager
 from foveal.ops.ssd.reference import ssd_noncausal_reference, ssd_reference
-from foveal.ops.ssd.triton import ssd_triton
+from foveal.ops.ssd.triton import attend_triton
 from foveal.ops.triton import why_not as no_triton
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ __all__ = ["explain", "ssd", "ssd_noncausal"]
 
 # Products in torch are fast on a GPU too; Triton's kernel goes before them when a measurement says so.
 BACKENDS = (
-    Backend("native", native.ssd_native, native.why_not),
+    Backend("native", partial(ssd_by, native.attend_native), native.why_not),
     Backend("eager", ssd_eager, lambda _: None),
-    Backend("triton", ssd_triton, no_triton),
+    Backend("triton", partial(ssd_by, attend_triton), no_triton),
     Backend("reference", ssd_reference, lambda _: None),
 )
 NONCAUSAL = (

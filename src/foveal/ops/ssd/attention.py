@@ -80,9 +80,10 @@ def ssd_by(
     D: Tensor | None,  # noqa: N803
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    chunk_size: int,  # noqa: ARG001 - who computes F cuts the sequence as suits it
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """State space duality by F.
+    """State space duality by F: the same as `ssd_reference`.
 
     Args:
         attend: F along time, differentiable: takes q, k, v, rates and start, float32.
@@ -94,6 +95,7 @@ def ssd_by(
         D: skip weights, (H,) or (H, P).
         dt_bias: added to dt, (H,).
         dt_softplus: whether dt goes through softplus.
+        chunk_size: not asked.
         initial_state: S before the first step, (B, H, P, N); None for zero.
 
     Returns:

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from foveal.ops.native import library
 from foveal.ops.native import why_not as not_installed
-from foveal.ops.ssd.attention import attend_gradients, ssd_by
+from foveal.ops.ssd.attention import attend_gradients
 
-__all__ = ["missing", "ssd_native", "why_not"]
+__all__ = ["attend_native", "missing", "why_not"]
 
 
 class _Attention(ctypes.Structure):
@@ -115,33 +115,17 @@ def _flops(
     return 2 * 3 * batch * length * heads * q[3] * v[3]
 
 
-def ssd_native(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    chunk_size: int,  # noqa: ARG001 - there are no chunks
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The same as `ssd_reference`, by the kernel.
+def attend_native(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """F along time, by the kernel.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
-        dt_softplus: whether dt goes through softplus.
-        chunk_size: not asked.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        q: (B, L, G, N).
+        k: (B, L, G, N).
+        v: (B, L, G, P).
+        rates: log decays, (B, L, H).
+        start: state before the first step, (B, H, N, P).
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+        y, (B, L, H, P), and the last state, (B, H, N, P).
     """
-    return ssd_by(lambda *given: _attend(*given, False), x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    return _attend(q, k, v, rates, start, False)

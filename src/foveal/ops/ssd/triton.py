@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveal.ops.ssd.attention import attend_gradients, ssd_by
+from foveal.ops.ssd.attention import attend_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ssd_triton"]
+__all__ = ["attend_triton"]
 
 # Products fused with sums, as Triton does of itself until version 3.10.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
@@ -59,33 +59,17 @@ class _Attend(torch.autograd.Function):
         return attend_gradients(_attend, ctx.saved_tensors[:5], ctx.saved_tensors[5:], gradients)  # type: ignore[arg-type]
 
 
-def ssd_triton(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    chunk_size: int,  # noqa: ARG001 - the kernel's own fits its registers
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The same as `ssd_reference`, by the kernel.
+def attend_triton(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """F along time, by the kernel, in chunks that fit its registers.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
-        dt_softplus: whether dt goes through softplus.
-        chunk_size: not asked; the kernel takes chunks that fit its registers.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        q: (B, L, G, N).
+        k: (B, L, G, N).
+        v: (B, L, G, P).
+        rates: log decays, (B, L, H).
+        start: state before the first step, (B, H, N, P).
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+        y, (B, L, H, P), and the last state, (B, H, N, P).
     """
-    return ssd_by(_Attend.apply, x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    return _Attend.apply(q, k, v, rates, start)  # type: ignore[no-any-return, no-untyped-call]
