@@ -21,13 +21,13 @@ namespace foveal {
 namespace {
 
 constexpr int LONG = 48;  // tiles whose products with gradients are summed before the sums leave the registers
-constexpr int64_t WHOLE = 16;  // channels come in multiples of it
 #if FOVEAL_LANES == 16 || defined(__aarch64__)
 constexpr int ROWS = 8;
 #else
 constexpr int ROWS = 4;
 #endif
 
+// Floats from the start of a line of the cache on; a later call for no more of them takes the same.
 struct Room {
   std::vector<float> floats;
   float* take(int64_t size) {
@@ -191,12 +191,12 @@ namespace {
 void convolve(const Conv3x3& c, int threads) {
   const Grid grid{c.batch, c.height, c.width};
   const int64_t tiles = grid.tiles(), chunks = (tiles + CHUNK - 1) / CHUNK;
-  std::vector<float> points(POINTS * c.in * c.out + LINE);
-  float* weight = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(points.data()) + 63) / 64 * 64);
+  Room points;
+  float* weight = points.take(POINTS * c.in * c.out);
   weights_to_points(c.weight, c.in * c.out, weight);
   const float slope = c.slope == nullptr ? 1.0f : *c.slope, gate_slope = c.gate == nullptr ? 1.0f : *c.gate_slope;
   std::vector<double> slopes(chunks);
-  std::atomic<bool> full_memory{false};
+  std::atomic<bool> no_memory{false};
   parallel(chunks, threads, [&](int64_t chunk) {
     const int64_t begin = chunk * CHUNK, here = std::min<int64_t>(CHUNK, tiles - begin);
     const int64_t point_in = CHUNK * c.in + LINE, point_out = CHUNK * c.out + LINE;
@@ -205,7 +205,7 @@ void convolve(const Conv3x3& c, int threads) {
     try {
       base = room.take(POINTS * (point_in + point_out + std::max(c.in, c.out)));
     } catch (const std::bad_alloc&) {
-      full_memory = true;
+      no_memory = true;
       return;
     }
     made = base + POINTS * point_in;
@@ -236,7 +236,7 @@ void convolve(const Conv3x3& c, int threads) {
     }
     slopes[chunk] = sum(slope_sum);
   });
-  if (full_memory) throw std::bad_alloc();
+  if (no_memory) throw std::bad_alloc();
   if (c.slope_gradient != nullptr) {
     double total = 0;
     for (double part : slopes) total += part;
@@ -250,7 +250,7 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, tiles / LONG));
   std::vector<float> sums(parts * each);
   const float slope = c.slope == nullptr ? 1.0f : *c.slope;
-  std::atomic<bool> full_memory{false};
+  std::atomic<bool> no_memory{false};
   parallel(parts, threads, [&](int64_t part) {
     const int64_t last = tiles * (part + 1) / parts;
     const int64_t point_in = LONG * c.in + LINE, point_out = LONG * c.out + LINE;
@@ -260,7 +260,7 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
     try {
       base = room.take(POINTS * (point_in + point_out + std::max(c.in, c.out)));
     } catch (const std::bad_alloc&) {
-      full_memory = true;
+      no_memory = true;
       return;
     }
     float *made = base + POINTS * point_in, *block = made + POINTS * point_out;
@@ -291,7 +291,7 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
           }
     }
   });
-  if (full_memory) throw std::bad_alloc();
+  if (no_memory) throw std::bad_alloc();
   for (int64_t part = 1; part < parts; ++part)
     for (int64_t i = 0; i < POINTS * plane + c.out; ++i) sums[i] += sums[part * each + i];
   weights_from_points(sums.data(), plane, c.weight);

@@ -54,7 +54,7 @@ _TRIED = (128, 256, 384)
 _LONGEST = 0.6  # seconds for one run; larger tiles are not tried after that
 # Seconds per output megapixel that reading and writing add, until this machine has taught better.
 _FILE_SECONDS = {"png": 0.06, "jpeg": 0.01, "webp": 0.15, "tiff": 0.01, "avif": 0.6, "gif": 0.15, "bmp": 0.005}
-_PROCESS_BYTES = {"native": 110 << 20, "onnxruntime": 130 << 20, "openvino": 260 << 20, "torch": 450 << 20}
+_PROCESS_BYTES = {"native": 60 << 20, "onnxruntime": 130 << 20, "openvino": 260 << 20, "torch": 450 << 20}
 
 
 def cache_folder() -> Path:
