@@ -222,16 +222,19 @@ void convolve(const Conv3x3& c, int threads) {
       const int64_t rows = std::min<int64_t>(TILE, c.height - at.y), columns = std::min<int64_t>(TILE, c.width - at.x);
       float* to = c.y + grid.pixel(at) * c.out;
       const float* gate = c.gate == nullptr ? nullptr : c.gate + grid.pixel(at) * c.out;
-      points_out(made + t * c.out, point_out, c.out, [&](int y, int x, int64_t v, Vec value) {
-        if (y >= rows || x >= columns) return;
-        const int64_t offset = (y * c.width + x) * c.out + v;
-        if (c.bias != nullptr) value += load(c.bias + v);
-        if (gate != nullptr) {
-          const Vec z = load(gate + offset);
-          slope_sum += smaller(z, Vec{}) * value;
-          value = z > 0.0f ? value : value * gate_slope;
-        }
-        store(to + offset, value);
+      points_out(made + t * c.out, point_out, c.out, [&](int64_t v) {
+        const Vec bias = c.bias == nullptr ? Vec{} : load(c.bias + v);
+        return [=, &slope_sum, width = c.width, out = c.out](int y, int x, Vec value) {
+          if (y >= rows || x >= columns) return;
+          const int64_t offset = (y * width + x) * out + v;
+          value += bias;
+          if (gate != nullptr) {
+            const Vec z = load(gate + offset);
+            slope_sum += smaller(z, Vec{}) * value;
+            value = z > 0.0f ? value : value * gate_slope;
+          }
+          store(to + offset, value);
+        };
       });
     }
     slopes[chunk] = sum(slope_sum);

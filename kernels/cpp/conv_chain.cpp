@@ -254,8 +254,10 @@ class Chain {
   }
 
   static void pixels_out(const Layer& layer, const float* from, int64_t point, float* to, int64_t row) {
-    points_out(from, point, layer.out, [&](int y, int x, int64_t v, Vec pixel) {
-      store(to + y * row + x * layer.out + v, leaky(pixel + load(layer.bias.get() + v), layer.slope));
+    points_out(from, point, layer.out, [&](int64_t v) {
+      return [=, bias = load(layer.bias.get() + v), slope = layer.slope, out = layer.out](int y, int x, Vec pixel) {
+        store(to + y * row + x * out + v, leaky(pixel + bias, slope));
+      };
     });
   }
 

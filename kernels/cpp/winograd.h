@@ -97,10 +97,12 @@ inline void points_in(const float* from, int64_t row, int64_t channels, float* t
   }
 }
 
-// 36 points to a tile of 4×4 pixels, each given to put(row, column, first channel, values).
-template <class Put>
-inline void points_out(const float* from, int64_t point, int64_t channels, const Put& put) {
+// 36 points to a tile of 4×4 pixels: for each vector of channels, `at(first channel)` gives what takes them,
+// put(row, column, values); it holds by value what a store could otherwise change.
+template <class At>
+inline void points_out(const float* from, int64_t point, int64_t channels, const At& at) {
   for (int64_t v = 0; v < channels; v += LANES) {
+    const auto put = at(v);
     Vec half[TILE][REACH];
     for (int x = 0; x < REACH; ++x) {
       Vec m[REACH], y4[TILE];
@@ -111,7 +113,7 @@ inline void points_out(const float* from, int64_t point, int64_t channels, const
     for (int y = 0; y < TILE; ++y) {
       Vec pixels[TILE];
       from_points(half[y], pixels);
-      for (int x = 0; x < TILE; ++x) put(y, x, v, pixels[x]);
+      for (int x = 0; x < TILE; ++x) put(y, x, pixels[x]);
     }
   }
 }

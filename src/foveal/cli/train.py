@@ -31,11 +31,11 @@ def train(
     that is stopped and resumed gives the weights of one that was not.
 
         $ foveal train recipes/fast_x4_1.toml
-        luma_sr_fast ×4 · 15000 steps · cpu, 2 threads · runs/fast_x4_1
-        step 500/15000 · loss 0.00187 · 14.2 steps/s · 23 min left
+        luma_sr_fast ×4 · 20000 steps · cpu, 2 threads · runs/fast_x4_1
+        step 500/20000 · loss 0.02713 · 14.2 steps/s · 23 min left
         ...
         done: runs/fast_x4_1/model.safetensors
-        next: foveal export runs/fast_x4_1 -o bundles/fast_x4
+        next: foveal export runs/fast_x4_1 -o bundles/fast_x4_1
     """
     import torch
 

@@ -1,7 +1,7 @@
 """LumaSR: a plain network for fast super-resolution on CPUs; colour is carried, only luminance is invented.
 
-*Source*: foveal's own. It takes the residual folded into each kernel from SESR (arXiv:2103.09404), the identity start
-from QuickSRNet (arXiv:2303.04336), the sub-pixel layer from ESPCN (arXiv:1609.05158), and three things of its own:
+*Source*: foveal's own. It takes the collapsible convolutions of SESR (arXiv:2103.09404), the identity start of
+QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), and three things of its own:
 
     out = shuffle( base(x) + 1 ⊗ detail(x) )
 
@@ -94,7 +94,7 @@ class LumaSR(nn.Module):
     linear = ("base",)  # parameters that are no hidden kernels: trained by Adam even where kernels are not
 
     def __init__(
-        self, scale: int = 4, *, channels: int = 32, depth: int = 11, expand: int = 0, base_kernel: int = 5
+        self, scale: int = 4, *, channels: int = 32, depth: int = 8, expand: int = 128, base_kernel: int = 5
     ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
@@ -198,7 +198,7 @@ class LumaSR(nn.Module):
 
 
 def luma_sr_fast(
-    scale: int = 4, *, channels: int = 16, depth: int = 7, expand: int = 0, base_kernel: int = 5
+    scale: int = 4, *, channels: int = 16, depth: int = 6, expand: int = 64, base_kernel: int = 5
 ) -> LumaSR:
     """LumaSR of 16 channels, for `--quality fast`.
 
@@ -216,7 +216,7 @@ def luma_sr_fast(
 
 
 def luma_sr_balanced(
-    scale: int = 4, *, channels: int = 32, depth: int = 11, expand: int = 0, base_kernel: int = 5
+    scale: int = 4, *, channels: int = 32, depth: int = 8, expand: int = 64, base_kernel: int = 5
 ) -> LumaSR:
     """LumaSR of 32 channels, for `--quality balanced`.
 
