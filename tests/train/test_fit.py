@@ -123,3 +123,9 @@ def test_start_from_a_checkpoint_takes_the_running_average(tmp_path, pictures):
         network(seed=9), tiny(data=str(pictures), start=start, steps=1, lr=0.0, muon_lr=0.0), tmp_path / "second"
     )
     torch.testing.assert_close(weights(again), weights(averaged))
+
+
+def test_the_luminance_loss_knows_its_gradient():
+    torch.manual_seed(0)
+    out, target = torch.rand(2, 2, 3, 4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(LOSSES["l2_luma"], (out.requires_grad_(), target))

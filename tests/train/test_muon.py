@@ -43,3 +43,18 @@ def test_regression_is_solved():
 def test_vector_is_refused():
     with pytest.raises(ValueError, match=r"Muon takes matrices and kernels, got a parameter of shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_kernels_of_one_shape_move_as_each_would_alone():
+    torch.manual_seed(0)
+    shapes = [(8, 2, 3, 3), (4, 18), (8, 2, 3, 3)]
+    together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in together]
+    optimisers = [Muon(together), *(Muon([p]) for p in alone)]
+    for ours, theirs in zip(together, alone, strict=True):
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+    for optimiser in optimisers:
+        optimiser.step()
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, theirs)

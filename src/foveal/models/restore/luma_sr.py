@@ -138,11 +138,12 @@ class LumaSR(nn.Module):
         found = {name: weight for name, weight in weights.items() if not name.startswith("body.")}
         found["slope"] = torch.ones(depth + 1)
         found["slope"][0] = slope[0]
-        for name, weight in self.state_dict().items():
+        own = self.state_dict()
+        for name, weight in own.items():
             if name.startswith("body."):
                 layer, _, part = name.rpartition(".")
                 theirs = mine.get(f"{layer}.")
-                last = "narrow" if f"{layer}.narrow" in self.state_dict() else "widen"  # 0 there is 0 altogether
+                last = "narrow" if f"{layer}.narrow" in own else "widen"  # 0 there is 0 altogether
                 fresh = torch.zeros_like(weight) if part in {last, "bias"} else weight
                 found[name] = fresh if theirs is None else weights[theirs + part]
         for i, (layer, _) in enumerate(mine.items()):
@@ -167,7 +168,7 @@ class LumaSR(nn.Module):
         weights, biases, base = self._kernels()
         slopes = self.slope.unbind()
         features, flat = x, torch.zeros_like(x[:1, :, :1, :1]).flatten(1)
-        for weight, bias, before, slope in zip(weights, biases, (None, *slopes), slopes, strict=False):
+        for weight, bias, before, slope in zip(weights, biases, (None, *slopes[:-1]), slopes, strict=True):
             features = conv3x3(features, weight, bias, slope=before)
             # What the biases alone make of a flat picture, which has no border in its inside.
             flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))

@@ -134,8 +134,8 @@ def _flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> i
 
 
 @register_flop_formula(torch.ops.foveal.conv3x3_backward)
-def _backward_flops(gradient: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return 2 * _flops(x, weight) if gradient else 0
+def _backward_flops(_: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *__: Any, **___: Any) -> int:
+    return 2 * _flops(x, weight)
 
 
 def conv3x3_native(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None) -> Tensor:
