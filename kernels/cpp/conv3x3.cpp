@@ -70,31 +70,38 @@ struct Grid {
   }
 };
 
-// (3, 3, in, out) to (36, in, out): G w Gᵀ.
-void weights_to_points(const float* weight, int64_t plane, float* to) {
-  for (int64_t i = 0; i < plane; i += LANES) {
-    Vec half[REACH][3];
-    const auto spread = [](const Vec w[3], Vec t[REACH]) {
-      const Vec outer = w[0] + w[2], far = w[0] + 4.0f * w[2];
-      t[0] = 0.25f * w[0];
-      t[1] = (-1.0f / 6) * (outer + w[1]);
-      t[2] = (-1.0f / 6) * (outer - w[1]);
-      t[3] = (1.0f / 24) * (far + 2.0f * w[1]);
-      t[4] = (1.0f / 24) * (far - 2.0f * w[1]);
-      t[5] = w[2];
-    };
-    for (int x = 0; x < 3; ++x) {
-      Vec w[3], t[REACH];
-      for (int y = 0; y < 3; ++y) w[y] = load(weight + (y * 3 + x) * plane + i);
-      spread(w, t);
+// A square of SIDE² vectors to 36 points, by `spread` down its columns and then along its rows, for each of `count`
+// channels.
+template <int SIDE, class Spread>
+void square_to_points(const float* from, int64_t row, int64_t column, int64_t count, float* to, int64_t point,
+                      const Spread& spread) {
+  for (int64_t v = 0; v < count; v += LANES) {
+    Vec half[REACH][SIDE];
+    for (int x = 0; x < SIDE; ++x) {
+      Vec d[SIDE], t[REACH];
+      for (int y = 0; y < SIDE; ++y) d[y] = load(from + y * row + x * column + v);
+      spread(d, t);
       for (int y = 0; y < REACH; ++y) half[y][x] = t[y];
     }
     for (int y = 0; y < REACH; ++y) {
       Vec t[REACH];
       spread(half[y], t);
-      for (int x = 0; x < REACH; ++x) store(to + (y * REACH + x) * plane + i, t[x]);
+      for (int x = 0; x < REACH; ++x) store(to + (y * REACH + x) * point + v, t[x]);
     }
   }
+}
+
+// (3, 3, in, out) to (36, in, out): G w Gᵀ.
+void weights_to_points(const float* weight, int64_t plane, float* to) {
+  square_to_points<3>(weight, 3 * plane, plane, plane, to, plane, [](const Vec w[3], Vec t[REACH]) {
+    const Vec outer = w[0] + w[2], far = w[0] + 4.0f * w[2];
+    t[0] = 0.25f * w[0];
+    t[1] = (-1.0f / 6) * (outer + w[1]);
+    t[2] = (-1.0f / 6) * (outer - w[1]);
+    t[3] = (1.0f / 24) * (far + 2.0f * w[1]);
+    t[4] = (1.0f / 24) * (far - 2.0f * w[1]);
+    t[5] = w[2];
+  });
 }
 
 // (36, in, out) to (3, 3, in, out): Gᵀ u G.
@@ -123,7 +130,7 @@ void weights_from_points(const float* from, int64_t plane, float* weight) {
 
 // A tile of 4×4 gradients to 36 points, A dy Aᵀ: the reverse of `points_out`.
 void gradients_in(const float* from, int64_t row, int64_t channels, float* to, int64_t point) {
-  const auto spread = [](const Vec y[TILE], Vec m[REACH]) {
+  square_to_points<TILE>(from, row, channels, channels, to, point, [](const Vec y[TILE], Vec m[REACH]) {
     const Vec even = y[0] + y[2], odd = y[1] + y[3], far = y[0] + 4.0f * y[2], steep = 2.0f * y[1] + 8.0f * y[3];
     m[0] = y[0];
     m[1] = even + odd;
@@ -131,21 +138,7 @@ void gradients_in(const float* from, int64_t row, int64_t channels, float* to, i
     m[3] = far + steep;
     m[4] = far - steep;
     m[5] = y[3];
-  };
-  for (int64_t v = 0; v < channels; v += LANES) {
-    Vec half[REACH][TILE];
-    for (int x = 0; x < TILE; ++x) {
-      Vec d[TILE], m[REACH];
-      for (int y = 0; y < TILE; ++y) d[y] = load(from + y * row + x * channels + v);
-      spread(d, m);
-      for (int y = 0; y < REACH; ++y) half[y][x] = m[y];
-    }
-    for (int y = 0; y < REACH; ++y) {
-      Vec m[REACH];
-      spread(half[y], m);
-      for (int x = 0; x < REACH; ++x) store(to + (y * REACH + x) * point + v, m[x]);
-    }
-  }
+  });
 }
 
 // sum (ROWS × VECS vectors) += aᵀ d: a (tiles × in), d (tiles × out), both from the wanted row and column on.
