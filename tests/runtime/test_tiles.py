@@ -61,9 +61,9 @@ def test_small_tiles_run_together():
     assert pieces[0] == Piece(0, 0, (0, 64), (0, 64))
 
 
-def test_cut_repeats_the_edge():
+def test_cut_mirrors_at_the_edge():
     image = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
-    padded = np.pad(image, ((9, 9), (9, 9), (0, 0)), mode="edge")
+    padded = np.pad(image, ((9, 9), (9, 9), (0, 0)), mode="symmetric")
     for top, left, height, width in [(0, 0, 5, 4), (-3, -2, 11, 8), (4, 3, 6, 7), (-9, 1, 12, 1), (1, 1, 2, 2)]:
         into = np.empty((height, width, 3), np.uint8)
         cut(image, top, left, into)

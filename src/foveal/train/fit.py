@@ -26,13 +26,12 @@ import torch.nn.functional as F
 from foveal.measure.quality import evaluate, from_torch
 from foveal.train.muon import Muon
 from foveal.train.pairs import Pairs
+from foveal.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
-
-    from foveal.train.recipe import Recipe
 
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
 
@@ -114,10 +113,10 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     return [muon, torch.optim.Adam(rest, lr=recipe.lr, betas=(0.9, 0.99))] if rest else [muon]
 
 
-def _tensors(batch: tuple[np.ndarray, np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (B, H, W, 3) pictures to channels-last float tensors (B, 3, H, W) in [0, 1]."""
-    low, high = (torch.from_numpy(a).to(device).permute(0, 3, 1, 2).float().div_(255) for a in batch)
-    return low, high
+def _tensors(batch: tuple[np.ndarray, ...], device: torch.device, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """uint8 (B, H, W, 3) pictures to channels-last float tensors (B, 3, H, W) in [0, 1]: what is given and wanted."""
+    low, high, *taught = (torch.from_numpy(a).to(device).permute(0, 3, 1, 2).float().div_(255) for a in batch)
+    return low, high.lerp_(taught[0], recipe.teacher_share) if taught else high
 
 
 def _precision(model: nn.Module, recipe: Recipe, batch: tuple[Tensor, Tensor]) -> str:
@@ -178,6 +177,7 @@ def fit(
     *,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
     stop_after: int | None = None,
 ) -> nn.Module:
     """Train a super-resolution network, resuming when `out` holds a checkpoint.
@@ -188,6 +188,7 @@ def fit(
         out: folder for `checkpoint.pt`, `log.csv`, `recipe.json`, and at the end `model.safetensors` and `log.png`.
         device: where to train.
         report: called about once a second and at every checkpoint.
+        say: told now and then how far the recipe's teachers are, before the first step.
         stop_after: save and return after this step, as a stop by hand would.
 
     Returns:
@@ -202,7 +203,14 @@ def fit(
     torch.set_flush_denormal(True)
     _keep_memory()
     model.to(place).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    pairs = Pairs.from_folder(Path(recipe.data), recipe.scale, patch=recipe.patch, fraction=recipe.fraction)
+    pairs = Pairs.from_folder(
+        Path(recipe.data),
+        recipe.scale,
+        patch=recipe.patch,
+        fraction=recipe.fraction,
+        teachers=recipe.teachers,
+        say=say,
+    )
     optimizers = _optimizers(model, recipe)
     peaks = [group["lr"] for o in optimizers for group in o.param_groups]
     average = [p.detach().clone() for p in model.parameters()]
@@ -210,7 +218,7 @@ def fit(
     _log_start(out, recipe, first)
     loss_of = LOSSES[recipe.loss]
 
-    def load(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(step: int) -> tuple[np.ndarray, ...]:
         return pairs.batch(recipe.batch, np.random.default_rng((recipe.seed, step)))
 
     def checkpoint(step: int) -> None:
@@ -219,13 +227,13 @@ def fit(
         state = {"step": step, "model": model.state_dict(), "average": means, "recipe": asdict(recipe)}
         _save(out / "checkpoint.pt", {**state, "optimizers": [o.state_dict() for o in optimizers]})
 
-    precision = _precision(model, recipe, _tensors(load(first), place))
+    precision = _precision(model, recipe, _tensors(load(first), place, recipe))
     losses: list[Tensor] = []
     begun = spoken = time.perf_counter()
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(load, first)
         for step in range(first, recipe.steps):
-            low, high = _tensors(waiting.result(), place)
+            low, high = _tensors(waiting.result(), place, recipe)
             waiting = ahead.submit(load, step + 1)
             share = learning_rate(step, recipe.steps, recipe.warmup)
             for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
@@ -305,9 +313,10 @@ def _resume(
         ) from error
     # A longer or shorter schedule, and where data lies, may change between two runs; what is learnt may not.
     free = {"steps", "data", "validation", "every", "precision", "start"}
+    made = asdict(Recipe("", recipe.scale, "", 1)) | state["recipe"]  # by a foveal that knew fewer keys, perhaps
     for name, value in asdict(recipe).items():
-        if name not in free and state["recipe"].get(name) != value:
-            was = state["recipe"].get(name)
+        if name not in free and made[name] != value:
+            was = made[name]
             raise CheckpointError(
                 f"{path} was made with {name} = {was!r}, the recipe says {value!r}; use another folder"
             )

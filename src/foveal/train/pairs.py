@@ -21,8 +21,11 @@ from PIL import Image
 from foveal.images.resize import imresize
 from foveal.runtime.plan import cache_folder
 from foveal.train.sampling_aug import informative, patch_scores
+from foveal.train.teacher import answers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
 __all__ = ["Pairs"]
@@ -53,6 +56,7 @@ class Pairs:
         places: picture, row and column of every patch that may be drawn, (places, 3).
         scale: s.
         patch: side of a low-resolution patch.
+        taught: what teachers make of `low`, as `high`; None without teachers.
     """
 
     high: NDArray[np.uint8]
@@ -61,12 +65,23 @@ class Pairs:
     places: NDArray[np.int32]
     scale: int
     patch: int
+    taught: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         self._starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))])
 
     @classmethod
-    def from_folder(cls, folder: Path, scale: int, *, patch: int = 48, fraction: float = 0.5, stride: int = 4) -> Pairs:
+    def from_folder(
+        cls,
+        folder: Path,
+        scale: int,
+        *,
+        patch: int = 48,
+        fraction: float = 0.5,
+        stride: int = 4,
+        teachers: Sequence[str] = (),
+        say: Callable[[str], None] | None = None,
+    ) -> Pairs:
         """Read every picture below `folder`, or what an earlier call kept of them.
 
         The pixels are kept in `.foveal` in that folder, or in foveal's cache folder where that cannot be written, once
@@ -78,12 +93,14 @@ class Pairs:
             patch: side of a low-resolution patch, in pixels.
             fraction: the most informative share of each picture's patches that is drawn from; 1 draws from all.
             stride: distance between neighbouring places, in low-resolution pixels.
+            teachers: bundles, by name or folder, whose answers are learnt beside the originals.
+            say: told now and then how far the teachers are.
 
         Returns:
             The pairs, memory-mapped.
 
         Raises:
-            ValueError: no picture below `folder`, or none large enough.
+            ValueError: no picture below `folder`, or none large enough; a teacher of another scale.
         """
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not paths:
@@ -97,9 +114,10 @@ class Pairs:
         places = _places(error, shapes, patch, fraction, stride)
         if not len(places):
             raise ValueError(f"no picture of at least {patch * scale} pixels a side among the {len(paths)} found")
-        return cls(high, low, np.asarray(shapes), places, scale, patch)
+        taught = answers(kept, scale, teachers, say=say) if teachers else None
+        return cls(high, low, np.asarray(shapes), places, scale, patch, taught)
 
-    def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:
         """Draw patches, each turned and mirrored at random.
 
         Args:
@@ -107,22 +125,22 @@ class Pairs:
             rng: where the choice comes from.
 
         Returns:
-            Low resolution (B, p, p, 3) and high resolution (B, s·p, s·p, 3).
+            Low resolution (B, p, p, 3) and high resolution (B, s·p, s·p, 3); with teachers their answers too, as high.
         """
-        p, s = self.patch, self.scale
-        low = np.empty((size, p, p, 3), np.uint8)
-        high = np.empty((size, s * p, s * p, 3), np.uint8)
+        sources = [(self.low, 1), (self.high, self.scale)]
+        if self.taught is not None:
+            sources.append((self.taught, self.scale))
+        batch = tuple(np.empty((size, s * self.patch, s * self.patch, 3), np.uint8) for _, s in sources)
         for i, (k, y, x) in enumerate(self.places[np.sort(rng.integers(len(self.places), size=size))]):
             rows, columns = self.shapes[k]
             start = self._starts[k]
-            a = self.low[start : start + rows * columns].reshape(rows, columns, 3)[y : y + p, x : x + p]
-            b = self.high[start * s * s : (start + rows * columns) * s * s].reshape(rows * s, columns * s, 3)
-            b = b[y * s : (y + p) * s, x * s : (x + p) * s]
             turn = int(rng.integers(8))
-            for source, target in ((a, low), (b, high)):
-                turned = source.transpose(1, 0, 2) if turn & 1 else source
+            for (pixels, s), target in zip(sources, batch, strict=True):
+                whole = pixels[start * s * s : (start + rows * columns) * s * s].reshape(rows * s, columns * s, 3)
+                part = whole[y * s : (y + self.patch) * s, x * s : (x + self.patch) * s]
+                turned = part.transpose(1, 0, 2) if turn & 1 else part
                 target[i] = turned[:: -1 if turn & 2 else 1, :: -1 if turn & 4 else 1]
-        return low, high
+        return batch
 
 
 def _place(folder: Path) -> Path:

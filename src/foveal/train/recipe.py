@@ -37,6 +37,8 @@ class Recipe:
         muon_lr: Muon's peak step size.
         warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
         loss: "l1" or "l2" on RGB in [0, 1], or "l2_luma": squared error of luminance, and a tenth of that of RGB.
+        teachers: bundles, by name or folder, whose answers are learnt beside the originals; none by default.
+        teacher_share: of their answers in what is learnt, in [0, 1]; the rest is the original's.
         ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
         seed: of weights and batches.
         precision: "fp32", "bf16" (autocast), or "auto": whichever is faster here, timed over a few steps.
@@ -61,6 +63,8 @@ class Recipe:
     muon_lr: float = 1e-2
     warmup: int = 100
     loss: str = "l1"
+    teachers: list[str] = field(default_factory=list)
+    teacher_share: float = 0.6
     ema: float = 0.999
     seed: int = 0
     precision: str = "auto"
@@ -79,6 +83,10 @@ class Recipe:
             raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
         if not 0 < self.fraction <= 1:
             raise RecipeError(f"fraction must be in (0, 1], got {self.fraction}")
+        if wrong := [t for t in self.teachers if not isinstance(t, str)]:
+            raise RecipeError(f"teachers must be names or folders of bundles, got {wrong[0]!r}")
+        if not 0 <= self.teacher_share <= 1:
+            raise RecipeError(f"teacher_share must be in [0, 1], got {self.teacher_share}")
         if not 0 <= self.ema < 1:
             raise RecipeError(f"ema must be in [0, 1), got {self.ema}")
 
@@ -106,7 +114,13 @@ class Recipe:
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(table) - set(known)):
             raise RecipeError(f"{path}: unknown key {unknown[0]!r}; keys are {', '.join(known)}")
-        kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, Any]": dict}
+        kinds: dict[str, Any] = {
+            "str": str,
+            "int": int,
+            "float": (int, float),
+            "dict[str, Any]": dict,
+            "list[str]": list,
+        }
         for name, value in table.items():
             if not isinstance(value, kinds[str(known[name].type)]) or isinstance(value, bool):
                 raise RecipeError(f"{path}: {name} must be of type {known[name].type}, got {value!r}")

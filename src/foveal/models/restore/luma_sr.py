@@ -183,8 +183,8 @@ class LumaSR(nn.Module):
         """The same network as plain convolutions without padding.
 
         Returns:
-            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = `margin`: give it the picture with its edge
-            repeated r pixels outward, or a tile with r pixels of its surroundings.
+            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = `margin`: give it the picture mirrored
+            r pixels outward, or a tile with r pixels of its surroundings.
         """
         weights, biases, base = self._kernels()
         layers: list[nn.Module] = []

@@ -1,0 +1,91 @@
+"""What trained networks make of the training pictures, learnt beside the originals.
+
+*Source*: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531; for
+pictures instead of classes, and with the mean over the eight ways to turn and mirror a picture as the answer
+(R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016). The target is
+
+    (1 - share) · original + share · mean over teachers and ways of teacher(low)
+
+Most of an original's fine detail follows from nothing in the small picture: to a student it is noise, at every step. A
+teacher's answer has none of it, and the mean over eight ways is better than one pass of the teacher. So a student of
+the teacher's own size learns more from it in as many steps, and ends above the teacher; the original's share keeps it
+from the teacher's mistakes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveal.runtime.bundle import Bundle
+from foveal.runtime.upscaler import Upscaler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["answers"]
+
+
+def _answer(low: NDArray[np.uint8], teachers: Sequence[Upscaler]) -> NDArray[np.uint8]:
+    """(h, w, 3) to (s·h, s·w, 3): the mean of every teacher's eight answers."""
+    picture = low.astype(np.float32) / 255
+    total = np.zeros((low.shape[0] * teachers[0].scale, low.shape[1] * teachers[0].scale, 3), np.float32)
+    for teacher in teachers:  # each mirrors what it is given: four ways, and four of the picture turned on its side
+        total += teacher(picture)
+        total += teacher(np.ascontiguousarray(picture.transpose(1, 0, 2))).transpose(1, 0, 2)
+    return np.rint(total * (255 / 2 / len(teachers))).astype(np.uint8)
+
+
+def answers(
+    kept: Path,
+    scale: int,
+    teachers: Sequence[str],
+    *,
+    threads: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> NDArray[np.uint8]:
+    """The teachers' answers to all pictures of a `Pairs` folder, or what an earlier call kept of them.
+
+    Args:
+        kept: folder with `low.npy` and `shapes.npy`; the answers are kept in it, once for each set of teachers.
+        scale: s.
+        teachers: bundles, by name or folder.
+        threads: processor threads; by default all.
+        say: told now and then how far it is.
+
+    Returns:
+        All pixels end to end, (n·s², 3), memory-mapped.
+
+    Raises:
+        ValueError: a teacher of another scale.
+    """
+    bundles = [Bundle.load(teacher) for teacher in teachers]
+    for bundle in bundles:
+        if bundle.card.scale != scale:
+            raise ValueError(f"teacher {bundle.card.name} enlarges {bundle.card.scale} times, the recipe {scale} times")
+    key = hashlib.sha256(" ".join(bundle.fingerprint for bundle in bundles).encode()).hexdigest()[:16]
+    path = kept / f"taught-{key}.npy"
+    if not path.exists():
+        low, shapes = np.load(kept / "low.npy", mmap_mode="r"), np.load(kept / "shapes.npy")
+        networks = [Upscaler(model=bundle, quality="best", threads=threads) for bundle in bundles]
+        part = path.with_suffix(".part")
+        out = np.lib.format.open_memmap(part, "w+", np.uint8, (len(low) * scale**2, 3))
+        start, begun, spoken = 0, time.perf_counter(), 0.0
+        for k, (rows, columns) in enumerate(shapes):
+            end = start + rows * columns
+            out[start * scale**2 : end * scale**2] = _answer(
+                low[start:end].reshape(rows, columns, 3), networks
+            ).reshape(-1, 3)
+            start, now = end, time.perf_counter() - begun
+            if say is not None and now - spoken > 10:
+                spoken = now
+                say(f"teacher: picture {k + 1} of {len(shapes)}, {now * (len(low) - end) / end / 60:.0f} min left")
+        out.flush()
+        part.replace(path)
+    return np.load(path, mmap_mode="r")
