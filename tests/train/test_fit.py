@@ -129,3 +129,21 @@ def test_the_luminance_loss_knows_its_gradient():
     torch.manual_seed(0)
     out, target = torch.rand(2, 2, 3, 4, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(LOSSES["l2_luma"], (out.requires_grad_(), target))
+
+
+def test_luminance_alone_trains_as_the_luminance_of_the_colours(tmp_path, pictures):
+    class Colours(torch.nn.Module):
+        """The same network, which does not say that it can make luminance alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x):
+            return self.network(x)
+
+    recipe = tiny(data=str(pictures), loss="luma", optimizer="adam")
+    before = weights(network())
+    alone, colours = fit(network(), recipe, tmp_path / "alone"), fit(Colours(), recipe, tmp_path / "colours")
+    assert (weights(alone) - before).abs().max() > 1e-3
+    torch.testing.assert_close(weights(colours), weights(alone), atol=1e-4, rtol=0)

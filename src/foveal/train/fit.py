@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
 
 
+_LUMINANCE = torch.tensor([65.481, 128.553, 24.966]) / 255  # BT.601's weights of red, green and blue
+
+
 class _LumaL2(torch.autograd.Function):
     """Squared error of BT.601 luminance, which PSNR measures, and a tenth of that of RGB, which keeps colour.
 
@@ -45,7 +48,7 @@ class _LumaL2(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        luma = out.new_tensor([65.481, 128.553, 24.966]).div(255)
+        luma = _LUMINANCE.to(out)
         form = torch.outer(luma, luma) + torch.eye(3).to(out) * (0.1 / 3)
         difference = out - target
         scaled = F.conv2d(difference, form[..., None, None])
@@ -58,7 +61,12 @@ class _LumaL2(torch.autograd.Function):
         return ctx.saved_tensors[0] * gradient, None
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"l1": F.l1_loss, "l2": F.mse_loss, "l2_luma": _LumaL2.apply}
+LOSSES: dict[str, Callable[..., Any]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "l2_luma": _LumaL2.apply,
+    "luma": F.mse_loss,
+}
 
 
 class CheckpointError(RuntimeError):
@@ -117,6 +125,21 @@ def _tensors(batch: tuple[np.ndarray, ...], device: torch.device, recipe: Recipe
     """uint8 (B, H, W, 3) pictures to channels-last float tensors (B, 3, H, W) in [0, 1]: what is given and wanted."""
     low, high, *taught = (torch.from_numpy(a).to(device).permute(0, 3, 1, 2).float().div_(255) for a in batch)
     return low, high.lerp_(taught[0], recipe.teacher_share) if taught else high
+
+
+def _luminance(rgb: Tensor) -> Tensor:
+    return torch.einsum("bchw,c->bhw", rgb, _LUMINANCE.to(rgb))[:, None]
+
+
+def _objective(model: nn.Module, recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    """The recipe's loss of a batch, low and high resolution; networks that can make luminance alone are asked to."""
+    loss = LOSSES[recipe.loss]
+    if recipe.loss != "luma":
+        return lambda low, high: loss(model(low).float(), high)
+    alone = getattr(model, "luminance", None)
+    if alone is None:
+        return lambda low, high: loss(_luminance(model(low).float()), _luminance(high))
+    return lambda low, high: loss(alone(low, _LUMINANCE.to(low)).float(), _luminance(high))
 
 
 def _precision(model: nn.Module, recipe: Recipe, batch: tuple[Tensor, Tensor]) -> str:
@@ -216,7 +239,7 @@ def fit(
     average = [p.detach().clone() for p in model.parameters()]
     first = _resume(out, model, optimizers, average, recipe)
     _log_start(out, recipe, first)
-    loss_of = LOSSES[recipe.loss]
+    objective = _objective(model, recipe)
 
     def load(step: int) -> tuple[np.ndarray, ...]:
         return pairs.batch(recipe.batch, np.random.default_rng((recipe.seed, step)))
@@ -239,7 +262,7 @@ def fit(
             for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
                 group["lr"] = peak * share
             with _autocast(precision, place):
-                loss = loss_of(model(low).float(), high)
+                loss = objective(low, high)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()

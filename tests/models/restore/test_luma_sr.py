@@ -50,6 +50,14 @@ def test_margin_is_the_radius_of_the_receptive_field():
     assert (x.grad[0, :, 0, 0].abs() > 0).any(), "the corner of the margin reaches the output"
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_luminance_is_the_weighted_sum_of_the_colours(scale):
+    network, weights = changed(scale), torch.tensor([0.3, 0.5, 0.1])
+    x = torch.rand(2, 3, 9, 7)
+    expected = torch.einsum("bchw,c->bhw", network(x), weights)[:, None]
+    torch.testing.assert_close(network.luminance(x, weights), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.9, 0.1, 0.5)])
 def test_flat_stays_flat(colour):
     network = changed()

@@ -60,6 +60,11 @@ def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
     return conv
 
 
+def _of_each_colour(phases: Tensor) -> Tensor:
+    """(s², k, k) to (3·s², 3, k, k): each colour goes through the same kernels and no other's."""
+    return torch.einsum("oi,pyx->opiyx", torch.eye(3).to(phases), phases).flatten(0, 1)
+
+
 class _Plain(nn.Module):
     """LumaSR collapsed to plain convolutions without padding: (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W)."""
 
@@ -150,33 +155,46 @@ class LumaSR(nn.Module):
             found["slope"][int(layer.split(".")[1]) + 1] = slope[i + 1]
         return found
 
-    def _kernels(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Kernels and biases of the hidden layers, and the base's kernel.
+    def _phases(self) -> Tensor:
+        """The upsampler of every colour, (s², k, k), whose sums are set to 1."""
+        return self.base + (1 - self.base.sum((1, 2), keepdim=True)) / self.base[0].numel()
 
-        The first kernel's sums are set to 0, those of the base to 1, and each colour goes through the base alone.
-        """
+    def _kernels(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Kernels and biases of the hidden layers; the first kernel's sums are set to 0."""
         body = cast("list[CollapsibleConv2d]", list(self.body))
         assert self.head.bias is not None
         head = self.head.weight - self.head.weight.mean((2, 3), keepdim=True)
-        phases = self.base + (1 - self.base.sum((1, 2), keepdim=True)) / self.base[0].numel()
-        # (3, s², 3, k, k) to (3·s², 3, k, k)
-        base = torch.einsum("oi,pyx->opiyx", torch.eye(3).to(phases), phases).flatten(0, 1)
         biases = [cast("Tensor", conv.bias) for conv in body]
-        return [head, *(conv.weight() for conv in body)], [self.head.bias, *biases], base
+        return [head, *(conv.weight() for conv in body)], [self.head.bias, *biases]
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights, biases, base = self._kernels()
+    def _detail(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, s², H, W)."""
         slopes = self.slope.unbind()
         features, flat = x, torch.zeros_like(x[:1, :, :1, :1]).flatten(1)
-        for weight, bias, before, slope in zip(weights, biases, (None, *slopes[:-1]), slopes, strict=True):
+        for weight, bias, before, slope in zip(*self._kernels(), (None, *slopes[:-1]), slopes, strict=True):
             features = conv3x3(features, weight, bias, slope=before)
             # What the biases alone make of a flat picture, which has no border in its inside.
             flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))
         silence = F.linear(flat, self.tail.weight.sum((2, 3))).flatten()
-        # (B, s², H, W)
-        detail = conv3x3(features, self.tail.weight, -silence, slope=slopes[-1])
-        out = F.conv2d(x, base, padding=base.shape[-1] // 2) + detail.repeat(1, 3, 1, 1)
-        return F.pixel_shuffle(out, self.scale)
+        return conv3x3(features, self.tail.weight, -silence, slope=slopes[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.conv2d(x, _of_each_colour(self._phases()), padding=self.base.shape[-1] // 2)
+        return F.pixel_shuffle(out + self._detail(x).repeat(1, 3, 1, 1), self.scale)
+
+    def luminance(self, x: Tensor, weights: Tensor) -> Tensor:
+        """A weighted sum of the colours `forward` makes, for a third of its work: for losses of luminance.
+
+        Args:
+            x: (B, 3, H, W).
+            weights: of red, green and blue, (3,).
+
+        Returns:
+            (B, 1, s·H, s·W).
+        """
+        mixed = torch.einsum("bchw,c->bhw", x, weights)[:, None]
+        out = F.conv2d(mixed, self._phases()[:, None], padding=self.base.shape[-1] // 2)
+        return F.pixel_shuffle(out + self._detail(x) * weights.sum(), self.scale)
 
     @torch.no_grad()
     def plain(self) -> nn.Module:
@@ -186,7 +204,8 @@ class LumaSR(nn.Module):
             A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = `margin`: give it the picture mirrored
             r pixels outward, or a tile with r pixels of its surroundings.
         """
-        weights, biases, base = self._kernels()
+        weights, biases = self._kernels()
+        base = _of_each_colour(self._phases())
         layers: list[nn.Module] = []
         flat = base.new_zeros(1, 3)
         for weight, bias, slope in zip(weights, biases, self.slope.tolist(), strict=True):
