@@ -25,6 +25,7 @@ __all__ = ["Score", "benchmark_pairs", "bicubic", "evaluate", "from_torch", "lum
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 WINDOW, SIGMA = 11, 1.5
+BT601 = (65.481, 128.553, 24.966)  # luminance of full red, green and blue, above 16 for black
 
 
 def luma(rgb: NDArray) -> NDArray[np.float64]:
@@ -43,7 +44,7 @@ def luma(rgb: NDArray) -> NDArray[np.float64]:
         return rgb.reshape(rgb.shape[:2]).astype(np.float64)
     if rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"a picture must be (H, W), (H, W, 1) or (H, W, 3), got shape {rgb.shape}")
-    return 16 + rgb.astype(np.float64) @ (np.array([65.481, 128.553, 24.966]) / 255)
+    return 16 + rgb.astype(np.float64) @ (np.array(BT601) / 255)
 
 
 def _prepared(a: NDArray, b: NDArray, shave: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from foveal.measure.quality import evaluate, from_torch
+from foveal.measure.quality import BT601, evaluate, from_torch
 from foveal.train.muon import Muon
 from foveal.train.pairs import Pairs
 from foveal.train.recipe import Recipe
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
 
 
-_LUMINANCE = torch.tensor([65.481, 128.553, 24.966]) / 255  # BT.601's weights of red, green and blue
+_LUMINANCE = torch.tensor(BT601) / 255
 
 
 class _LumaL2(torch.autograd.Function):

@@ -7,9 +7,8 @@ pictures instead of classes, and with the mean over the eight ways to turn and m
     (1 - share) · original + share · mean over teachers and ways of teacher(low)
 
 Most of an original's fine detail follows from nothing in the small picture: to a student it is noise, at every step. A
-teacher's answer has none of it, and the mean over eight ways is better than one pass of the teacher. So a student of
-the teacher's own size learns more from it in as many steps, and ends above the teacher; the original's share keeps it
-from the teacher's mistakes.
+teacher's answer has none of it, and the mean over eight ways is better than one pass of the teacher. So a student
+learns more in as many steps (docs/train.md measures it); the original's share keeps it from the teacher's mistakes.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ def answers(
     scale: int,
     teachers: Sequence[str],
     *,
-    threads: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> NDArray[np.uint8]:
     """The teachers' answers to all pictures of a `Pairs` folder, or what an earlier call kept of them.
@@ -56,7 +54,6 @@ def answers(
         kept: folder with `low.npy` and `shapes.npy`; the answers are kept in it, once for each set of teachers.
         scale: s.
         teachers: bundles, by name or folder.
-        threads: processor threads; by default all.
         say: told now and then how far it is.
 
     Returns:
@@ -73,7 +70,7 @@ def answers(
     path = kept / f"taught-{key}.npy"
     if not path.exists():
         low, shapes = np.load(kept / "low.npy", mmap_mode="r"), np.load(kept / "shapes.npy")
-        networks = [Upscaler(model=bundle, quality="best", threads=threads) for bundle in bundles]
+        networks = [Upscaler(model=bundle, quality="best") for bundle in bundles]
         part = path.with_suffix(".part")
         out = np.lib.format.open_memmap(part, "w+", np.uint8, (len(low) * scale**2, 3))
         start, begun, spoken = 0, time.perf_counter(), 0.0
