@@ -209,9 +209,9 @@ def test_what_cannot_begin_ends_with_2(arguments, text, capsys):
 
 
 def test_the_best_says_what_it_is(capsys):
-    code, out, _ = run(capsys, "in/a.png", "-s", "2", "--quality", "best", "--engine", "onnxruntime", quick=False)
+    code, out, _ = run(capsys, "in/a.png", "-n", "fast_x2", "--quality", "best", "--engine", "onnxruntime", quick=False)
     assert code == 0
-    assert "balanced_x2 mirrored" in out
+    assert "fast_x2 mirrored" in out
 
 
 SLOW = """

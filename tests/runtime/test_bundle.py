@@ -108,9 +108,11 @@ def test_choose_the_quality_or_the_nearest_and_say_so(shelf):
     assert choose(2, "fast")[0].card.name == "a"
     bundle, note = choose(2, "best")
     assert (bundle.card.name, note) == ("b", "")
+    shelf(card(name="d", scale=4, quality="balanced", equivariant=True))
+    assert choose(4, "best")[1] == "no bundle of quality best ×4 yet; using d", "mirror images would not help"
     assert choose(2, "balanced")[1] == ""
     assert choose(3, "fast")[0].card.name == "c"
-    with pytest.raises(BundleError, match="no bundle enlarges by 5; there are some for 2, 3"):
+    with pytest.raises(BundleError, match="no bundle enlarges by 5; there are some for 2, 3, 4"):
         choose(5)
     with pytest.raises(ValueError, match="quality must be one of fast, balanced, best, got 'great'"):
         choose(2, "great")

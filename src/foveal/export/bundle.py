@@ -113,6 +113,7 @@ def export_bundle(
             "measured": measured or {},
             "parameters": count_parameters(network),
             "model": {"name": model_name, "arguments": arguments or {}},
+            "equivariant": bool(getattr(model, "equivariant", False)),
             "files": files,
             "sha256": {f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
         }

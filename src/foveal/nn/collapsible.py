@@ -80,6 +80,11 @@ class CollapsibleConv2d(nn.Module):
             "identity", identity_kernel(in_channels, kernel_size) if residual else None, persistent=False
         )
 
+    @property
+    def drawn(self) -> nn.Parameter:
+        """The factor that sets the first kernel's size: the last one."""
+        return self.widen if self.narrow is None else self.narrow
+
     def weight(self) -> Tensor:
         """The collapsed kernel, (C', C, k, k)."""
         weight: Tensor = self.widen

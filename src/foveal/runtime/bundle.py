@@ -47,6 +47,7 @@ class Card:
         measured: figures by the usual benchmarks, name → value.
         parameters: how many.
         model: how to build the network again with torch: "name" and "arguments"; empty if that cannot be done.
+        equivariant: True if a turned or mirrored input gives the turned or mirrored output.
         version: of the card's own format.
 
     Raises:
@@ -68,6 +69,7 @@ class Card:
     measured: Mapping[str, Any] = field(default_factory=dict)
     parameters: int = 0
     model: Mapping[str, Any] = field(default_factory=dict)
+    equivariant: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -75,8 +77,9 @@ class Card:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise BundleError(f"{self.name}: {name} must be a whole number of at least {low}, got {value!r}")
-        if not isinstance(self.trims, bool):
-            raise BundleError(f"{self.name}: trims must be true or false, got {self.trims!r}")
+        for name in ("trims", "equivariant"):
+            if not isinstance(getattr(self, name), bool):
+                raise BundleError(f"{self.name}: {name} must be true or false, got {getattr(self, name)!r}")
         if self.version != VERSION:
             raise BundleError(f"{self.name}: card version {self.version}, this foveal reads {VERSION}; update foveal")
         if self.channels != 3:
@@ -246,6 +249,7 @@ def choose(scale: int, quality: str = "balanced") -> tuple[Bundle, str]:
     # The nearest one, the better of two equally near.
     nearest = min(ranked, key=lambda rank: (abs(rank - wanted), -rank))
     bundle = ranked[nearest]
-    if nearest == wanted or quality == "best":  # the best there is
+    # Where there is no bundle for it, best is the better bundle with its mirror images.
+    if nearest == wanted or (quality == "best" and not bundle.card.equivariant):
         return bundle, ""
     return bundle, f"no bundle of quality {quality} ×{scale} yet; using {bundle.card.name}"

@@ -67,13 +67,14 @@ class Network:
         card: of the bundle.
         open_file: "float" or "uint8" → engine with that file.
         mirrored: take the mean of what the network makes of a tile and of its mirror images, which costs four times as
-            much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016).
+            much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016);
+            an equivariant network would say the same four times, and is asked once.
     """
 
     def __init__(self, card: Card, open_file: Callable[[str], Engine], *, mirrored: bool = False) -> None:
         self.card = card
         self.seconds = 0.0
-        self.ways = _MIRRORED if mirrored else _MIRRORED[:1]
+        self.ways = _MIRRORED if mirrored and not card.equivariant else _MIRRORED[:1]
         self._open = open_file
         self._engines: dict[str, Engine] = {}
         self._white: NDArray | None = None

@@ -95,8 +95,9 @@ class Upscaler:
 
     Args:
         scale: output side over input side: 2, 3 or 4. With `model`, its scale counts.
-        quality: "fast" or "balanced", which shipped bundle; "best", the better one, four times: the mean of what it
-            makes of the picture and of its mirror images.
+        quality: "fast", "balanced" or "best": which shipped bundle. Where there is none for "best", the better of the
+            others; with a `model` too, "best" is the mean of what the network makes of the picture and of its mirror
+            images, which an equivariant one makes in one pass.
         model: name of a bundle or path of its folder, instead of `scale` and `quality`.
         engine: "auto" (the fastest here), "native", "onnxruntime", "openvino" or "torch".
         threads: processor threads; by default all that this process may use.

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 
 from foveal.images.resize import imresize
 from foveal.models.restore.luma_sr import LumaSR, bicubic_kernel, luma_sr_balanced, luma_sr_fast
+from foveal.nn.collapsible import identity_kernel
+from foveal.nn.equivariant import MOVES, moved
 
 
 def changed(scale=4, **arguments):
@@ -102,6 +104,30 @@ def test_variations_count_their_parameters():
 def test_scale_out_of_range():
     with pytest.raises(ValueError, match="scale must be 2, 3 or 4, got 5"):
         LumaSR(5)
+
+
+@pytest.mark.parametrize("expand", [0, 4])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_equivariant_network_moves_with_the_picture(scale, expand):
+    network = changed(scale, channels=16, expand=expand, equivariant=True)
+    x = torch.rand(1, 3, 12, 15)
+    with torch.no_grad():
+        y = network(x)
+        for move in MOVES:
+            torch.testing.assert_close(network(moved(x, move)), moved(y, move), atol=1e-5, rtol=0)
+        m = network.margin
+        inside = network.plain()(F.pad(x, (m, m, m, m), mode="reflect"))
+        mirrored = network.plain()(F.pad(x.mT, (m, m, m, m), mode="reflect"))
+    torch.testing.assert_close(mirrored, inside.mT, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("expand", [0, 64])
+def test_equivariant_network_begins_at_the_size_of_another(expand):
+    torch.manual_seed(0)
+    free, tied = (LumaSR(4, channels=64, depth=1, expand=expand, equivariant=tied).plain() for tied in (False, True))
+    for k, still in ((0, 0), (2, identity_kernel(64, 3)), (4, 0)):
+        spread = (free.layers[k].weight - still).std().item()
+        assert (tied.layers[k].weight - still).std().item() == pytest.approx(spread, rel=0.2)
 
 
 @pytest.mark.parametrize("expand", [0, 8])

@@ -13,6 +13,10 @@ QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), 
    a picture of one colour comes out as that colour, exactly.
 3. *Nothing at run time but 3×3 convolutions and one leaky slope per layer*, which every engine fuses. Run without
    padding (`plain`), the borders of a tile are cut off by the network itself, so tiles join without a seam.
+
+With `equivariant` the kernels are tied so that a turned or mirrored picture gives the turned or mirrored result
+(`foveal.nn.equivariant`). It costs nothing at run time, and each training step teaches for all eight moves:
+docs/train.md has what that is worth.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from torch import Tensor, nn
 
 from foveal.images.resize import cubic
 from foveal.nn.collapsible import CollapsibleConv2d
+from foveal.nn.equivariant import MOVES, Alike, fields, phases, still
 from foveal.ops.conv3x3 import conv3x3
 from foveal.record import Method, Paper, equal
 
@@ -91,20 +96,29 @@ class LumaSR(nn.Module):
         depth: 3×3 convolutions between the first and the last.
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler, odd.
+        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture; C is a multiple of 8.
 
     Raises:
-        ValueError: a scale outside 2 to 4.
+        ValueError: a scale outside 2 to 4, or channels that an equivariant network can't have.
     """
 
     linear = ("base",)  # parameters that are no hidden kernels: trained by Adam even where kernels are not
 
     def __init__(
-        self, scale: int = 4, *, channels: int = 32, depth: int = 8, expand: int = 128, base_kernel: int = 5
+        self,
+        scale: int = 4,
+        *,
+        channels: int = 32,
+        depth: int = 8,
+        expand: int = 128,
+        base_kernel: int = 5,
+        equivariant: bool = False,
     ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
             raise ValueError(f"scale must be 2, 3 or 4, got {scale}")
         self.scale = scale
+        self.equivariant = equivariant
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         # What the zero-sum filters find in a picture is small and lies around 0: torch's random biases, several times
         # as large, would keep half of the channels on one side of the activation.
@@ -116,6 +130,27 @@ class LumaSR(nn.Module):
         self.tail = nn.Conv2d(channels, scale * scale, 3, padding=1, bias=False)
         nn.init.normal_(self.tail.weight, std=1e-3)
         self.base = nn.Parameter(bicubic_kernel(scale, base_kernel))  # (s², k, k)
+        self.ties = nn.ModuleDict()
+        if equivariant:
+            hidden, out = fields(channels), phases(scale)
+            self.ties["head"] = Alike(hidden, still(3), 3)
+            self.ties["body"] = Alike(hidden, hidden, 3)
+            self.ties["bias"] = Alike(hidden, still(1), 1)
+            self.ties["tail"] = Alike(out, hidden, 3)
+            self.ties["base"] = Alike(out, still(1), base_kernel)
+            with torch.no_grad():  # a mean of eight random weights has an eighth of their variance
+                drawn = [self.head.weight, self.tail.weight, *(conv.drawn for conv in self._body())]
+                torch._foreach_mul_(drawn, len(MOVES) ** 0.5)
+
+    def _tied(self, part: str, weight: Tensor) -> Tensor:
+        """A kernel or bias as the network uses it: alike for all moves where the network is equivariant."""
+        if part not in self.ties:
+            return weight
+        tie = cast("Alike", self.ties[part])
+        return tie(weight)
+
+    def _body(self) -> list[CollapsibleConv2d]:
+        return cast("list[CollapsibleConv2d]", list(self.body))
 
     @property
     def margin(self) -> int:
@@ -157,15 +192,19 @@ class LumaSR(nn.Module):
 
     def _phases(self) -> Tensor:
         """The upsampler of every colour, (s², k, k), whose sums are set to 1."""
-        return self.base + (1 - self.base.sum((1, 2), keepdim=True)) / self.base[0].numel()
+        base = self._tied("base", self.base)
+        return base + (1 - base.sum((1, 2), keepdim=True)) / base[0].numel()
 
     def _kernels(self) -> tuple[list[Tensor], list[Tensor]]:
         """Kernels and biases of the hidden layers; the first kernel's sums are set to 0."""
-        body = cast("list[CollapsibleConv2d]", list(self.body))
-        assert self.head.bias is not None
-        head = self.head.weight - self.head.weight.mean((2, 3), keepdim=True)
-        biases = [cast("Tensor", conv.bias) for conv in body]
-        return [head, *(conv.weight() for conv in body)], [self.head.bias, *biases]
+        head = self._tied("head", self.head.weight)
+        kernels = [self._tied("body", conv.weight()) for conv in self._body()]
+        biases = [self._tied("bias", cast("Tensor", conv.bias)) for conv in (self.head, *self._body())]
+        return [head - head.mean((2, 3), keepdim=True), *kernels], biases
+
+    def _last(self) -> Tensor:
+        """Kernel of the last layer, (s², C, 3, 3)."""
+        return self._tied("tail", self.tail.weight)
 
     def _detail(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, s², H, W)."""
@@ -175,8 +214,9 @@ class LumaSR(nn.Module):
             features = conv3x3(features, weight, bias, slope=before)
             # What the biases alone make of a flat picture, which has no border in its inside.
             flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))
-        silence = F.linear(flat, self.tail.weight.sum((2, 3))).flatten()
-        return conv3x3(features, self.tail.weight, -silence, slope=slopes[-1])
+        tail = self._last()
+        silence = F.linear(flat, tail.sum((2, 3))).flatten()
+        return conv3x3(features, tail, -silence, slope=slopes[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.conv2d(x, _of_each_colour(self._phases()), padding=self.base.shape[-1] // 2)
@@ -211,14 +251,21 @@ class LumaSR(nn.Module):
         for weight, bias, slope in zip(weights, biases, self.slope.tolist(), strict=True):
             layers += [_conv(weight, bias), nn.LeakyReLU(slope)]
             flat = F.leaky_relu(F.linear(flat, weight.sum((2, 3)), bias), slope)
-        silence = F.linear(flat, self.tail.weight.sum((2, 3))).flatten()
-        layers.append(_conv(self.tail.weight, -silence))
+        tail = self._last()
+        silence = F.linear(flat, tail.sum((2, 3))).flatten()
+        layers.append(_conv(tail, -silence))
         spread = torch.eye(self.scale**2).repeat(3, 1)[..., None, None].to(base)
         return _Plain(layers, _conv(base), _conv(spread), self.margin, self.scale).eval()
 
 
 def luma_sr_fast(
-    scale: int = 4, *, channels: int = 16, depth: int = 6, expand: int = 64, base_kernel: int = 5
+    scale: int = 4,
+    *,
+    channels: int = 16,
+    depth: int = 6,
+    expand: int = 64,
+    base_kernel: int = 5,
+    equivariant: bool = False,
 ) -> LumaSR:
     """LumaSR of 16 channels, for `--quality fast`.
 
@@ -228,15 +275,29 @@ def luma_sr_fast(
         depth: 3×3 convolutions between the first and the last.
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler.
+        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
 
     Returns:
         The network.
     """
-    return LumaSR(scale, channels=channels, depth=depth, expand=expand, base_kernel=base_kernel)
+    return LumaSR(
+        scale,
+        channels=channels,
+        depth=depth,
+        expand=expand,
+        base_kernel=base_kernel,
+        equivariant=equivariant,
+    )
 
 
 def luma_sr_balanced(
-    scale: int = 4, *, channels: int = 32, depth: int = 8, expand: int = 64, base_kernel: int = 5
+    scale: int = 4,
+    *,
+    channels: int = 32,
+    depth: int = 8,
+    expand: int = 64,
+    base_kernel: int = 5,
+    equivariant: bool = False,
 ) -> LumaSR:
     """LumaSR of 32 channels, for `--quality balanced`.
 
@@ -246,11 +307,19 @@ def luma_sr_balanced(
         depth: 3×3 convolutions between the first and the last.
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler.
+        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
 
     Returns:
         The network.
     """
-    return LumaSR(scale, channels=channels, depth=depth, expand=expand, base_kernel=base_kernel)
+    return LumaSR(
+        scale,
+        channels=channels,
+        depth=depth,
+        expand=expand,
+        base_kernel=base_kernel,
+        equivariant=equivariant,
+    )
 
 
 def _changed() -> LumaSR:
