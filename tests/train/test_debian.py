@@ -56,6 +56,7 @@ def test_lossy_pictures_are_halved(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95)
     assert debian._load(tmp_path / "a.jpg").shape == (240, 300, 3)
+    assert debian._load(tmp_path / "a.jpg", halved=False).shape == (492, 600, 3)
 
 
 def test_reduced_pictures(tmp_path):

@@ -48,7 +48,10 @@ def upscale(
     ] = None,
     scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4 times as wide and high.")] = 4,
     quality: Annotated[
-        str, typer.Option("--quality", help="fast, balanced or best; best takes about five times as long as balanced.")
+        str,
+        typer.Option(
+            "--quality", help="fast, balanced or best; best, with --model, takes the mean over mirror images."
+        ),
     ] = "balanced",
     model: Annotated[
         str | None,

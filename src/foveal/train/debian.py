@@ -1,14 +1,16 @@
 """Fetch freely licensed pictures from Debian's archive and make a training set of them.
 
 Debian ships only what anyone may use, change and pass on, so weights trained on these pictures carry no
-non-commercial string. Wallpaper packages bring photographs of 4 to 24 megapixels, game packages bring photographed
-textures. Pictures that were stored with loss are halved, which removes most of what the codec left behind; flat ones
-(drawn wallpapers, masks) are dropped because they teach a network nothing.
+non-commercial string. Wallpaper packages bring photographs of 4 to 24 megapixels, a game brings 240 landscapes and
+cities of one megapixel, others bring photographed textures. Pictures that were stored with loss are halved, which
+removes most of what the codec left behind (not the landscapes: they lost little); flat ones (drawn wallpapers, masks)
+are dropped because they teach a network nothing.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -38,16 +40,19 @@ class Package:
         licence: licences of its pictures, as its copyright file states them.
         least: smallest picture taken, in megapixels.
         skip: beginnings of file names that are left out.
+        halved: whether pictures that were stored with loss are halved.
     """
 
     name: str
     licence: str
     least: float = 1.0
     skip: tuple[str, ...] = ()
+    halved: bool = True
 
 
 # foveal's sample pictures were cut from four of the lomiri wallpapers, which are therefore never trained on.
 SAMPLES = ("friends_by_", "Bridge_by_", "greentock_by_", "seeding_by_")
+SPACE = ("space", "nasa", "earthrise", "army", "engine", "eso", "geoscan", "lobby", "tempest")
 CHARTS = ("P3-", "R2020-", "rgb-to")
 
 PHOTOGRAPHS = (
@@ -58,6 +63,7 @@ PHOTOGRAPHS = (
     Package("mate-backgrounds", "GPL-2+, CC-BY-SA-4.0"),
     Package("ukui-wallpapers", "CC-BY-SA-3.0"),
     Package("gnome-backgrounds", "CC-BY-SA-3.0"),
+    Package("endless-sky-high-dpi", "public domain, CC-BY-SA-3.0, CC-BY-SA-4.0", skip=SPACE, halved=False),
 )
 TEXTURES = (
     Package("ufoai-textures", "GPL-2+, CC-BY-SA-3.0, CC-BY-3.0, public domain", least=0.24),
@@ -134,14 +140,14 @@ def _pictures(root: Path, package: Package) -> Iterator[Path]:
     yield from (path for _, path in sorted(best.values(), key=lambda item: item[1]))
 
 
-def _load(path: Path, reduce: int = 1) -> np.ndarray | None:
+def _load(path: Path, reduce: int = 1, *, halved: bool = True) -> np.ndarray | None:
     """The picture as a training target (H, W, 3) uint8, or None when it holds too little detail."""
     with Image.open(path) as picture:
         seen = picture.convert("RGBA" if picture.mode in ("RGBA", "LA", "P", "PA") else "RGB")
     if seen.mode == "RGBA" and np.asarray(seen)[..., 3].min() < 250:
         return None
     image = np.asarray(seen.convert("RGB"))
-    if path.suffix.lower() in LOSSY:
+    if halved and path.suffix.lower() in LOSSY:
         image = imresize(image, 0.5, dtype=np.float32)
     while image.shape[0] * image.shape[1] > LARGEST * 1e6:
         image = imresize(image, 0.5, dtype=np.float32)
@@ -189,7 +195,8 @@ def prepare(
             subprocess.run(["dpkg-deb", "-x", str(archive), folder], check=True)
             paths = list(_pictures(Path(folder), package))
             with ThreadPoolExecutor(2) as pool:
-                for path, image in zip(paths, pool.map(lambda p: _load(p, reduce), paths), strict=True):
+                images = pool.map(functools.partial(_load, reduce=reduce, halved=package.halved), paths)
+                for path, image in zip(paths, images, strict=True):
                     if image is None:
                         continue
                     name = f"{len(rows):04d}.png"
