@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveal.nn.equivariant import MOVES, Alike, fields, moved, phases, still
+from foveal.nn.equivariant import MOVES, Alike, back, fields, moved, phases, still
 
 
 def test_moves_are_the_eight_of_a_square():
@@ -11,6 +11,12 @@ def test_moves_are_the_eight_of_a_square():
     turned = [torch.rot90(picture, k).tolist() for k in range(4)]
     mirrored = [torch.rot90(picture.flip(-1), k).tolist() for k in range(4)]
     assert sorted(map(str, results)) == sorted(map(str, turned + mirrored))
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_back_undoes_a_move(move):
+    picture = torch.arange(6).view(2, 3)
+    assert torch.equal(moved(moved(picture, move), back(move)), picture)
 
 
 @pytest.mark.parametrize("move", MOVES)

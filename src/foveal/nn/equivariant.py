@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MOVES", "Alike", "fields", "moved", "phases", "still"]
+__all__ = ["MOVES", "Alike", "back", "fields", "moved", "phases", "still"]
 
 MOVES = range(8)
 
@@ -35,6 +35,18 @@ def moved(x: Tensor, move: int) -> Tensor:
     x = x.mT if move & 1 else x
     flipped = [axis for axis, bit in ((-2, 2), (-1, 4)) if move & bit]
     return x.flip(flipped) if flipped else x
+
+
+def back(move: int) -> int:
+    """The move that undoes a move.
+
+    Args:
+        move: 0 to 7.
+
+    Returns:
+        0 to 7.
+    """
+    return _table()[move].index(0)
 
 
 def _table() -> list[list[int]]:
