@@ -79,7 +79,10 @@ def test_start_takes_the_weights_that_fit(tmp_path, pictures):
     start = str(tmp_path / "first" / "model.safetensors")
     torch.manual_seed(5)
     other = LumaSR(3, channels=4, depth=2, expand=4)
-    fit(other, tiny(data=str(pictures), scale=3, start=start, steps=1, lr=0.0, muon_lr=0.0), tmp_path / "second")
+    said = []
+    recipe = tiny(data=str(pictures), scale=3, start=start, steps=1, lr=0.0, muon_lr=0.0)
+    fit(other, recipe, tmp_path / "second", say=said.append)
+    assert said == [f"{start}: 9 weights fit this network; unused: base, tail.weight; new: base, tail.weight"]
     first = LumaSR(2, channels=4, depth=1, expand=4)
     from safetensors.torch import load_file
 
@@ -90,6 +93,8 @@ def test_start_takes_the_weights_that_fit(tmp_path, pictures):
     assert other.tail.weight.shape[0] == 9
     with pytest.raises(CheckpointError, match="no such weights to start from"):
         fit(network(), tiny(data=str(pictures), start="none.safetensors"), tmp_path / "third")
+    with pytest.raises(CheckpointError, match="none of its weights fits this network; start from another"):
+        fit(torch.nn.Conv2d(3, 3, 1), tiny(data=str(pictures), start=start), tmp_path / "fourth")
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():

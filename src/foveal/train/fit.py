@@ -211,7 +211,8 @@ def fit(
         out: folder for `checkpoint.pt`, `log.csv`, `recipe.json`, and at the end `model.safetensors` and `log.png`.
         device: where to train.
         report: called about once a second and at every checkpoint.
-        say: told now and then how far the recipe's teachers are, before the first step.
+        say: told, before the first step, which weights of the recipe's start do not fit, and now and then how far its
+            teachers are.
         stop_after: save and return after this step, as a stop by hand would.
 
     Returns:
@@ -237,7 +238,7 @@ def fit(
     optimizers = _optimizers(model, recipe)
     peaks = [group["lr"] for o in optimizers for group in o.param_groups]
     average = [p.detach().clone() for p in model.parameters()]
-    first = _resume(out, model, optimizers, average, recipe)
+    first = _resume(out, model, optimizers, average, recipe, say)
     _log_start(out, recipe, first)
     objective = _objective(model, recipe)
 
@@ -321,12 +322,15 @@ def _resume(
     optimizers: list[torch.optim.Optimizer],
     average: list[Tensor],
     recipe: Recipe,
+    say: Callable[[str], None] | None,
 ) -> int:
     """Load the checkpoint in `out` if there is one, else the weights the recipe starts from; returns the next step."""
     path = out / "checkpoint.pt"
     if not path.exists():
         if recipe.start:
-            _start_from(Path(recipe.start), model, average)
+            told = _start_from(Path(recipe.start), model, average)
+            if told and say is not None:
+                say(told)
         return 0
     try:
         state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
@@ -351,11 +355,12 @@ def _resume(
     return int(state["step"])
 
 
-def _start_from(path: Path, model: nn.Module, average: list[Tensor]) -> None:
+def _start_from(path: Path, model: nn.Module, average: list[Tensor]) -> str:
     """Copy every weight of the same name and shape; a network of another scale gives its body.
 
     One of fewer layers gives them all where the new network can let its others pass (`deepened`). Of a
-    checkpoint, whose training may not have ended, the running average is taken.
+    checkpoint, whose training may not have ended, the running average is taken. Returns a line for the user where
+    something was left over.
     """
     from safetensors.torch import load_file
 
@@ -366,9 +371,14 @@ def _start_from(path: Path, model: nn.Module, average: list[Tensor]) -> None:
         saved = deepened(saved)
     own = model.state_dict()
     fitting = {n: w for n, w in saved.items() if n in own and own[n].shape == w.shape}
+    if not fitting:
+        raise CheckpointError(f"{path}: none of its weights fits this network; start from another, or leave start out")
     model.load_state_dict(fitting, strict=False)
     for a, p in zip(average, model.parameters(), strict=True):
         a.copy_(p.detach())
+    parts = [(", ".join(sorted(of.keys() - fitting.keys())), said) for of, said in ((saved, "unused"), (own, "new"))]
+    left = "; ".join(f"{said}: {names}" for names, said in parts if names)
+    return left and f"{path}: {len(fitting)} weights fit this network; {left}"
 
 
 def _log_start(out: Path, recipe: Recipe, first: int) -> None:
