@@ -126,9 +126,6 @@ def rows_to_measure(threads: int, scales: list[int]) -> list[tuple[Row, Run]]:
             for engine in available():
                 upscaler = Upscaler(model=str(bundle.folder), engine=engine, threads=threads)
                 rows.append((Row(card.name, engine, card.scale, card.parameters, [], {}), upscaler))
-        if card.scale in scales and card.quality == "balanced" and not card.equivariant:
-            upscaler = Upscaler(scale=card.scale, quality="best", threads=threads)
-            rows.append((Row(upscaler.name, upscaler.engine("float"), card.scale, card.parameters, [], {}), upscaler))
     for scale in scales:
         rows.append((Row("bicubic", "Pillow", scale, 0, [], {}), bicubic_of_pillow(scale)))
     espcn = espcn_of_opencv(threads) if 4 in scales else None

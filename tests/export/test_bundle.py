@@ -46,6 +46,13 @@ def test_weights_build_the_network_again(made, model):
     assert torch.equal(again(x), model(x))
 
 
+def test_card_says_whether_the_network_is_equivariant(tmp_path, made):
+    assert not made.card["equivariant"]
+    tied = create_model("luma_sr_fast", scale=2, channels=8, depth=1, expand=0, equivariant=True)
+    bundle = export_bundle(tied, tmp_path / "tied", name="tied", model_name="luma_sr_fast", scale=2)
+    assert bundle.card["equivariant"]
+
+
 def test_standing_bundle_is_kept_unless_told(made, model, monkeypatch):
     with pytest.raises(ExportError, match=r"exists; give another place, or overwrite=True \(--overwrite\)"):
         export_bundle(model, made.folder, name="other", model_name="luma_sr_fast", scale=2)

@@ -445,6 +445,17 @@ def test_an_equivariant_network_is_asked_once(bundles, natural):
     np.testing.assert_array_equal(best(image), once(image))
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_shipped_best_enlarges_every_turn_of_a_picture_alike(scale, natural):
+    image = natural(24, 30)
+    best = Upscaler(scale=scale, quality="best", engine="onnxruntime", threads=1)
+    assert best.card.equivariant
+    assert best.notes[0] == f"no bundle of quality best ×{scale} yet; using balanced_x{scale}"
+    large = best(image)
+    assert worst(best(np.ascontiguousarray(image[:, ::-1]))[:, ::-1], large) <= 1
+    assert worst(best(np.ascontiguousarray(image.transpose(1, 0, 2))).transpose(1, 0, 2), large) <= 1
+
+
 def test_mirror_images_make_a_picture_better():
     """By a shipped network, on one of the pictures that come with foveal."""
     original = np.asarray(Image.open("samples/original/bridge.png").convert("RGB"))

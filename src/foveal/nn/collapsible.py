@@ -82,7 +82,7 @@ class CollapsibleConv2d(nn.Module):
 
     @property
     def drawn(self) -> nn.Parameter:
-        """The factor that sets the first kernel's size: the last one."""
+        """The parameter whose size sets that of the collapsed kernel at the start."""
         return self.widen if self.narrow is None else self.narrow
 
     def weight(self) -> Tensor:

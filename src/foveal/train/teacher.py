@@ -35,10 +35,12 @@ def _answer(low: NDArray[np.uint8], teachers: Sequence[Upscaler]) -> NDArray[np.
     """(h, w, 3) to (s·h, s·w, 3): the mean of every teacher's eight answers."""
     picture = low.astype(np.float32) / 255
     total = np.zeros((low.shape[0] * teachers[0].scale, low.shape[1] * teachers[0].scale, 3), np.float32)
-    for teacher in teachers:  # each mirrors what it is given: four ways, and four of the picture turned on its side
-        total += teacher(picture)
-        total += teacher(np.ascontiguousarray(picture.transpose(1, 0, 2))).transpose(1, 0, 2)
-    return np.rint(total * (255 / 2 / len(teachers))).astype(np.uint8)
+    for teacher in teachers:
+        answer = teacher(picture)
+        if not teacher.card.equivariant:  # it mirrors what it is given: four ways, and four of the picture on its side
+            answer = (answer + teacher(np.ascontiguousarray(picture.transpose(1, 0, 2))).transpose(1, 0, 2)) / 2
+        total += answer
+    return np.rint(total * (255 / len(teachers))).astype(np.uint8)
 
 
 def answers(
