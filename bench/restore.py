@@ -7,7 +7,8 @@ Time is what a user waits for, array in to array out (uint8 RGB), on `--threads`
 by round, so that a slow spell of the machine touches all of them, and the median and the quartiles of the rounds are
 printed. The last rows are what a user can have without foveal: Pillow's bicubic, and the network of OpenCV's
 dnn_superres ESPCN ×4 (the same graph with random weights, so time only) with bicubic colour, as its `upsample` does.
-Quality is luminance PSNR and SSIM, border of `scale` pixels shaved, on the pictures under FOVEAL_DATA.
+Quality is luminance PSNR and SSIM, border of `scale` pixels shaved, on the pictures under FOVEAL_DATA. An engine
+that ran the bundle's file of bytes says (int8).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from foveal.catalogue.machine import describe
 from foveal.measure.benchmarks import find
 from foveal.measure.quality import evaluate
 from foveal.runtime.bundle import available as bundles
-from foveal.runtime.engines import available
+from foveal.runtime.engines import available, file_kind
 from foveal.runtime.upscaler import Upscaler
 
 SETS = {2: ("Set5", "Set14"), 3: ("Set5", "Set14"), 4: ("Set5", "Set14", "BSD100", "Urban100_20")}
@@ -46,6 +47,7 @@ class Row:
     parameters: int
     seconds: list[float]  # per output megapixel, one a round
     quality: dict[str, tuple[float, float]]  # set -> PSNR, SSIM
+    file: str = ""  # kind of the bundle's file that ran
 
     @property
     def median(self) -> float:
@@ -125,7 +127,8 @@ def rows_to_measure(threads: int, scales: list[int]) -> list[tuple[Row, Run]]:
         if card.scale in scales:
             for engine in available():
                 upscaler = Upscaler(model=str(bundle.folder), engine=engine, threads=threads)
-                rows.append((Row(card.name, engine, card.scale, card.parameters, [], {}), upscaler))
+                file = file_kind(engine, "uint8", card.files)
+                rows.append((Row(card.name, engine, card.scale, card.parameters, [], {}, file), upscaler))
     for scale in scales:
         rows.append((Row("bicubic", "Pillow", scale, 0, [], {}), bicubic_of_pillow(scale)))
     espcn = espcn_of_opencv(threads) if 4 in scales else None
@@ -150,7 +153,7 @@ def table(rows: list[Row], heading: str) -> str:
             figures = ["–" if score is None else f"{score[0]:.2f} / {score[1]:.4f}" for score in scores]
             cells = [
                 row.name,
-                row.engine,
+                f"{row.engine} (int8)" if row.file == "int8" else row.engine,
                 f"{row.parameters:,}",
                 f"{row.median:.4f}",
                 f"{first:.4f}–{third:.4f}",
@@ -186,7 +189,7 @@ def main() -> None:
                 row.seconds.append(taken / (out.shape[0] * out.shape[1] / 1e6))
         print(f"round {round_ + 1}/{arguments.rounds}", end="\r", file=sys.stderr)
     for row, run in measured:
-        if row.engine != "OpenCV":  # engines agree to a level, but that is measured, not believed
+        if row.engine != "OpenCV":  # engines agree but for a few levels, which is measured, not believed
             row.quality = quality(run, row.scale, arguments.limit)
 
     machine = describe()

@@ -11,6 +11,13 @@
 // stand 36 products of matrices (tiles × channels) · (channels × channels). The last layer's pixels never go to memory as
 // floats: base is added, and they are rounded to bytes, while they are in the cache.
 //
+// A chain of bytes (int8) has the same first layer, and after it
+//
+//     x_(l+1) = round(zero_l + leaky(W_l * x_l + b_l, slope_l) / step_l), 0 to 255,
+//
+// with weights of 8 bits, a scale a channel, and a zero a channel, which the next bias takes back: see dots.h. Its last
+// layer makes floats again.
+//
 // Work is cut into strips of 4 rows of one layer. Strips are taken in order, each waits for the strips that it reads and
 // for those that read what it overwrites, so threads never meet at a barrier and any number of them comes to an end.
 #include <algorithm>
@@ -18,6 +25,7 @@
 #include <new>
 #include <vector>
 
+#include "dots.h"
 #include "simd.h"
 #include "threads.h"
 #include "winograd.h"
@@ -27,48 +35,67 @@ namespace {
 
 constexpr int COLOURS = 3;
 
-// Floats that start on a line of the cache and are 0 at first.
+// Numbers that start on a line of the cache and are 0 at first.
+template <class T>
 class Buffer {
  public:
   void make(int64_t size) {
-    data_.reset(static_cast<float*>(::operator new(size * sizeof(float), ALIGNED)));
-    std::memset(data_.get(), 0, size * sizeof(float));
+    data_.reset(static_cast<T*>(::operator new(size * sizeof(T), ALIGNED)));
+    std::memset(data_.get(), 0, size * sizeof(T));
   }
-  float* get() const { return data_.get(); }
+  T* get() const { return data_.get(); }
 
  private:
   static constexpr std::align_val_t ALIGNED{64};
   struct Free {
-    void operator()(float* p) const { ::operator delete(p, ALIGNED); }
+    void operator()(T* p) const { ::operator delete(p, ALIGNED); }
   };
-  std::unique_ptr<float, Free> data_;
+  std::unique_ptr<T, Free> data_;
 };
 
 struct Layer {
-  int64_t in, out;     // channels, out rounded up to whole vectors
-  float slope;         // 1 is no activation
-  Buffer weight, bias; // first layer: (3·9, out); others: (36, in, out)
+  int64_t in, out;             // channels, out rounded up to whole vectors
+  float slope;                 // 1 is no activation
+  Buffer<float> weight, bias;  // first layer: (3·9, out); others: (36, in, out)
+  // Of a chain of bytes:
+  Buffer<int32_t> words;  // but the first layer's: weights, (blocks of vectors, 3, 3·in / 4, block), four a word
+  Buffer<float> factor;   // what a sum of products is worth, in steps of what the layer makes
+  Buffer<float> zero;     // the bytes that stand for 0 in what it makes
 };
 
 }  // namespace
 
+// Numbers of a chain of bytes, besides the biases: weights (out, in, 3, 3) of all layers but the first; scales of their
+// channels; what all layers but the last make: a step, and the bytes of its channels that stand for 0. The biases hold
+// what takes those back.
+struct Levels {
+  const int8_t* const* weights;
+  const float* const* scales;
+  const float* steps;
+  const float* const* zeros;
+};
+
 class Chain {
  public:
+  // weights: of all layers, or of the first where there are levels.
   Chain(int64_t layers, const int64_t* widths, const float* const* weights, const float* const* biases,
-        const float* slopes, int64_t scale, int64_t base_side, const float* base)
-      : layers_(layers), phases_(scale * scale), scale_(scale), base_side_(base_side) {
+        const float* slopes, int64_t scale, int64_t base_side, const float* base, const Levels* levels)
+      : layers_(layers), in_bytes_(levels != nullptr), phases_(scale * scale), scale_(scale), base_side_(base_side) {
     for (int64_t l = 0; l < layers; ++l) {
       Layer& layer = layers_[l];
-      layer.in = widths[l];
+      layer.in = l == 0 ? widths[0] : layers_[l - 1].out;
       layer.out = up(widths[l + 1], LANES);
       layer.slope = slopes[l];
       layer.bias.make(layer.out);
       std::copy_n(biases[l], widths[l + 1], layer.bias.get());
       if (l == 0)
-        pack_direct(layer, weights[l], widths[l + 1]);
+        pack_direct(layer, weights[0], widths[1]);
+      else if (levels == nullptr)
+        pack_tiles(layer, weights[l], widths[l], widths[l + 1]);
       else
-        pack_tiles(layer, weights[l], layers_[l - 1].out, widths[l + 1]);
-      if (l > 0) layer.in = layers_[l - 1].out;
+        pack_words(layer, levels->weights[l - 1], levels->scales[l - 1], widths[l], widths[l + 1],
+                   levels->steps[l - 1]);
+      if (levels != nullptr && l + 1 < layers) count_steps(layer, levels->steps[l], levels->zeros[l], widths[l + 1]);
       widest_ = std::max(widest_, layer.out);
     }
     // (s², k·k) to (k·k, phases in whole vectors)
@@ -87,25 +114,32 @@ class Chain {
     const int64_t tasks = static_cast<int64_t>(layers_.size() + 1) * strips;
     for (int64_t i = 0; i < tasks; ++i) done_[i].store(0, std::memory_order_relaxed);
     parallel(tasks, threads, [&](int64_t task) {
-      const int64_t l = task / strips - 1, strip = task % strips;
-      if (l < 0) {
-        // What the first layer reads: 4 rows, and with the last strip whatever is left.
-        const int64_t first = strip * TILE, last = strip == strips - 1 ? height : first + TILE;
-        for (int64_t y = first; y < last; ++y) bring_row(in, bytes, y);
-      } else if (strip * TILE < rows_of(l)) {
-        if (l > 0) wait(l, strip - 1);
-        wait(l, strip);
-        wait(l, strip + 1);
-        if (l == 0)
-          first(strip);
-        else
-          tiles(l, strip, out, bytes);
-      }
+      make(task / strips - 1, task % strips, in, bytes, out);
       done_[task].store(1, std::memory_order_release);
     });
   }
 
  private:
+  // A strip of layer l, or of the picture before the first.
+  void make(int64_t l, int64_t strip, const void* in, bool bytes, void* out) {
+    if (l < 0) {
+      // What the first layer reads: 4 rows, and with the last strip whatever is left.
+      const int64_t first = strip * TILE, last = strip == strips_of(height_ - 2) - 1 ? height_ : first + TILE;
+      for (int64_t y = first; y < last; ++y) bring_row(in, bytes, y);
+      return;
+    }
+    if (strip * TILE >= rows_of(l)) return;
+    if (l > 0) wait(l, strip - 1);
+    wait(l, strip);
+    wait(l, strip + 1);
+    if (l == 0)
+      first(strip);
+    else if (in_bytes_)
+      words(l, strip, out, bytes);
+    else
+      tiles(l, strip, out, bytes);
+  }
+
   int64_t rows_of(int64_t l) const { return height_ - 2 * (l + 1); }     // made by layer l
   int64_t columns_of(int64_t l) const { return width_ - 2 * (l + 1); }
   static int64_t strips_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
@@ -125,7 +159,9 @@ class Chain {
     planes_.make(COLOURS * plane_row_ * (up(height, TILE) + REACH));
     // A strip writes whole tiles and reads two pixels beyond them.
     row_ = (up(width, TILE) + CHUNK) * widest_ + LINE;
-    for (auto& side : sides_) side.make(row_ * (up(height, TILE) + 2 * TILE));
+    const int64_t size = row_ * (up(height, TILE) + 2 * TILE);
+    for (auto& side : sides_) side.make(in_bytes_ ? 0 : size);
+    for (auto& side : byte_sides_) side.make(in_bytes_ ? size : 0);
     done_ = std::make_unique<std::atomic<char>[]>((layers_.size() + 1) * strips_of(height));
   }
 
@@ -136,23 +172,55 @@ class Chain {
   }
 
   // (out, in, 3, 3) to (36, in, out): G w Gᵀ, in double since it is done once.
-  void pack_tiles(Layer& layer, const float* weight, int64_t in, int64_t made) {
+  static void pack_tiles(Layer& layer, const float* weight, int64_t in, int64_t made) {
     static const double G[REACH][3] = {{1.0 / 4, 0, 0},
                                        {-1.0 / 6, -1.0 / 6, -1.0 / 6},
                                        {-1.0 / 6, 1.0 / 6, -1.0 / 6},
                                        {1.0 / 24, 1.0 / 12, 1.0 / 6},
                                        {1.0 / 24, -1.0 / 12, 1.0 / 6},
                                        {0, 0, 1}};
-    layer.weight.make(POINTS * in * layer.out);
+    layer.weight.make(POINTS * layer.in * layer.out);
     for (int64_t o = 0; o < made; ++o)
-      for (int64_t i = 0; i < layer.in; ++i)
+      for (int64_t i = 0; i < in; ++i)
         for (int y = 0; y < REACH; ++y)
           for (int x = 0; x < REACH; ++x) {
             double value = 0;
             for (int a = 0; a < 3; ++a)
-              for (int b = 0; b < 3; ++b) value += G[y][a] * G[x][b] * weight[((o * layer.in + i) * 3 + a) * 3 + b];
-            layer.weight.get()[((y * REACH + x) * in + i) * layer.out + o] = static_cast<float>(value);
+              for (int b = 0; b < 3; ++b) value += G[y][a] * G[x][b] * weight[((o * in + i) * 3 + a) * 3 + b];
+            layer.weight.get()[((y * REACH + x) * layer.in + i) * layer.out + o] = static_cast<float>(value);
           }
+  }
+
+  // (out, in, 3, 3) of bytes to words.
+  static void pack_words(Layer& layer, const int8_t* weight, const float* scales, int64_t in, int64_t made,
+                         float step) {
+    const int64_t row = 3 * layer.in / WORD;
+    layer.words.make(3 * row * layer.out);
+    layer.factor.make(layer.out);
+    for (int64_t o = 0; o < made; ++o) {
+      const int64_t block = o / (2 * LANES) * 2 * LANES, side = std::min<int64_t>(2 * LANES, layer.out - block);
+      int8_t* to = reinterpret_cast<int8_t*>(layer.words.get() + block * 3 * row);
+      for (int64_t i = 0; i < in; ++i)
+        for (int64_t k = 0; k < 9; ++k) {
+          const int64_t at = k % 3 * layer.in + i;  // in the row of three pixels
+          to[((k / 3 * row + at / WORD) * side + o - block) * WORD + at % WORD] = weight[(o * in + i) * 9 + k];
+        }
+      layer.factor.get()[o] = step * scales[o];
+    }
+  }
+
+  // What the layer makes is counted in steps; its slope does not mind.
+  static void count_steps(Layer& layer, float step, const float* zeros, int64_t made) {
+    layer.zero.make(layer.out);
+    std::copy_n(zeros, made, layer.zero.get());
+    const auto divide = [step](const Buffer<float>& numbers, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) numbers.get()[i] /= step;
+    };
+    divide(layer.bias, layer.out);
+    if (layer.factor.get() == nullptr)  // the first layer
+      divide(layer.weight, COLOURS * 9 * layer.out);
+    else
+      divide(layer.factor, layer.out);
   }
 
   void bring_row(const void* in, bool bytes, int64_t y) {
@@ -173,23 +241,38 @@ class Chain {
     const Layer& layer = layers_[0];
     const int64_t bottom = std::min((strip + 1) * TILE, rows_of(0));
     for (int64_t y = strip * TILE; y < bottom; ++y) {
-      float* to = sides_[0].get() + y * row_;
-      for (int64_t v = 0; v < layer.out;) {
-        if (v + 2 * LANES <= layer.out) {
-          for (int64_t x = 0; x < columns_of(0); x += GROUP) direct<2>(layer, y, x, v, to + x * layer.out + v);
-          v += 2 * LANES;
-        } else {
-          for (int64_t x = 0; x < columns_of(0); x += GROUP) direct<1>(layer, y, x, v, to + x * layer.out + v);
-          v += LANES;
-        }
+      if (in_bytes_) {
+        uint8_t* to = byte_sides_[0].get() + y * row_;
+        first_row(y, [to, zero = layer.zero.get()](int64_t at, int64_t channel, Vec value) {
+          store_bytes(to + at, value + load(zero + channel));
+        });
+      } else {
+        float* to = sides_[0].get() + y * row_;
+        first_row(y, [to](int64_t at, int64_t, Vec value) { store(to + at, value); });
+        clear(to, columns_of(0), layer.out);
       }
-      clear(to, columns_of(0), layer.out);
     }
-    if (bottom == rows_of(0)) clear_below(sides_[0].get(), bottom);
+    if (!in_bytes_ && bottom == rows_of(0)) clear_below(sides_[0].get(), bottom);
   }
 
-  template <int VECS>
-  void direct(const Layer& layer, int64_t y, int64_t x, int64_t v, float* to) const {
+  // put(place in the row, channel, values)
+  template <class Put>
+  void first_row(int64_t y, const Put& put) const {
+    const Layer& layer = layers_[0];
+    for (int64_t v = 0; v < layer.out;) {
+      const bool two = v + 2 * LANES <= layer.out;
+      for (int64_t x = 0; x < columns_of(0); x += GROUP) {
+        if (two)
+          direct<2>(layer, y, x, v, put);
+        else
+          direct<1>(layer, y, x, v, put);
+      }
+      v += two ? 2 * LANES : LANES;
+    }
+  }
+
+  template <int VECS, class Put>
+  void direct(const Layer& layer, int64_t y, int64_t x, int64_t v, const Put& put) const {
     const int64_t plane = plane_row_ * (up(height_, TILE) + REACH);
     Vec sum[GROUP][VECS];
     for (int t = 0; t < GROUP; ++t)
@@ -205,7 +288,10 @@ class Chain {
       }
     }
     for (int t = 0; t < GROUP; ++t)
-      for (int i = 0; i < VECS; ++i) store(to + t * layer.out + i * LANES, leaky(sum[t][i], layer.slope));
+      for (int i = 0; i < VECS; ++i) {
+        const int64_t channel = v + i * LANES;
+        put((x + t) * layer.out + channel, channel, leaky(sum[t][i], layer.slope));
+      }
   }
 
   // Pixels that a tile reads beyond the end of a row, and rows below the last, are 0: a tile mixes all that it reads,
@@ -251,6 +337,71 @@ class Chain {
     if (last) return;
     for (int64_t y = 0; y < rows; ++y) clear(to + y * row_, columns, layer.out);
     if (strip * TILE + rows == rows_of(l)) clear_below(sides_[l % 2].get(), rows_of(l));
+  }
+
+  // Strip of another layer of bytes. What lies beyond the end of a row is read for pixels that nobody reads.
+  void words(int64_t l, int64_t strip, void* out, bool bytes) {
+    const Layer& layer = layers_[l];
+    const bool last = l + 1 == static_cast<int64_t>(layers_.size());
+    const uint8_t* from = byte_sides_[(l - 1) % 2].get() + strip * TILE * row_;
+    const int64_t rows = std::min<int64_t>(TILE, rows_of(l) - strip * TILE), columns = columns_of(l);
+    if (!last) {
+      uint8_t* to = byte_sides_[l % 2].get() + strip * TILE * row_;
+      word_rows(layer, from, rows, 0, columns, [&](int64_t y, int64_t x, int64_t v) {
+        uint8_t* corner = to + y * row_ + x * layer.out + v;
+        return [corner, zero = layer.zero.get() + v, out = layer.out](int t, int i, Vec value) {
+          store_bytes(corner + t * out + i * LANES, value + load(zero + i * LANES));
+        };
+      });
+      return;
+    }
+    constexpr int64_t SIDE = 8 * ACROSS;
+    static thread_local std::vector<float> detail;
+    detail.resize(TILE * SIDE * layer.out);
+    for (int64_t left = 0; left < columns; left += SIDE) {
+      const int64_t right = std::min(columns, left + SIDE);
+      word_rows(layer, from, rows, left, right, [&](int64_t y, int64_t x, int64_t v) {
+        float* corner = detail.data() + (y * SIDE + x - left) * layer.out + v;
+        return [corner, out = layer.out](int t, int i, Vec value) { store(corner + t * out + i * LANES, value); };
+      });
+      for (int64_t y = 0; y < rows; ++y)
+        finish(strip * TILE + y, left, right, detail.data() + y * SIDE * layer.out, out, bytes);
+    }
+  }
+
+  // at(row, column, first channel) gives what takes the values of a block, put(pixel, vector, values). A block of
+  // weights stays near while all rows are made.
+  template <class At>
+  void word_rows(const Layer& layer, const uint8_t* from, int64_t rows, int64_t left, int64_t right,
+                 const At& at) const {
+    for (int64_t v = 0; v < layer.out;) {
+      const bool two = v + 2 * LANES <= layer.out;
+      for (int64_t y = 0; y < rows; ++y) {
+        if (two)
+          word_row<2>(layer, from, y, left, right, v, at);
+        else
+          word_row<1>(layer, from, y, left, right, v, at);
+      }
+      v += two ? 2 * LANES : LANES;
+    }
+  }
+
+  template <int VECS, class At>
+  void word_row(const Layer& layer, const uint8_t* from, int64_t y, int64_t left, int64_t right, int64_t v,
+                const At& at) const {
+    struct {
+      Vec factor[VECS], bias[VECS];
+    } line;
+    for (int i = 0; i < VECS; ++i) {
+      line.factor[i] = load(layer.factor.get() + v + i * LANES);
+      line.bias[i] = load(layer.bias.get() + v + i * LANES);
+    }
+    const int32_t* weight = layer.words.get() + v * 9 * layer.in / WORD;
+    for (int64_t x = left; x < right; x += ACROSS)
+      dots<VECS>(from + y * row_ + x * layer.in, row_, layer.in, weight,
+                 [=, slope = layer.slope, put = at(y, x, v)](int t, int i, Vec sum) {
+                   put(t, i, leaky(sum * line.factor[i] + line.bias[i], slope));
+                 });
   }
 
   static void pixels_out(const Layer& layer, const float* from, int64_t point, float* to, int64_t row) {
@@ -321,11 +472,13 @@ class Chain {
   }
 
   std::vector<Layer> layers_;
+  bool in_bytes_;
   int64_t phases_, scale_, base_side_, widest_ = 0;
-  Buffer base_;
+  Buffer<float> base_;
   // For pictures of one size.
   int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0;
-  Buffer planes_, sides_[2];
+  Buffer<float> planes_, sides_[2];
+  Buffer<uint8_t> byte_sides_[2];
   std::unique_ptr<std::atomic<char>[]> done_;
 };
 
@@ -339,10 +492,33 @@ foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const fl
                                  const float* const* biases, const float* slopes, int64_t scale, int64_t base_side,
                                  const float* base) {
   try {
-    return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base);
+    return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base, nullptr);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
+}
+
+// The same of bytes. `first`: weights of the first layer; of the others, bytes (out, in, 3, 3) and a scale for each
+// channel they make; of what all layers but the last make, a step and the byte of each channel that stands for 0.
+foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, const float* first,
+                                      const int8_t* const* weights, const float* const* scales,
+                                      const float* const* biases, const float* slopes, const float* steps,
+                                      const float* const* zeros, int64_t scale, int64_t base_side, const float* base) {
+  try {
+    const foveal::Levels levels{weights, scales, steps, zeros};
+    return new foveal::Chain(layers, widths, &first, biases, slopes, scale, base_side, base, &levels);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+// Whether this library multiplies bytes in fewer instructions than floats.
+int foveal_has_dots() {
+#if defined(__AVX512VNNI__) && FOVEAL_LANES == 16
+  return 1;
+#else
+  return 0;
+#endif
 }
 
 // 0, or 1 when there is no memory. Not for two callers of one chain at a time.

@@ -11,15 +11,17 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["built", "instruction_sets", "load", "why_not"]
+__all__ = ["built", "instruction_sets", "load", "multiplies_bytes", "why_not"]
 
 __version__ = "0.1.0"
 
 HERE = Path(__file__).parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-PREFERRED = ("avx512", "avx2", "plain")
+PREFERRED = ("avx512_vnni", "avx512", "avx2", "plain")
+_AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"}
 NEEDS = {
-    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"},
+    "avx512_vnni": _AVX512 | {"avx512_vnni"},
+    "avx512": _AVX512,
     "avx2": {"avx2", "fma"},
     "plain": set(),
 }
@@ -77,6 +79,21 @@ def load(name: str | None = None) -> ctypes.CDLL:
     if reason is not None:
         raise OSError(reason)
     return ctypes.CDLL(str(_path(name or instruction_sets()[0])))
+
+
+def multiplies_bytes(name: str | None = None) -> bool:
+    """Whether a library multiplies bytes in fewer instructions than floats.
+
+    Args:
+        name: as `load` takes it.
+
+    Returns:
+        True with dot products of bytes (AVX-512 VNNI).
+
+    Raises:
+        OSError: there is none that runs here, with the reason.
+    """
+    return bool(load(name).foveal_has_dots())
 
 
 def why_not(name: str | None = None) -> str | None:

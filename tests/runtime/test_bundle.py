@@ -34,7 +34,7 @@ def test_keys_from_the_future_are_left_alone(tmp_path):
         ({"channels": 1}, r"channels must be 3 \(RGB\), got 1"),
         ({"quality": "good"}, "quality must be one of fast, balanced, best, got 'good'"),
         ({"files": {"uint8": "a"}}, "files must name at least a float file"),
-        ({"files": {"float": "a", "int4": "b"}}, "files may be float and uint8, got int4"),
+        ({"files": {"float": "a", "int4": "b"}}, "files may be float, uint8 and int8, got int4"),
     ],
 )
 def test_wrong_values_are_named(changes, text):

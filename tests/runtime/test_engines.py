@@ -38,6 +38,18 @@ def test_engines_agree_on_bytes(name, bundles):
     assert theirs.std() > 5  # or the comparison says nothing
 
 
+def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):
+    kinds = ["float", "uint8", "int8"]
+    given = {name: engines.file_kind(name, "uint8", kinds) for name in ENGINES if name != "native"}
+    assert given == {"onnxruntime": "uint8", "openvino": "int8", "torch": "uint8"}
+    assert engines.file_kind("openvino", "float", kinds) == "float"
+    assert engines.file_kind("openvino", "uint8", kinds[:2]) == "uint8"
+    kernels = pytest.importorskip("foveal_kernels")
+    for can, kind in ((True, "int8"), (False, "uint8")):
+        monkeypatch.setattr(kernels, "multiplies_bytes", lambda can=can: can)
+        assert engines.file_kind("native", "uint8", kinds) == kind
+
+
 def test_available_engines_are_those_without_a_reason():
     assert available() == [name for name in ENGINES if not why_not(name)]
     assert "onnxruntime" in available()

@@ -1,11 +1,14 @@
 """foveal's own kernels against ONNX Runtime, and the networks that they must leave to it."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
-from foveal.runtime.bundle import SHIPPED, available
+from foveal.runtime.bundle import SHIPPED, Bundle, available
 from foveal.runtime.engines import EngineError, EngineUnsupportedError, create, why_not
 from foveal.runtime.plan import pick_engine
 from foveal.runtime.upscaler import Upscaler
@@ -18,11 +21,18 @@ import foveal_kernels
 from foveal.runtime.native_engine import NativeEngine, read_chain
 
 FAST = SHIPPED / "fast_x4"
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def picture(shape, kind):
     rng = np.random.default_rng(sum(shape))
     return rng.random(shape, np.float32) if kind == "float" else rng.integers(0, 256, shape, np.uint8)
+
+
+def natural_picture():
+    """(1, 64, 80, 3): a corner of a sample."""
+    with Image.open(SAMPLES / "dogs.png") as opened:
+        return np.asarray(opened.convert("RGB"))[None, :64, :80]
 
 
 def shape_for(kind, batch, height, width):
@@ -52,14 +62,106 @@ def test_shipped_bundles_agree_with_onnxruntime(bundle, kind):
             assert (largest, share) <= (1, 1e-3)
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "plain"])
-@pytest.mark.parametrize("kind", ["float", "uint8"])
+def convolved(x, weight):
+    """(C, h, w) by (out, C, k, k) without padding, in the numbers' own arithmetic."""
+    return np.tensordot(
+        weight, np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (1, 2)), ([1, 2, 3], [0, 3, 4])
+    )
+
+
+def plainly(path, x):
+    """What a file of bytes inside makes of (h, w, 3) bytes: sums of whole numbers, the rest in double precision."""
+    chain = read_chain(path)
+    planes = x.transpose(2, 0, 1) / 255
+    steps = [1.0, *chain.steps]
+    made = planes
+    for i, (weight, bias, slope) in enumerate(zip(chain.weights, chain.biases, chain.slopes, strict=True)):
+        sums = convolved(made, weight.astype(np.int64 if i else float))
+        scale = chain.scales[i - 1][:, None, None].astype(float) * steps[i] if i else 1.0
+        made = sums * scale + bias[:, None, None]
+        made = np.where(made > 0, made, made * slope)
+        if i + 1 < len(chain.weights):
+            counted = np.rint(made / steps[i + 1] + chain.zeros[i][:, None, None])
+            made = np.clip(counted, 0, 255).astype(np.int64)
+    cut = chain.margin - chain.base.shape[1] // 2
+    base = [convolved(plane[None, cut:-cut, cut:-cut], chain.base[:, None].astype(float)) for plane in planes]
+    blocks = np.stack([one + made for one in base], -1)  # (s², h', w', 3)
+    return np.clip(np.rint(blocks * 255), 0, 255).transpose(1, 2, 0, 3).reshape(*made.shape[1:], -1)
+
+
+@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+def test_shipped_bundles_of_bytes_agree_with_plain_sums(bundle):
+    least = 2 * bundle.card.margin + 1
+    for x in (picture((least, least + 30, 3), "uint8"), natural_picture()[0, : least + 9]):
+        mine = NativeEngine(bundle.file("int8"), 2).run(x[None])[0].astype(float)
+        difference = abs(mine - plainly(bundle.file("int8"), x))
+        assert (difference.max(), (difference > 0).mean()) <= (1, 0.02)
+        assert mine.std() > 5
+
+
+@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+def test_bytes_inside_stay_near_floats(bundle):
+    x = natural_picture()
+    floats, coded = (NativeEngine(bundle.file(kind), 2).run(x).astype(float) for kind in ("uint8", "int8"))
+    error = np.square(floats - coded).mean()
+    assert 0 < error < 0.6  # levels²: 50 dB
+
+
+@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+def test_bytes_inside_keep_a_flat_picture_flat(bundle):
+    for colour in [(0, 0, 0), (255, 255, 255), (17, 130, 201)]:
+        x = np.full((1, 30, 40, 3), colour, np.uint8)
+        y = NativeEngine(bundle.file("int8"), 1).run(x)
+        assert (y.reshape(-1, 3) == colour).all()
+
+
+@pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("channels", [4, 16, 24, 32, 48, 64])  # of one vector, of several, of a half and a block
+def test_sums_of_bytes_are_exact(name, channels, tmp_path):
+    """Of every instruction set, for every way to fill its registers."""
+    if name not in foveal_kernels.instruction_sets():
+        pytest.skip(str(foveal_kernels.why_not(name)))
+    torch = pytest.importorskip("torch")
+    from foveal.export.bundle import export_bundle
+    from foveal.models import create_model
+
+    torch.manual_seed(channels)
+    arguments = {"channels": channels, "depth": 2, "expand": 0}
+    model = create_model("luma_sr_fast", scale=3, **arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    Image.fromarray(picture((96, 120, 3), "uint8")).save(tmp_path / "noise.png")
+    bundle = export_bundle(
+        model,
+        tmp_path / "bundle",
+        name="b",
+        model_name="luma_sr_fast",
+        arguments=arguments,
+        scale=3,
+        calibration=tmp_path,
+    )
+    file = bundle.folder / "model_int8.onnx"
+    x = picture((21, 60, 3), "uint8")
+    mine, again = (NativeEngine(file, threads, foveal_kernels.load(name)).run(x[None])[0] for threads in (3, 1))
+    assert np.array_equal(mine, again)
+    difference = abs(mine - plainly(file, x))
+    assert (difference.max(), (difference > 0).mean()) <= (1, 0.02)
+    assert mine.std() > 5
+
+
+@pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("kind", ["float", "uint8", "int8"])
 @pytest.mark.parametrize("bundle", ["fast_x2", "balanced_x3"])  # 16 and 32 channels; 4 and 9 phases fill no register
 def test_every_instruction_set_agrees(name, kind, bundle):
     if name not in foveal_kernels.instruction_sets():
         pytest.skip(str(foveal_kernels.why_not(name)))
-    path = SHIPPED / bundle / ("model.onnx" if kind == "float" else "model_u8.onnx")
+    path = Bundle.load(bundle).file(kind)
     x = picture(shape_for(kind, 2, 31, 44), kind)
+    if kind == "int8":
+        mine = NativeEngine(path, 2, foveal_kernels.load(name)).run(x)
+        assert max(abs(one - plainly(path, low)).max() for one, low in zip(mine, x, strict=True)) <= 1
+        return
     largest, _ = differ(path, kind, x, library=foveal_kernels.load(name))
     assert largest <= (1e-5 if kind == "float" else 1)
 
@@ -74,11 +176,18 @@ def test_threads_and_other_sizes_between_change_nothing():
 
 
 def test_a_picture_comes_out_the_same_as_by_another_engine():
-    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    image = natural_picture()[0]
     mine, theirs = (
         Upscaler(quality="fast", engine=engine, tile=16)(image).astype(int) for engine in ("native", "onnxruntime")
     )
-    assert abs(mine - theirs).max() <= 1
+    assert abs(mine - theirs).max() <= (8 if foveal_kernels.multiplies_bytes() else 1)
+    assert np.square(mine - theirs).mean() < 0.6
+
+
+def test_sixteen_bits_are_computed_in_floats():
+    image = natural_picture()[0].astype(np.uint16) * 257
+    mine, theirs = (Upscaler(quality="fast", engine=e)(image).astype(int) for e in ("native", "onnxruntime"))
+    assert abs(mine - theirs).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -136,6 +245,37 @@ def test_another_network_is_left_to_another_engine(text, tmp_path):
         read_chain(tmp_path / "m.onnx")
 
 
+INT8_CHANGES = {
+    "weights of other levels": lambda m: change(m, "layers.2.weight_zero", lambda a: a.fill(1)),
+    "activations of two levels": lambda m: [
+        m.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "half")),
+        node(m, "DequantizeLinear", 1).input.__setitem__(1, "half"),
+    ],
+    "where channels have zeros": lambda m: shorten_rank(m, node(m, "Add").input[1]),
+    "bytes in some layers only": lambda m: drop_rounding(m),
+}
+
+
+def shorten_rank(model, name):
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).ravel(), name))
+
+
+def drop_rounding(model):
+    """The first activations stay floats."""
+    reader = next(n for n in model.graph.node if n.op_type == "Conv" and n.input[0].endswith("_rounded"))
+    reader.input[0] = node(model, "LeakyRelu").output[0]
+
+
+@pytest.mark.parametrize("text", INT8_CHANGES)
+def test_other_bytes_inside_are_left_to_another_engine(text, tmp_path):
+    model = onnx.load(FAST / "model_int8.onnx")
+    INT8_CHANGES[text](model)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EngineUnsupportedError, match=rf"m\.onnx is not a chain .*{text}.*; use onnxruntime"):
+        read_chain(tmp_path / "m.onnx")
+
+
 def test_bytes_of_other_levels_are_left_to_another_engine(tmp_path):
     model = onnx.load(FAST / "model_u8.onnx")
     change(model, "level", lambda a: a.fill(1 / 256))
@@ -161,7 +301,7 @@ def test_auto_passes_over_it_in_silence_for_other_networks(bundles):
     assert note == ""
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "plain"])
+@pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
 def test_widths_that_fill_no_register(name, tmp_path):
     if name not in foveal_kernels.instruction_sets():
         pytest.skip(str(foveal_kernels.why_not(name)))

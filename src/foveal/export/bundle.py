@@ -5,6 +5,7 @@ The bundle is made beside its place and moved there when it is whole and its fil
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foveal.export.int8 import calibration_pictures, int8
 from foveal.export.onnx import ExportError, Parity, deployed, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Exported", "export_bundle"]
+
+LEAST_PSNR = 45.0  # dB; at 31 dB from the original, what lies 45 dB away costs 0.17
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,15 @@ class Exported:
         card: its card.
         parity: agreement with torch, one entry a shape.
         fast_path: whether the 8-bit file exists.
+        int8_psnr: of what the int8 file makes of the calibration's pictures, against the 8-bit file, in dB; None
+            without an int8 file.
     """
 
     folder: Path
     card: dict[str, Any]
     parity: list[Parity]
     fast_path: bool
+    int8_psnr: float | None = None
 
 
 def export_bundle(
@@ -53,9 +60,12 @@ def export_bundle(
     licence: str = "",
     data: str = "",
     measured: dict[str, Any] | None = None,
+    calibration: Path | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Export a super-resolution network, check it against torch, and write the bundle.
+
+    Weights are rounded to half precision, in which the bundle keeps those that torch reads, so that its files agree.
 
     Args:
         model: (B, 3, H, W) to (B, 3, s·H, s·W), RGB in [0, 1].
@@ -68,18 +78,23 @@ def export_bundle(
         licence: of the weights.
         data: what they were trained on.
         measured: figures to keep on the card, benchmark name → values.
+        calibration: folder of high-resolution pictures that show how far activations go; with it an int8 file is made
+            beside the 8-bit one, for engines that multiply bytes faster than floats.
         overwrite: replace a bundle that stands in `folder`.
 
     Returns:
         The bundle and its agreement with torch.
 
     Raises:
-        ExportError: something stands in `folder`, torch cannot export, or the file computes something else.
+        ExportError: something stands in `folder`, torch cannot export, or the file computes something else; a network
+            that has no int8 form, or loses too much by it.
+        ValueError: no pictures in `calibration`, or none large enough.
     """
     from safetensors.torch import save_file
 
     if folder.exists() and not overwrite:
         raise ExportError(f"{folder} exists; give another place, or overwrite=True (--overwrite) to replace it")
+    model = _halved(model)
     network, margin, trims = deployed(model)
     multiple = int(getattr(model, "multiple", 1))
     around = 2 * margin if trims else 0
@@ -93,11 +108,24 @@ def export_bundle(
         shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
         agreement = parity(network, place / "model.onnx", shapes)
         fast = eight_bit(place / "model.onnx", place / "model_u8.onnx")
+        files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
+        psnr = None
+        if calibration is not None:
+            if fast:
+                pictures = calibration_pictures(calibration, scale, least=around + 1)
+                psnr = int8(place / "model_u8.onnx", place / "model_int8.onnx", pictures)
+            if psnr is None:
+                raise ExportError(f"{model_name} has no int8 form: that takes a chain of convolutions without padding")
+            if psnr < LEAST_PSNR:
+                raise ExportError(
+                    f"{model_name}: int8 is only {psnr:.1f} dB from floats on {calibration}, below {LEAST_PSNR}; "
+                    "export without --int8"
+                )
+            files["int8"] = "model_int8.onnx"
         # What `create_model(..., pretrained=True)` needs; the run's folders are nobody's business.
         described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
-        tensors = {n: t.contiguous() for n, t in model.state_dict().items()}
+        tensors = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
         save_file(tensors, place / "model.safetensors", metadata={"recipe": described})
-        files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
         card = {
             "version": 1,
             "name": name,
@@ -123,4 +151,13 @@ def export_bundle(
         if folder.exists():
             folder.rename(Path(made) / "replaced")
         shutil.move(place, folder)
-    return Exported(folder, card, agreement, fast)
+    return Exported(folder, card, agreement, fast, psnr)
+
+
+@torch.no_grad()
+def _halved(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are numbers of half precision."""
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.half())
+    return model

@@ -36,7 +36,8 @@ class Card:
         margin: radius of the receptive field in input pixels.
         trims: True if the network uses no padding and so takes `margin` pixels off every side itself; False if its
             output has `scale` times the size of its input.
-        files: kind → file name; "float" always, "uint8" if there is a faster file for 8-bit pictures.
+        files: kind → file name; "float" always, "uint8" if there is a faster file for 8-bit pictures, "int8" if there
+            is another of them that computes in bytes inside.
         sha256: file name → hash, hexadecimal.
         task: what it is for.
         multiple: sides of the input must be a multiple of this.
@@ -88,8 +89,8 @@ class Card:
             raise BundleError(f"{self.name}: quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
         if not isinstance(self.files, Mapping) or "float" not in self.files:
             raise BundleError(f"{self.name}: files must name at least a float file, got {self.files!r}")
-        if unknown := set(self.files) - {"float", "uint8"}:
-            raise BundleError(f"{self.name}: files may be float and uint8, got {', '.join(sorted(unknown))}")
+        if unknown := set(self.files) - {"float", "uint8", "int8"}:
+            raise BundleError(f"{self.name}: files may be float, uint8 and int8, got {', '.join(sorted(unknown))}")
         for name in ("files", "sha256", "measured", "model"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
@@ -175,7 +176,7 @@ class Bundle:
         """Path of one of the bundle's ONNX files, checked against the card.
 
         Args:
-            kind: "float" or "uint8".
+            kind: "float", "uint8" or "int8".
 
         Returns:
             The path.

@@ -4,6 +4,9 @@ An engine runs one ONNX file. It knows nothing of tiles or pictures, and it impo
 so a machine that has no OpenVINO or no torch never notices. `native` runs plain super-resolution networks by foveal's
 own kernels (`native_engine.py`) and leaves every other to the rest. `torch` runs the same ONNX graph
 (`torch_engine.py`); it is there to compare with and is never chosen by `auto`.
+
+Where a bundle has an int8 file, `native` and `openvino` are given that one for 8-bit pictures, if they multiply bytes
+faster than floats here; `onnxruntime` and `torch` always compute in floats.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from foveal.runtime.errors import EngineError, EngineMemoryError, EngineUnsupportedError, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
@@ -34,6 +37,7 @@ __all__ = [
     "cpu_model",
     "create",
     "default_threads",
+    "file_kind",
     "library_version",
     "why_not",
 ]
@@ -187,6 +191,28 @@ def why_not(name: str) -> str:
 
         return foveal_kernels.why_not() or ""
     return ""
+
+
+def file_kind(engine: str, kind: str, files: Collection[str]) -> str:
+    """Which of a bundle's files an engine runs for pictures of a kind.
+
+    Args:
+        engine: one of `ENGINES`.
+        kind: "float" or "uint8".
+        files: kinds of files that the bundle has.
+
+    Returns:
+        "int8" for 8-bit pictures where there is such a file and the engine is faster with it here, else `kind`.
+    """
+    return "int8" if kind == "uint8" and "int8" in files and _multiplies_bytes(engine) else kind
+
+
+def _multiplies_bytes(engine: str) -> bool:
+    if engine == "native":
+        import foveal_kernels
+
+        return foveal_kernels.multiplies_bytes()
+    return engine == "openvino"  # ONNX Runtime's rounding between layers takes longer than its int8 saves
 
 
 def available() -> list[str]:

@@ -26,6 +26,7 @@ from foveal.runtime.engines import (
     EngineUnsupportedError,
     cpu_model,
     create,
+    file_kind,
     library_version,
     why_not,
 )
@@ -149,6 +150,7 @@ class Pace:
 
 
 def _key(bundle: Bundle, engine: str, threads: int, kind: str) -> str:
+    kind = file_kind(engine, kind, bundle.card.files)
     file = bundle.card.files.get(kind, "")
     identity = bundle.card.sha256.get(file) or hashlib.sha256(bundle.file(kind).read_bytes()).hexdigest()
     return f"{cpu_model()} | {bundle.card.name} {identity[:12]} {kind} | {engine} {library_version(engine)} | {threads}"
@@ -226,7 +228,8 @@ def calibrate(bundle: Bundle, engine: str, threads: int, kind: str, cache: Cache
     if (known := remembered(bundle, engine, threads, kind, cache)) is not None:
         return known
     start = time.perf_counter()
-    opened = create(engine, bundle.file(kind), threads, exact=kind == "float")
+    path = bundle.file(file_kind(engine, kind, bundle.card.files))
+    opened = create(engine, path, threads, exact=kind == "float")
     load = max(time.perf_counter() - start, 1e-6)
     tile, seconds = _measure(opened, bundle.card, kind)
     pace = Pace(tile, seconds, load)

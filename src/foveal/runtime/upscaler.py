@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.runtime.bundle import Bundle, choose
-from foveal.runtime.engines import ENGINES, create, default_threads
+from foveal.runtime.engines import ENGINES, create, default_threads, file_kind
 from foveal.runtime.pixels import Network, enlarge, largest_value
 from foveal.runtime.plan import (
     Pace,
@@ -166,7 +166,8 @@ class Upscaler:
         return self._engines[kind]
 
     def _open(self, kind: str) -> Any:
-        path, name = self.bundle.file(kind), self.engine(kind)
+        name = self.engine(kind)
+        path = self.bundle.file(file_kind(name, kind, self.card.files))
         start = time.perf_counter()
         opened = create(name, path, self.threads, exact=kind == "float")
         learn_load(self.bundle, name, self.threads, kind, time.perf_counter() - start)

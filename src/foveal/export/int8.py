@@ -1,0 +1,240 @@
+"""The 8-bit form of a super-resolution file with bytes inside as well: an ordinary QDQ graph that any engine can run.
+
+Between two convolutions, activations become bytes. Each convolution's weights are int8 with a scale a channel of its
+output (B. Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018, arXiv:1712.05877). Channels of one tensor share scale and zero, and would share the range of the widest; but
+every channel fills its bytes here: a leaky slope lets a positive factor through, so what a channel is divided by before
+it is multiplied back in the next kernel (M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+Correction", ICCV 2019, arXiv:1906.04721; here by measured ranges, not by weights), and what is added after the slope,
+to lift the lowest value to 0, is taken back in the next bias. The last bias is corrected so that a black picture
+becomes what it was.
+
+The first convolution, which reads the picture, and whatever stands beside the chain stay floats.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from foveal.images.resize import imresize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["calibration_pictures", "int8"]
+
+LEVELS = 255
+SHARES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the range found that is given bytes
+SPARSE = 11  # of so many pixels one is looked at to choose between them
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class _Site(NamedTuple):
+    """Where bytes go: between what makes an activation and the convolution that reads it."""
+
+    maker: onnx.NodeProto
+    activation: onnx.NodeProto
+    reader: onnx.NodeProto
+
+
+def int8(source: Path, target: Path, pictures: Sequence[NDArray[np.uint8]]) -> float | None:
+    """Write the int8 form of an 8-bit file.
+
+    Args:
+        source: file as `foveal.export.onnx.eight_bit` writes it.
+        target: file to write.
+        pictures: (h, w, 3) each, larger than what the network trims: they show how far activations go.
+
+    Returns:
+        PSNR of what the two files make of the pictures, in dB; None, with nothing written, where no activation stands
+        between a convolution and another without padding.
+
+    Raises:
+        ValueError: no pictures.
+    """
+    if not pictures:
+        raise ValueError("int8 needs pictures that show how far activations go, got none")
+    model = onnx.load(source)
+    sites = _sites(model.graph)
+    if not sites:
+        return None
+    last, out = sites[-1].reader, model.graph.output[0].name
+    last_bias, last_made = last.input[2], last.output[0]
+    before = _run(model, pictures, [out])[0]
+    activations = _run(model, pictures, [site.activation.output[0] for site in sites], _looked_at)
+    black = [np.zeros_like(pictures[0])]
+    wanted = _run(model, black, [last_made])[0][0]
+    rounding = {}
+    for site, found in zip(sites, activations, strict=True):
+        rounding[site.activation.output[0]] = _round_site(model.graph, site, *_ranges(found))
+    nodes = [one for node in model.graph.node for one in (node, *rounding.get(node.output[0], ()))]
+    whole = onnx.GraphProto(node=nodes)  # a copy, which the graph's own nodes do not vanish from
+    del model.graph.node[:]
+    model.graph.node.extend(whole.node)
+    got = _run(model, black, [last_made])[0][0]
+    _set(model.graph, last_bias, _get(model.graph, last_bias) + (wanted - got)[0, :, 0, 0])
+    onnx.checker.check_model(model, full_check=True)
+    target.write_bytes(model.SerializeToString())
+    after = _run(model, pictures, [out])[0]
+    error = np.mean([np.square(a.astype(float) - b.astype(float)).mean() for a, b in zip(before, after, strict=True)])
+    return float(10 * np.log10(LEVELS**2 / max(error, 1e-6)))
+
+
+def calibration_pictures(
+    folder: Path, scale: int, *, least: int = 1, count: int = 128, side: int = 128
+) -> list[NDArray[np.uint8]]:
+    """Low-resolution pictures that show a network what it will be given: the middles of reduced ones.
+
+    Args:
+        folder: high-resolution pictures in any depth, those of the training, say.
+        scale: s, by which they are reduced.
+        least: smallest side of a reduced picture, in pixels; smaller ones are left out.
+        count: how many, at most, evenly from the folder's.
+        side: of a picture, in pixels, at most.
+
+    Returns:
+        (h, w, 3) each.
+
+    Raises:
+        ValueError: no picture below `folder`, or none large enough.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
+    found = []
+    for path in paths[:: -(-len(paths) // count)]:
+        with Image.open(path) as opened:
+            picture = np.asarray(opened.convert("RGB"))
+        height, width = (min(size, side * scale) for size in picture.shape[:2])
+        if min(height, width) < least * scale:
+            continue
+        top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+        found.append(imresize(picture[top : top + height, left : left + width], 1 / scale))
+    if not found:
+        raise ValueError(f"{folder}: no picture of at least {least * scale} pixels a side among the {len(paths)} found")
+    return found
+
+
+def _sites(graph: onnx.GraphProto) -> list[_Site]:
+    """Activations that one convolution makes and one convolution without padding reads, in the graph's order."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = {name: node for node in graph.node for name in node.input}
+    uses = Counter(name for node in graph.node for name in node.input)
+    constants = {tensor.name for tensor in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type not in {"LeakyRelu", "Relu"} or uses[node.output[0]] != 1 or uses[node.input[0]] != 1:
+            continue
+        maker, reader = makers[node.input[0]], readers[node.output[0]]
+        plain = all(
+            conv.op_type == "Conv" and len(conv.input) == 3 and {*conv.input[1:]} <= constants
+            for conv in (maker, reader)
+        )
+        if plain and not _pads(reader) and max(uses[name] for conv in (maker, reader) for name in conv.input[1:]) == 1:
+            found.append(_Site(maker, node, reader))
+    return found
+
+
+def _pads(conv: onnx.NodeProto) -> bool:
+    """Whether a convolution puts zeros around what it reads, which would not be those of lifted channels."""
+    values = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
+    return any(values.get("pads", ())) or values.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+
+
+def _run(
+    model: onnx.ModelProto,
+    pictures: Sequence[NDArray[np.uint8]],
+    names: list[str],
+    keep: Callable[[NDArray], Any] = lambda made: made,
+) -> list[list[Any]]:
+    """Tensors of a graph: for each name, what is kept of it for each picture."""
+    import onnxruntime
+
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    known = {value.name for value in asked.graph.output}
+    asked.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    session = onnxruntime.InferenceSession(asked.SerializeToString(), providers=["CPUExecutionProvider"])
+    image = session.get_inputs()[0].name
+    kept = [[keep(made) for made in session.run(names, {image: one[None]})] for one in pictures]
+    return [list(made) for made in zip(*kept, strict=True)]
+
+
+def _get(graph: onnx.GraphProto, name: str) -> NDArray:
+    return numpy_helper.to_array(next(tensor for tensor in graph.initializer if tensor.name == name))
+
+
+def _set(graph: onnx.GraphProto, name: str, value: NDArray) -> None:
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+
+
+def _looked_at(made: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Lowest and highest value of each channel, and a few of its values: all would be gigabytes."""
+    channels = made[0].reshape(made.shape[1], -1)
+    return channels.min(1), channels.max(1), channels[:, ::SPARSE].copy()
+
+
+def _ranges(found: list[tuple[NDArray, NDArray, NDArray]]) -> tuple[NDArray, NDArray]:
+    """Lowest and highest value of each channel that get a byte of their own.
+
+    The few that lie far out are cut off where the finer steps of all the others are worth more: of some shares of the
+    whole range, about the mean, the one with the smallest squared error.
+    """
+    lowest, highest, samples = zip(*found, strict=True)
+    some = np.concatenate(samples, axis=1)
+    mean = some.mean(1, keepdims=True)
+    low = np.min(lowest, 0)[:, None] - mean
+    high = np.maximum(np.max(highest, 0)[:, None] - mean, low + 1e-6)
+    errors = []
+    for share in SHARES:
+        step = share * (high - low) / LEVELS
+        counted = np.clip(np.rint((some - mean - share * low) / step), 0, LEVELS)
+        errors.append(np.square(counted * step + share * low - (some - mean)).mean(1))
+    share = np.take(SHARES, np.argmin(errors, axis=0))[:, None]
+    return (mean + share * low)[:, 0], (mean + share * high)[:, 0]
+
+
+def _round_site(graph: onnx.GraphProto, site: _Site, low: NDArray, high: NDArray) -> list[onnx.NodeProto]:
+    """Bytes between two convolutions, and an int8 kernel in the second; the nodes that round, to stand between them."""
+    worth = high - low  # of all levels
+    lift = (np.rint(-low / worth * LEVELS) / LEVELS).astype(np.float32)
+    _, kernel, bias = site.maker.input
+    if any(tensor.name == kernel for tensor in graph.initializer):
+        _set(graph, kernel, _get(graph, kernel) / worth[:, None, None, None])
+    else:  # rounded already: its channels' scales take the factor
+        _set(graph, f"{kernel}_scale", _get(graph, f"{kernel}_scale") / worth)
+    _set(graph, bias, _get(graph, bias) / worth)
+    made, (_, name, reader_bias) = site.activation.output[0], site.reader.input
+    weight = _get(graph, name) * worth[None, :, None, None]
+    scales = np.maximum(np.abs(weight).max((1, 2, 3)), 1e-12).astype(np.float32) / 127
+    rounded = np.rint(weight / scales[:, None, None, None]).astype(np.int8)
+    lifted = scales * np.einsum("oiyx,i->o", rounded.astype(np.float32), lift)
+    _set(graph, reader_bias, _get(graph, reader_bias) - lifted)
+    constants = {
+        f"{made}_lift": lift[None, :, None, None],
+        f"{made}_scale": np.float32(1 / LEVELS),
+        f"{made}_zero": np.uint8(0),
+        f"{name}_int8": rounded,
+        f"{name}_scale": scales,
+        f"{name}_zero": np.zeros(len(scales), np.int8),
+    }
+    graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == name))
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items())
+    levels = [f"{made}_scale", f"{made}_zero"]
+    site.reader.input[0] = f"{made}_rounded"
+    return [
+        helper.make_node("Add", [made, f"{made}_lift"], [f"{made}_lifted"]),
+        helper.make_node("QuantizeLinear", [f"{made}_lifted", *levels], [f"{made}_bytes"]),
+        helper.make_node("DequantizeLinear", [f"{made}_bytes", *levels], [f"{made}_rounded"]),
+        helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale", f"{name}_zero"], [name], axis=0),
+    ]
