@@ -39,11 +39,14 @@ def test_engines_agree_on_bytes(name, bundles):
 
 
 def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):
+    monkeypatch.setattr(engines, "_processor_flags", lambda: {"avx2", "avx512_vnni"})
     kinds = ["float", "uint8", "int8"]
     given = {name: engines.file_kind(name, "uint8", kinds) for name in ENGINES if name != "native"}
     assert given == {"onnxruntime": "uint8", "openvino": "int8", "torch": "uint8"}
     assert engines.file_kind("openvino", "float", kinds) == "float"
     assert engines.file_kind("openvino", "uint8", kinds[:2]) == "uint8"
+    monkeypatch.setattr(engines, "_processor_flags", lambda: {"avx2"})
+    assert engines.file_kind("openvino", "uint8", kinds) == "uint8"
     kernels = pytest.importorskip("foveal_kernels")
     for can, kind in ((True, "int8"), (False, "uint8")):
         monkeypatch.setattr(kernels, "multiplies_bytes", lambda can=can: can)
