@@ -124,7 +124,7 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
-def _open_native(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG001 - it always computes in float32
+def _open_native(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG001 - the file says whether in floats
     try:
         from foveal.runtime.native_engine import NativeEngine
 
