@@ -5,7 +5,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveal.runtime import engines
-from foveal.runtime.engines import ENGINES, EngineError, EngineMemoryError, available, create, default_threads, why_not
+from foveal.runtime.bundle import available as shipped
+from foveal.runtime.engines import (
+    ENGINES,
+    EngineError,
+    EngineMemoryError,
+    available,
+    create,
+    default_threads,
+    file_kind,
+    why_not,
+)
 from foveal.runtime.errors import failure
 
 # Those that run any graph; the other one has test_native_engine.py.
@@ -36,6 +46,21 @@ def test_engines_agree_on_bytes(name, bundles):
     assert got.dtype == np.uint8
     assert abs(got.astype(int) - theirs).max() <= 1
     assert theirs.std() > 5  # or the comparison says nothing
+
+
+@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("bundle", shipped(), ids=lambda bundle: bundle.card.name)
+def test_engines_run_every_shipped_file_of_bytes(name, bundle):
+    if reason := why_not(name):
+        pytest.skip(reason)
+    side = 2 * bundle.card.margin + 7
+    x = np.random.default_rng(0).integers(0, 256, (1, side, side + 2, 3), np.uint8)
+    for kind in ("uint8", file_kind(name, "uint8", bundle.card.files)):
+        theirs = create("onnxruntime", bundle.file(kind), 1).run(x)
+        got = create(name, bundle.file(kind), 1).run(x)
+        assert got.shape == (1, 7, 9, 3 * bundle.card.scale**2)
+        # Bytes inside are rounded at other places by a sum's last bits, ten layers deep.
+        assert abs(got.astype(int) - theirs).max() <= (1 if kind == "uint8" else 3)
 
 
 def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):

@@ -63,6 +63,14 @@ def test_stop_in_the_middle_leaves_no_answers(kept, monkeypatch):
     assert answers(kept, 2, ["balanced_x2"]).max() > 0
 
 
+def test_a_teacher_named_twice_counts_twice(kept):
+    one, other = (answers(kept, 2, [name]).astype(float) for name in ("fast_x2", "balanced_x2"))
+    mixed = answers(kept, 2, ["fast_x2", "balanced_x2", "fast_x2"])
+    inside = (np.minimum(one, other) > 0) & (np.maximum(one, other) < 255)  # one alone is clipped, here only the mean
+    assert np.abs(mixed - (2 * one + other) / 3)[inside].max() < 1.51, "of 255: each rounded once"
+    assert np.abs(mixed - (one + other) / 2)[inside].max() > 1.51
+
+
 def test_teacher_of_another_scale(pictures):
     with pytest.raises(ValueError, match="teacher fast_x3 enlarges 3 times, the recipe 2 times"):
         Pairs.from_folder(pictures, 2, patch=8, teachers=["fast_x3"])

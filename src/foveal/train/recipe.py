@@ -38,7 +38,8 @@ class Recipe:
         warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
         loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "l2_luma": that
             and a tenth of that of RGB.
-        teachers: bundles, by name or folder, whose answers are learnt beside the originals; none by default.
+        teachers: bundles, by name or folder, whose answers are learnt beside the originals; one that is named twice
+            counts twice; none by default.
         teacher_share: of their answers in what is learnt, in [0, 1]; the rest is the original's.
         ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
         seed: of weights and batches.

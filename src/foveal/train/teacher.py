@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,16 +32,17 @@ if TYPE_CHECKING:
 __all__ = ["answers"]
 
 
-def _answer(low: NDArray[np.uint8], teachers: Sequence[Upscaler]) -> NDArray[np.uint8]:
-    """(h, w, 3) to (s·h, s·w, 3): the mean of every teacher's eight answers."""
+def _answer(low: NDArray[np.uint8], teachers: Sequence[tuple[Upscaler, int]]) -> NDArray[np.uint8]:
+    """(h, w, 3) to (s·h, s·w, 3): the mean of every teacher's eight answers, each counted so many times."""
     picture = low.astype(np.float32) / 255
-    total = np.zeros((low.shape[0] * teachers[0].scale, low.shape[1] * teachers[0].scale, 3), np.float32)
-    for teacher in teachers:
+    scale = teachers[0][0].scale
+    total = np.zeros((low.shape[0] * scale, low.shape[1] * scale, 3), np.float32)
+    for teacher, times in teachers:
         answer = teacher(picture)
         if not teacher.card.equivariant:  # it mirrors what it is given: four ways, and four of the picture on its side
             answer = (answer + teacher(np.ascontiguousarray(picture.transpose(1, 0, 2))).transpose(1, 0, 2)) / 2
-        total += answer
-    return np.rint(total * (255 / len(teachers))).astype(np.uint8)
+        total += times * answer
+    return np.rint(total * (255 / sum(times for _, times in teachers))).astype(np.uint8)
 
 
 def answers(
@@ -55,7 +57,7 @@ def answers(
     Args:
         kept: folder with `low.npy` and `shapes.npy`; the answers are kept in it, once for each set of teachers.
         scale: s.
-        teachers: bundles, by name or folder.
+        teachers: bundles, by name or folder; one that is named twice counts twice in the mean.
         say: told now and then how far it is.
 
     Returns:
@@ -72,7 +74,9 @@ def answers(
     path = kept / f"taught-{key}.npy"
     if not path.exists():
         low, shapes = np.load(kept / "low.npy", mmap_mode="r"), np.load(kept / "shapes.npy")
-        networks = [Upscaler(model=bundle, quality="best") for bundle in bundles]
+        counted = Counter(teachers)
+        bundle_of = dict(zip(teachers, bundles, strict=True))
+        networks = [(Upscaler(model=bundle_of[name], quality="best"), times) for name, times in counted.items()]
         part = path.with_suffix(".part")
         out = np.lib.format.open_memmap(part, "w+", np.uint8, (len(low) * scale**2, 3))
         start, begun, spoken = 0, time.perf_counter(), 0.0
