@@ -121,6 +121,16 @@ def test_luminance_loss_against_the_hand_computed_value():
     assert LOSSES["l2_luma"](out, target).item() == pytest.approx(y**2 + 0.1 * (0.01 + 0.04 + 0.16) / 3, rel=1e-5)
 
 
+def test_the_root_of_each_patch_counts_alike_for_hard_and_easy_ones():
+    target = torch.zeros(2, 1, 4, 4)
+    out = torch.stack([torch.full((1, 4, 4), 0.1), torch.full((1, 4, 4), 0.02)]).requires_grad_()
+    loss = LOSSES["luma_root"](out, target)
+    assert loss.item() == pytest.approx((0.01001**0.5 + 0.00041**0.5) / 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, out)
+    hard, easy = gradient.abs().mean((1, 2, 3))
+    assert 1 <= hard / easy < 1.02, "the squared error alone would pull five times as hard"
+
+
 def test_start_from_a_checkpoint_takes_the_running_average(tmp_path, pictures):
     averaged = fit(network(), tiny(data=str(pictures)), tmp_path / "first", stop_after=4)
     start = str(tmp_path / "first" / "checkpoint.pt")
@@ -136,7 +146,8 @@ def test_the_luminance_loss_knows_its_gradient():
     assert torch.autograd.gradcheck(LOSSES["l2_luma"], (out.requires_grad_(), target))
 
 
-def test_luminance_alone_trains_as_the_luminance_of_the_colours(tmp_path, pictures):
+@pytest.mark.parametrize("loss", ["luma", "luma_root"])
+def test_luminance_alone_trains_as_the_luminance_of_the_colours(loss, tmp_path, pictures):
     class Colours(torch.nn.Module):
         """The same network, which does not say that it can make luminance alone."""
 
@@ -147,7 +158,7 @@ def test_luminance_alone_trains_as_the_luminance_of_the_colours(tmp_path, pictur
         def forward(self, x):
             return self.network(x)
 
-    recipe = tiny(data=str(pictures), loss="luma", optimizer="adam")
+    recipe = tiny(data=str(pictures), loss=loss, optimizer="adam")
     before = weights(network())
     alone, colours = fit(network(), recipe, tmp_path / "alone"), fit(Colours(), recipe, tmp_path / "colours")
     assert (weights(alone) - before).abs().max() > 1e-3

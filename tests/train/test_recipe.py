@@ -29,7 +29,7 @@ def test_file_becomes_a_recipe_and_changes_win(tmp_path):
         (GOOD + 'lr = "small"\n', "lr must be of type float, got 'small'"),
         (GOOD + "batch = true\n", "batch must be of type int, got True"),
         (GOOD + "batch = 0\n", "batch must be at least 1, got 0"),
-        (GOOD + 'loss = "l3"\n', "loss must be one of l1, l2, l2_luma, luma, got 'l3'"),
+        (GOOD + 'loss = "l3"\n', "loss must be one of l1, l2, l2_luma, luma, luma_root, got 'l3'"),
         (GOOD.replace("scale = 2", "scale = 5"), "scale must be 2, 3 or 4, got 5"),
         (GOOD + "fraction = 0.0\n", r"fraction must be in \(0, 1\], got 0.0"),
         (GOOD + "ema = 1.0\n", r"ema must be in \[0, 1\), got 1.0"),

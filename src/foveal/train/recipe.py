@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["Recipe", "RecipeError"]
 
 OPTIMIZERS = ("adam", "muon")
-LOSSES = ("l1", "l2", "l2_luma", "luma")
+LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -36,8 +36,8 @@ class Recipe:
         lr: Adam's peak step size.
         muon_lr: Muon's peak step size.
         warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
-        loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "l2_luma": that
-            and a tenth of that of RGB.
+        loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": the
+            root of each patch's; "l2_luma": "luma" and a tenth of that of RGB.
         teachers: bundles, by name or folder, whose answers are learnt beside the originals; one that is named twice
             counts twice; none by default.
         teacher_share: of their answers in what is learnt, in [0, 1]; the rest is the original's.
