@@ -32,6 +32,7 @@ def test_file_becomes_a_recipe_and_changes_win(tmp_path):
         (GOOD + 'loss = "l3"\n', "loss must be one of l1, l2, l2_luma, luma, luma_root, got 'l3'"),
         (GOOD.replace("scale = 2", "scale = 5"), "scale must be 2, 3 or 4, got 5"),
         (GOOD + "fraction = 0.0\n", r"fraction must be in \(0, 1\], got 0.0"),
+        (GOOD + "refit = -1\n", "refit must be at least 0, got -1"),
         (GOOD + "ema = 1.0\n", r"ema must be in \[0, 1\), got 1.0"),
         (GOOD + "teacher_share = 1.5\n", r"teacher_share must be in \[0, 1\], got 1.5"),
         (GOOD + "teachers = [4]\n", "teachers must be names or folders of bundles, got 4"),

@@ -27,6 +27,7 @@ from foveal.measure.quality import BT601, evaluate, from_torch
 from foveal.train.muon import Muon
 from foveal.train.pairs import Pairs
 from foveal.train.recipe import Recipe
+from foveal.train.refit import refit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,8 +222,8 @@ def fit(
         out: folder for `checkpoint.pt`, `log.csv`, `recipe.json`, and at the end `model.safetensors` and `log.png`.
         device: where to train.
         report: called about once a second and at every checkpoint.
-        say: told, before the first step, which weights of the recipe's start do not fit, and now and then how far its
-            teachers are.
+        say: told, before the first step, which weights of the recipe's start do not fit, now and then how far its
+            teachers are, and what refitting gave.
         stop_after: save and return after this step, as a stop by hand would.
 
     Returns:
@@ -304,6 +305,11 @@ def fit(
     _exchange(model, average)
     model.eval()
     if stop_after is None or stop_after >= recipe.steps:
+        if recipe.refit:
+            fresh = range(recipe.steps, recipe.steps + recipe.refit)
+            gained = refit(model, (_tensors(load(k), place, recipe) for k in fresh), root=recipe.loss == "luma_root")
+            if say is not None:
+                say(f"last layer solved for over {recipe.refit} batches: {100 * gained:.2f} % less squared error there")
         _finish(out, model, recipe)
     return model
 
@@ -349,7 +355,7 @@ def _resume(
             f"{path} cannot be read ({type(error).__name__}); remove it to train from the beginning"
         ) from error
     # A longer or shorter schedule, and where data lies, may change between two runs; what is learnt may not.
-    free = {"steps", "data", "validation", "every", "precision", "start"}
+    free = {"steps", "data", "validation", "every", "precision", "start", "refit"}
     made = asdict(Recipe("", recipe.scale, "", 1)) | state["recipe"]  # by a foveal that knew fewer keys, perhaps
     for name, value in asdict(recipe).items():
         if name not in free and made[name] != value:

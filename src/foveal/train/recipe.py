@@ -41,6 +41,8 @@ class Recipe:
         teachers: bundles, by name or folder, whose answers are learnt beside the originals; one that is named twice
             counts twice; none by default.
         teacher_share: of their answers in what is learnt, in [0, 1]; the rest is the original's.
+        refit: batches over which the last layer of a LumaSR is solved for at the end, by least squares of luminance; 0
+            leaves it.
         ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
         seed: of weights and batches.
         precision: "fp32", "bf16" (autocast), or "auto": whichever is faster here, timed over a few steps.
@@ -67,6 +69,7 @@ class Recipe:
     loss: str = "l1"
     teachers: list[str] = field(default_factory=list)
     teacher_share: float = 0.6
+    refit: int = 0
     ema: float = 0.999
     seed: int = 0
     precision: str = "auto"
@@ -89,6 +92,8 @@ class Recipe:
             raise RecipeError(f"teachers must be names or folders of bundles, got {wrong[0]!r}")
         if not 0 <= self.teacher_share <= 1:
             raise RecipeError(f"teacher_share must be in [0, 1], got {self.teacher_share}")
+        if self.refit < 0:
+            raise RecipeError(f"refit must be at least 0, got {self.refit}")
         if not 0 <= self.ema < 1:
             raise RecipeError(f"ema must be in [0, 1), got {self.ema}")
 

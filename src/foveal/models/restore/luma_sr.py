@@ -206,6 +206,17 @@ class LumaSR(nn.Module):
         """Kernel of the last layer, (s², C, 3, 3)."""
         return self._tied("tail", self.tail.weight)
 
+    @torch.no_grad()
+    def change_last(self, tail: Tensor, base: Tensor) -> None:
+        """Add to the last kernel (s², C, 3, 3) and the upsampler (s², k, k), as far as their ties allow.
+
+        Args:
+            tail: what is added to the kernel.
+            base: what is added to the upsampler; each phase sums to 0.
+        """
+        self.tail.weight.copy_(self._last() + self._tied("tail", tail))
+        self.base.copy_(self._phases() + self._tied("base", base))
+
     def _detail(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, s², H, W)."""
         slopes = self.slope.unbind()

@@ -1,0 +1,92 @@
+"""Solve for the last layer of a trained LumaSR, which is linear, over many batches at once.
+
+*Source*: weighted least squares, by its normal equations. With x the K numbers that the last layer reads for a pixel
+(9·C features and k² pixels of luminance), e the s² errors that it leaves there, and w the weight of the patch,
+
+    (Σ w x xᵀ) Δ = Σ w x eᵀ,    Δ: K × s²
+
+is the change of the layer that leaves the smallest Σ w |e|². Training ends with the noise of its last steps in every
+layer; here the last one gets rid of its own, since the sums run over millions of pixels. Only pixels whose surroundings
+lie inside their patch are counted, so the layer is fitted to pictures and not to the zeros around patches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.measure.quality import BT601
+from foveal.models.restore.luma_sr import LumaSR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["refit"]
+
+RIDGE = 1e-6  # of the diagonal: features that hardly differ keep the weights they have
+STEEPEST = 1e-5  # squared error under which a patch's weight does not grow: 50 dB
+
+
+def _luminance(rgb: Tensor) -> Tensor:
+    return torch.einsum("bchw,c->bhw", rgb, rgb.new_tensor(BT601) / 255)[:, None]
+
+
+@torch.no_grad()
+def refit(model: LumaSR, batches: Iterable[tuple[Tensor, Tensor]], *, root: bool = False) -> float:
+    """Change the last layer and the upsampler beside it to those with the least squared error of luminance.
+
+    Args:
+        model: trained; changed in place.
+        batches: low resolution, (B, 3, h, w), and high resolution, (B, 3, s·h, s·w), in [0, 1]; h and w above twice
+            the network's margin.
+        root: weigh each patch by one over the root of its error, as the loss "luma_root" does.
+
+    Returns:
+        How much smaller the weighted squared error of these batches became, as a share of it.
+
+    Raises:
+        TypeError: a network that is no LumaSR.
+        ValueError: no batches.
+    """
+    if not isinstance(model, LumaSR):
+        raise TypeError(f"refit solves for the last layer of a LumaSR, got a {type(model).__name__}")
+    scale, margin, taps = model.scale, model.margin, model.base.shape[-1]
+    plain = model.plain()
+    body = cast("nn.Sequential", plain.layers)[:-1]
+    side, white = 2 * margin + 1, sum(BT601) / 255
+    flat = body(model.base.new_zeros(1, 3, side, side))[:, :, :1, :1]  # of any picture of one colour
+    grams: Tensor | float = 0.0
+    moments: Tensor | float = 0.0
+    squares = 0.0
+    for low, high in batches:
+        inside = (..., slice(scale * margin, -scale * margin), slice(scale * margin, -scale * margin))
+        error = F.pixel_unshuffle(_luminance(high)[inside] - _luminance(plain(low)), scale)  # (B, s², H, W)
+        weight = (error.square().mean((1, 2, 3)) + STEEPEST).rsqrt() if root else error.new_ones(len(error))
+        rim = margin - taps // 2
+        pixels = F.unfold(_luminance(low)[..., rim:-rim, rim:-rim], taps)  # (B, k², H·W)
+        pixels -= pixels[:, taps**2 // 2, None].clone()  # the taps of a phase sum to 1 and must go on doing so
+        detail = F.unfold(body(low) - flat, 3) * white  # the same is added to all three colours
+        read = torch.cat([detail, pixels], 1)  # (B, K, H·W)
+        weighed = read * weight[:, None, None]
+        grams += torch.einsum("bil,bjl->ij", weighed, read).double()
+        moments += torch.einsum("bil,bol->io", weighed, error.flatten(2)).double()
+        squares += float((weight * error.square().sum((1, 2, 3))).sum())
+    if not isinstance(grams, Tensor):
+        raise ValueError("refit needs at least one batch, got none")
+    change = torch.linalg.solve(grams + torch.diag(RIDGE * grams.diagonal() + 1e-12 * grams.trace()), moments)
+    tail, base = change.T.float().split([9 * model.tail.in_channels, taps**2], 1)
+    base = base.unflatten(1, (taps, taps)).clone()
+    base[:, taps // 2, taps // 2] -= base.sum((1, 2))
+    before = _last(plain)
+    model.change_last(tail.reshape(model.tail.weight.shape), base)
+    change = (_last(model.plain()) - before).double()  # what ties have left of it
+    return float((change * (2 * moments - grams @ change)).sum()) / squares
+
+
+def _last(plain: nn.Module) -> Tensor:
+    """The last layer and the upsampler of one colour, (K, s²)."""
+    tail, base = cast("nn.Sequential", plain.layers)[-1].weight, cast("nn.Conv2d", plain.base).weight
+    return torch.cat([cast("Tensor", tail).flatten(1), base[: len(tail), 0].flatten(1)], 1).T
