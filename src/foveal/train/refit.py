@@ -35,11 +35,11 @@ def _luminance(rgb: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def refit(model: LumaSR, batches: Iterable[tuple[Tensor, Tensor]], *, root: bool = False) -> float:
+def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: bool = False) -> float:
     """Change the last layer and the upsampler beside it to those with the least squared error of luminance.
 
     Args:
-        model: trained; changed in place.
+        model: a trained LumaSR; changed in place.
         batches: low resolution, (B, 3, h, w), and high resolution, (B, 3, s·h, s·w), in [0, 1]; h and w above twice
             the network's margin.
         root: weigh each patch by one over the root of its error, as the loss "luma_root" does.
@@ -88,5 +88,6 @@ def refit(model: LumaSR, batches: Iterable[tuple[Tensor, Tensor]], *, root: bool
 
 def _last(plain: nn.Module) -> Tensor:
     """The last layer and the upsampler of one colour, (K, s²)."""
-    tail, base = cast("nn.Sequential", plain.layers)[-1].weight, cast("nn.Conv2d", plain.base).weight
-    return torch.cat([cast("Tensor", tail).flatten(1), base[: len(tail), 0].flatten(1)], 1).T
+    tail = cast("nn.Conv2d", cast("nn.Sequential", plain.layers)[-1]).weight
+    base = cast("nn.Conv2d", plain.base).weight
+    return torch.cat([tail.flatten(1), base[: len(tail), 0].flatten(1)], 1).T
