@@ -48,19 +48,20 @@ def test_engines_agree_on_bytes(name, bundles):
     assert theirs.std() > 5  # or the comparison says nothing
 
 
-@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("name", [name for name in GENERAL if name != "onnxruntime"])
 @pytest.mark.parametrize("bundle", shipped(), ids=lambda bundle: bundle.card.name)
 def test_engines_run_every_shipped_file_of_bytes(name, bundle):
     if reason := why_not(name):
         pytest.skip(reason)
     side = 2 * bundle.card.margin + 7
     x = np.random.default_rng(0).integers(0, 256, (1, side, side + 2, 3), np.uint8)
-    for kind in ("uint8", file_kind(name, "uint8", bundle.card.files)):
+    for kind in {"uint8", file_kind(name, "uint8", bundle.card.files)}:
         theirs = create("onnxruntime", bundle.file(kind), 1).run(x)
         got = create(name, bundle.file(kind), 1).run(x)
         assert got.shape == (1, 7, 9, 3 * bundle.card.scale**2)
         # Bytes inside are rounded at other places by a sum's last bits, ten layers deep.
         assert abs(got.astype(int) - theirs).max() <= (1 if kind == "uint8" else 3)
+        assert theirs.std() > 5
 
 
 def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):

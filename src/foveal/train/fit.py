@@ -23,7 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from foveal.measure.quality import BT601, evaluate, from_torch
+from foveal.measure.quality import evaluate, from_torch
+from foveal.train.losses import LOSSES, LUMINANCE, luminance
 from foveal.train.muon import Muon
 from foveal.train.pairs import Pairs
 from foveal.train.recipe import Recipe
@@ -35,49 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["CheckpointError", "Progress", "fit", "learning_rate", "validate"]
-
-
-_LUMINANCE = torch.tensor(BT601) / 255
-
-
-class _LumaL2(torch.autograd.Function):
-    """Squared error of BT.601 luminance, which PSNR measures, and a tenth of that of RGB, which keeps colour.
-
-    The mean over pixels of dᵀ G d, d = (r, g, b) of the difference, whose gradient 2 G d is at hand after the forward
-    pass: at four times the side it is a fifth of what autograd would take.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        luma = _LUMINANCE.to(out)
-        form = torch.outer(luma, luma) + torch.eye(3).to(out) * (0.1 / 3)
-        difference = out - target
-        scaled = F.conv2d(difference, form[..., None, None])
-        pixels = difference.numel() / 3
-        ctx.save_for_backward(scaled.mul(2 / pixels))
-        return difference.mul_(scaled).sum() / pixels
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.saved_tensors[0] * gradient, None
-
-
-def _roots(out: Tensor, target: Tensor) -> Tensor:
-    """Mean over patches of the root of each one's mean squared error.
-
-    Nearer than its square to what a mean of PSNRs measures, which counts pictures alike, however hard they are.
-    """
-    squares = F.mse_loss(out, target, reduction="none").mean((1, 2, 3))
-    return (squares + 1e-5).sqrt().mean()  # 50 dB: below that an error has no steeper gradient
-
-
-LOSSES: dict[str, Callable[..., Any]] = {
-    "l1": F.l1_loss,
-    "l2": F.mse_loss,
-    "l2_luma": _LumaL2.apply,
-    "luma": F.mse_loss,
-    "luma_root": _roots,
-}
 
 
 class CheckpointError(RuntimeError):
@@ -138,10 +96,6 @@ def _tensors(batch: tuple[np.ndarray, ...], device: torch.device, recipe: Recipe
     return low, high.lerp_(taught[0], recipe.teacher_share) if taught else high
 
 
-def _luminance(rgb: Tensor) -> Tensor:
-    return torch.einsum("bchw,c->bhw", rgb, _LUMINANCE.to(rgb))[:, None]
-
-
 def _objective(model: nn.Module, recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
     """The recipe's loss of a batch, low and high resolution; networks that can make luminance alone are asked to."""
     loss = LOSSES[recipe.loss]
@@ -149,8 +103,8 @@ def _objective(model: nn.Module, recipe: Recipe) -> Callable[[Tensor, Tensor], T
         return lambda low, high: loss(model(low).float(), high)
     alone = getattr(model, "luminance", None)
     if alone is None:
-        return lambda low, high: loss(_luminance(model(low).float()), _luminance(high))
-    return lambda low, high: loss(alone(low, _LUMINANCE.to(low)).float(), _luminance(high))
+        return lambda low, high: loss(luminance(model(low).float()), luminance(high))
+    return lambda low, high: loss(alone(low, LUMINANCE.to(low)).float(), luminance(high))
 
 
 def _precision(model: nn.Module, recipe: Recipe, batch: tuple[Tensor, Tensor]) -> str:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.measure.quality import BT601
 from foveal.models.restore.luma_sr import LumaSR
+from foveal.train.losses import LUMINANCE, SLIGHTEST, luminance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["refit"]
 
 RIDGE = 1e-6  # of the diagonal: features that hardly differ keep the weights they have
-STEEPEST = 1e-5  # squared error under which a patch's weight does not grow: 50 dB
-
-
-def _luminance(rgb: Tensor) -> Tensor:
-    return torch.einsum("bchw,c->bhw", rgb, rgb.new_tensor(BT601) / 255)[:, None]
 
 
 @torch.no_grad()
@@ -56,17 +51,17 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
     scale, margin, taps = model.scale, model.margin, model.base.shape[-1]
     plain = model.plain()
     body = cast("nn.Sequential", plain.layers)[:-1]
-    side, white = 2 * margin + 1, sum(BT601) / 255
+    side, white = 2 * margin + 1, float(LUMINANCE.sum())
     flat = body(model.base.new_zeros(1, 3, side, side))[:, :, :1, :1]  # of any picture of one colour
     grams: Tensor | float = 0.0
     moments: Tensor | float = 0.0
     squares = 0.0
     for low, high in batches:
         inside = (..., slice(scale * margin, -scale * margin), slice(scale * margin, -scale * margin))
-        error = F.pixel_unshuffle(_luminance(high)[inside] - _luminance(plain(low)), scale)  # (B, s², H, W)
-        weight = (error.square().mean((1, 2, 3)) + STEEPEST).rsqrt() if root else error.new_ones(len(error))
+        error = F.pixel_unshuffle(luminance(high)[inside] - luminance(plain(low)), scale)  # (B, s², H, W)
+        weight = (error.square().mean((1, 2, 3)) + SLIGHTEST).rsqrt() if root else error.new_ones(len(error))
         rim = margin - taps // 2
-        pixels = F.unfold(_luminance(low)[..., rim:-rim, rim:-rim], taps)  # (B, k², H·W)
+        pixels = F.unfold(luminance(low)[..., rim:-rim, rim:-rim], taps)  # (B, k², H·W)
         pixels -= pixels[:, taps**2 // 2, None].clone()  # the taps of a phase sum to 1 and must go on doing so
         detail = F.unfold(body(low) - flat, 3) * white  # the same is added to all three colours
         read = torch.cat([detail, pixels], 1)  # (B, K, H·W)
