@@ -78,7 +78,7 @@ def test_it_holds_bytes_between_all_convolutions(files):
 
 
 def test_every_channel_fills_its_bytes(files, pictures):
-    """And little is cut off; beyond the first layer, what is cut off before may leave less to hold."""
+    """And little is cut off; beyond the first layer, what is rounded before may leave less to hold."""
     model = onnx.load(files[0] / "int8.onnx")
     names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"][:-1]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
@@ -96,6 +96,32 @@ def test_every_channel_fills_its_bytes(files, pictures):
 def test_a_flat_picture_becomes_what_it_was(files, colour):
     flat = np.full((20, 20, 3), colour, np.uint8)
     assert np.array_equal(run(files[0] / "int8.onnx", flat), run(files[0] / "u8.onnx", flat))
+
+
+def before_rounding(path, picture):
+    """The result as floats, in levels, (s²·3, h, w)."""
+    model = onnx.load(path)
+    name = next(node.input[0] for node in model.graph.node if node.output[0] == "blocks")
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run([name], {"image": picture[None]})[0][0] * 255
+
+
+def test_what_a_flat_picture_makes_is_a_level_in_every_layer(files):
+    model = onnx.load(files[0] / "int8.onnx")
+    names = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"][:-1]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for colour in (0, 120):
+        for made in session.run(names, {"image": np.full((1, 20, 20, 3), colour, np.uint8)}):
+            assert abs(255 * made - np.rint(255 * made)).max() < 0.01
+
+
+def test_errors_have_no_mean_where_a_picture_is_nearly_flat(files):
+    picture = np.random.default_rng(3).integers(100, 104, (150, 150, 3)).astype(np.uint8)
+    error = before_rounding(files[0] / "int8.onnx", picture) - before_rounding(files[0] / "u8.onnx", picture)
+    assert error.std() > 0.02
+    assert abs(error.mean((1, 2))).max() < 0.1 * error.std()
 
 
 @pytest.mark.parametrize(
