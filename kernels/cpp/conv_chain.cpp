@@ -6,10 +6,15 @@
 //     detail  = W_last * x_last + b_last                  s² phases
 //     out     = shuffle(base * x_0 of each colour + detail)
 //
+// and, where there is back-projection, between the last two
+//
+//     lacking = small * x_0 + reduce * detail             one number a pixel
+//     detail  = detail + enlarge * lacking
+//
 // All layers but the first are Winograd's F(4×4, 3×3): 36 products make 16 pixels where a direct convolution takes 144.
 // Activations lie pixel by pixel, channels side by side, so both transforms are sums of whole vectors, and between them
-// stand 36 products of matrices (tiles × channels) · (channels × channels). The last layer's pixels never go to memory as
-// floats: base is added, and they are rounded to bytes, while they are in the cache.
+// stand 36 products of matrices (tiles × channels) · (channels × channels). The result never goes to memory as floats:
+// base is added to the detail, and they are rounded to bytes, in registers.
 //
 // A chain of bytes (int8) has the same first layer, and after it
 //
@@ -60,13 +65,13 @@ struct Layer {
   // Of a chain of bytes:
   Buffer<int32_t> words;  // but the first layer's: weights, (blocks of vectors, 3, 3·in / 4, block), four a word
   Buffer<float> factor;   // what a sum of products is worth, in steps of what the layer makes
-  Buffer<float> zero;     // the bytes that stand for 0 in what it makes
+  Buffer<float> zero;     // what stands for 0 in what it makes, between two bytes perhaps
 };
 
 }  // namespace
 
 // Numbers of a chain of bytes, besides the biases: weights (out, in, 3, 3) of all layers but the first; scales of their
-// channels; what all layers but the last make: a step, and the bytes of its channels that stand for 0. The biases hold
+// channels; what all layers but the last make: a step, and what stands for 0 in its channels. The biases hold
 // what takes those back.
 struct Levels {
   const int8_t* const* weights;
@@ -75,12 +80,25 @@ struct Levels {
   const float* const* zeros;
 };
 
+// Back-projection, its kernels of odd sides: small (3, base side + side - 1, likewise), reduce and enlarge (s², side,
+// side).
+struct Back {
+  int64_t side;
+  const float *small, *reduce, *enlarge;
+};
+
 class Chain {
  public:
   // weights: of all layers, or of the first where there are levels.
   Chain(int64_t layers, const int64_t* widths, const float* const* weights, const float* const* biases,
-        const float* slopes, int64_t scale, int64_t base_side, const float* base, const Levels* levels)
-      : layers_(layers), in_bytes_(levels != nullptr), phases_(scale * scale), scale_(scale), base_side_(base_side) {
+        const float* slopes, int64_t scale, int64_t base_side, const float* base, const Back& back,
+        const Levels* levels)
+      : layers_(layers),
+        in_bytes_(levels != nullptr),
+        phases_(scale * scale),
+        scale_(scale),
+        base_side_(base_side),
+        back_side_(back.side) {
     for (int64_t l = 0; l < layers; ++l) {
       Layer& layer = layers_[l];
       layer.in = l == 0 ? widths[0] : layers_[l - 1].out;
@@ -98,20 +116,19 @@ class Chain {
       if (levels != nullptr && l + 1 < layers) count_steps(layer, levels->steps[l], levels->zeros[l], widths[l + 1]);
       widest_ = std::max(widest_, layer.out);
     }
-    // (s², k·k) to (k·k, phases in whole vectors)
-    base_.make(base_side * base_side * layers_.back().out);
-    for (int64_t p = 0; p < phases_; ++p)
-      for (int64_t k = 0; k < base_side * base_side; ++k)
-        base_.get()[k * layers_.back().out + p] = base[p * base_side * base_side + k];
+    pack_phases(base_, base, base_side);
+    if (back_side_ == 0) return;
+    pack_phases(reduce_, back.reduce, back_side_);
+    pack_phases(enlarge_, back.enlarge, back_side_);
+    small_.make(COLOURS * small_side() * small_side());
+    std::copy_n(back.small, COLOURS * small_side() * small_side(), small_.get());
   }
-
-  int64_t margin() const { return static_cast<int64_t>(layers_.size()); }
 
   // One picture: bytes (h, w, 3) to (h', w', s², 3), or floats (3, h, w) to (3, s·h', s·w').
   void run(const void* in, bool bytes, int64_t height, int64_t width, void* out, int threads) {
     fit(height, width);
     const int64_t strips = strips_of(height - 2);  // of the first layer, which has most
-    const int64_t tasks = static_cast<int64_t>(layers_.size() + 1) * strips;
+    const int64_t tasks = (steps() + 1) * strips;
     for (int64_t i = 0; i < tasks; ++i) done_[i].store(0, std::memory_order_relaxed);
     parallel(tasks, threads, [&](int64_t task) {
       make(task / strips - 1, task % strips, in, bytes, out);
@@ -120,7 +137,19 @@ class Chain {
   }
 
  private:
-  // A strip of layer l, or of the picture before the first.
+  // Steps: the layers, back-projection where there is one, the result.
+  int64_t depth() const { return static_cast<int64_t>(layers_.size()); }
+  int64_t steps() const { return depth() + (back_side_ == 0 ? 1 : 2); }
+  // Pixels that the steps up to step l take off each side.
+  int64_t taken(int64_t l) const {
+    if (l < depth()) return l + 1;
+    return depth() + back_side_ / 2 * (l + 1 == steps() ? 2 : 1);
+  }
+  int64_t rows_of(int64_t l) const { return height_ - 2 * taken(l); }
+  int64_t columns_of(int64_t l) const { return width_ - 2 * taken(l); }
+  static int64_t strips_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
+
+  // A strip of step l, or of the picture before the first.
   void make(int64_t l, int64_t strip, const void* in, bool bytes, void* out) {
     if (l < 0) {
       // What the first layer reads: 4 rows, and with the last strip whatever is left.
@@ -132,19 +161,19 @@ class Chain {
     if (l > 0) wait(l, strip - 1);
     wait(l, strip);
     wait(l, strip + 1);
-    if (l == 0)
+    if (l + 1 == steps())
+      finish(strip, out, bytes);
+    else if (l == depth())
+      lack(strip);
+    else if (l == 0)
       first(strip);
     else if (in_bytes_)
-      words(l, strip, out, bytes);
+      words(l, strip);
     else
-      tiles(l, strip, out, bytes);
+      tiles(l, strip);
   }
 
-  int64_t rows_of(int64_t l) const { return height_ - 2 * (l + 1); }     // made by layer l
-  int64_t columns_of(int64_t l) const { return width_ - 2 * (l + 1); }
-  static int64_t strips_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
-
-  // Waits for a strip of what layer l reads.
+  // Waits for a strip of what step l reads.
   void wait(int64_t l, int64_t strip) const {
     const int64_t strips = strips_of(height_ - 2);
     if (strip < 0 || strip >= strips) return;
@@ -162,7 +191,24 @@ class Chain {
     const int64_t size = row_ * (up(height, TILE) + 2 * TILE);
     for (auto& side : sides_) side.make(in_bytes_ ? 0 : size);
     for (auto& side : byte_sides_) side.make(in_bytes_ ? size : 0);
-    done_ = std::make_unique<std::atomic<char>[]>((layers_.size() + 1) * strips_of(height));
+    detail_row_ = in_bytes_ ? (up(width, TILE) + CHUNK) * layers_.back().out + LINE : row_;
+    detail_.make(in_bytes_ ? detail_row_ * (up(height, TILE) + 2 * TILE) : 0);
+    lacking_row_ = up(width, LANES) + LINE;
+    lacking_.make(back_side_ == 0 ? 0 : lacking_row_ * up(height, TILE));
+    done_ = std::make_unique<std::atomic<char>[]>((steps() + 1) * strips_of(height));
+  }
+
+  int64_t plane() const { return plane_row_ * (up(height_, TILE) + REACH); }
+  // What the last layer makes: floats, s² phases a pixel.
+  float* detail() const { return in_bytes_ ? detail_.get() : sides_[(depth() - 1) % 2].get(); }
+  int64_t small_side() const { return base_side_ + back_side_ - 1; }
+
+  // (s², side·side) to (side·side, phases in whole vectors)
+  void pack_phases(Buffer<float>& to, const float* from, int64_t side) {
+    const int64_t taps = side * side, width = layers_.back().out;
+    to.make(taps * width);
+    for (int64_t p = 0; p < phases_; ++p)
+      for (int64_t k = 0; k < taps; ++k) to.get()[k * width + p] = from[p * taps + k];
   }
 
   void pack_direct(Layer& layer, const float* weight, int64_t made) {
@@ -224,9 +270,8 @@ class Chain {
   }
 
   void bring_row(const void* in, bool bytes, int64_t y) {
-    const int64_t plane = plane_row_ * (up(height_, TILE) + REACH);
     for (int c = 0; c < COLOURS; ++c) {
-      float* to = planes_.get() + c * plane + y * plane_row_;
+      float* to = planes_.get() + c * plane() + y * plane_row_;
       if (bytes) {
         const uint8_t* from = static_cast<const uint8_t*>(in) + y * width_ * COLOURS + c;
         for (int64_t x = 0; x < width_; ++x) to[x] = from[x * COLOURS] * (1.0f / 255);
@@ -273,12 +318,11 @@ class Chain {
 
   template <int VECS, class Put>
   void direct(const Layer& layer, int64_t y, int64_t x, int64_t v, const Put& put) const {
-    const int64_t plane = plane_row_ * (up(height_, TILE) + REACH);
     Vec sum[GROUP][VECS];
     for (int t = 0; t < GROUP; ++t)
       for (int i = 0; i < VECS; ++i) sum[t][i] = load(layer.bias.get() + v + i * LANES);
     for (int k = 0; k < COLOURS * 9; ++k) {
-      const float* from = planes_.get() + k / 9 * plane + (y + k % 9 / 3) * plane_row_ + x + k % 3;
+      const float* from = planes_.get() + k / 9 * plane() + (y + k % 9 / 3) * plane_row_ + x + k % 3;
       Vec row[VECS];
       for (int i = 0; i < VECS; ++i) row[i] = load(layer.weight.get() + k * layer.out + v + i * LANES);
 #pragma GCC unroll 16
@@ -304,91 +348,70 @@ class Chain {
   }
 
   // Strip of another layer.
-  void tiles(int64_t l, int64_t strip, void* out, bool bytes) {
+  void tiles(int64_t l, int64_t strip) {
     const Layer& layer = layers_[l];
-    const bool last = l + 1 == static_cast<int64_t>(layers_.size());
     const float* from = sides_[(l - 1) % 2].get() + strip * TILE * row_;
     float* to = sides_[l % 2].get() + strip * TILE * row_;
     const int64_t rows = std::min<int64_t>(TILE, rows_of(l) - strip * TILE), columns = columns_of(l);
     const int64_t count = (columns + TILE - 1) / TILE;
     const int64_t point_in = CHUNK * layer.in + LINE, point_out = CHUNK * layer.out + LINE;
     static thread_local std::vector<float> room;
-    room.resize(POINTS * (point_in + point_out) + TILE * CHUNK * TILE * layer.out + 2 * LINE);
+    room.resize(POINTS * (point_in + point_out) + LINE);
     float* base = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
     float* made = base + POINTS * point_in;
-    float* detail = made + POINTS * point_out;
     for (int64_t begin = 0; begin < count; begin += CHUNK) {
       const int64_t here = std::min<int64_t>(CHUNK, count - begin), full = up(here, GROUP);
       for (int64_t t = 0; t < here; ++t)
         points_in(from + (begin + t) * TILE * layer.in, row_, layer.in, base + t * layer.in, point_in,
                   [](Vec x) { return x; });
       products(base, point_in, layer.weight.get(), made, point_out, full, layer.in, layer.out);
-      if (last) {
-        for (int64_t t = 0; t < here; ++t)
-          pixels_out(layer, made + t * layer.out, point_out, detail + t * TILE * layer.out, CHUNK * TILE * layer.out);
-        const int64_t left = begin * TILE, right = std::min(columns, left + here * TILE);
-        for (int64_t y = 0; y < rows; ++y)
-          finish(strip * TILE + y, left, right, detail + y * CHUNK * TILE * layer.out, out, bytes);
-      } else {
-        for (int64_t t = 0; t < here; ++t)
-          pixels_out(layer, made + t * layer.out, point_out, to + (begin + t) * TILE * layer.out, row_);
-      }
+      for (int64_t t = 0; t < here; ++t)
+        pixels_out(layer, made + t * layer.out, point_out, to + (begin + t) * TILE * layer.out, row_);
     }
-    if (last) return;
     for (int64_t y = 0; y < rows; ++y) clear(to + y * row_, columns, layer.out);
     if (strip * TILE + rows == rows_of(l)) clear_below(sides_[l % 2].get(), rows_of(l));
   }
 
   // Strip of another layer of bytes. What lies beyond the end of a row is read for pixels that nobody reads.
-  void words(int64_t l, int64_t strip, void* out, bool bytes) {
+  void words(int64_t l, int64_t strip) {
     const Layer& layer = layers_[l];
-    const bool last = l + 1 == static_cast<int64_t>(layers_.size());
     const uint8_t* from = byte_sides_[(l - 1) % 2].get() + strip * TILE * row_;
     const int64_t rows = std::min<int64_t>(TILE, rows_of(l) - strip * TILE), columns = columns_of(l);
-    if (!last) {
+    if (l + 1 < depth()) {
       uint8_t* to = byte_sides_[l % 2].get() + strip * TILE * row_;
-      word_rows(layer, from, rows, 0, columns, [&](int64_t y, int64_t x, int64_t v) {
+      word_rows(layer, from, rows, columns, [&](int64_t y, int64_t x, int64_t v) {
         uint8_t* corner = to + y * row_ + x * layer.out + v;
         return [corner, zero = layer.zero.get() + v, out = layer.out](int t, int i, Vec value) {
           store_bytes(corner + t * out + i * LANES, value + load(zero + i * LANES));
         };
       });
-      return;
-    }
-    constexpr int64_t SIDE = 8 * ACROSS;
-    static thread_local std::vector<float> detail;
-    detail.resize(TILE * SIDE * layer.out);
-    for (int64_t left = 0; left < columns; left += SIDE) {
-      const int64_t right = std::min(columns, left + SIDE);
-      word_rows(layer, from, rows, left, right, [&](int64_t y, int64_t x, int64_t v) {
-        float* corner = detail.data() + (y * SIDE + x - left) * layer.out + v;
+    } else {
+      float* to = detail() + strip * TILE * detail_row_;
+      word_rows(layer, from, rows, columns, [&](int64_t y, int64_t x, int64_t v) {
+        float* corner = to + y * detail_row_ + x * layer.out + v;
         return [corner, out = layer.out](int t, int i, Vec value) { store(corner + t * out + i * LANES, value); };
       });
-      for (int64_t y = 0; y < rows; ++y)
-        finish(strip * TILE + y, left, right, detail.data() + y * SIDE * layer.out, out, bytes);
     }
   }
 
   // at(row, column, first channel) gives what takes the values of a block, put(pixel, vector, values). A block of
   // weights stays near while all rows are made.
   template <class At>
-  void word_rows(const Layer& layer, const uint8_t* from, int64_t rows, int64_t left, int64_t right,
-                 const At& at) const {
+  void word_rows(const Layer& layer, const uint8_t* from, int64_t rows, int64_t columns, const At& at) const {
     for (int64_t v = 0; v < layer.out;) {
       const bool two = v + 2 * LANES <= layer.out;
       for (int64_t y = 0; y < rows; ++y) {
         if (two)
-          word_row<2>(layer, from, y, left, right, v, at);
+          word_row<2>(layer, from, y, columns, v, at);
         else
-          word_row<1>(layer, from, y, left, right, v, at);
+          word_row<1>(layer, from, y, columns, v, at);
       }
       v += two ? 2 * LANES : LANES;
     }
   }
 
   template <int VECS, class At>
-  void word_row(const Layer& layer, const uint8_t* from, int64_t y, int64_t left, int64_t right, int64_t v,
-                const At& at) const {
+  void word_row(const Layer& layer, const uint8_t* from, int64_t y, int64_t columns, int64_t v, const At& at) const {
     struct {
       Vec factor[VECS], bias[VECS];
     } line;
@@ -397,7 +420,7 @@ class Chain {
       line.bias[i] = load(layer.bias.get() + v + i * LANES);
     }
     const int32_t* weight = layer.words.get() + v * 9 * layer.in / WORD;
-    for (int64_t x = left; x < right; x += ACROSS)
+    for (int64_t x = 0; x < columns; x += ACROSS)
       dots<VECS>(from + y * row_ + x * layer.in, row_, layer.in, weight,
                  [=, slope = layer.slope, put = at(y, x, v)](int t, int i, Vec sum) {
                    put(t, i, leaky(sum * line.factor[i] + line.bias[i], slope));
@@ -412,37 +435,81 @@ class Chain {
     });
   }
 
-  // Row y of the output's blocks, [left, right): base of each colour and the detail that all colours share.
-  void finish(int64_t y, int64_t left, int64_t right, const float* detail, void* out, bool bytes) const {
-    constexpr int PIXELS = 4;
-    const int64_t width = layers_.back().out, plane = plane_row_ * (up(height_, TILE) + REACH);
-    const int64_t skip = margin() - base_side_ / 2, columns = width_ - 2 * margin(), rows = height_ - 2 * margin();
-    alignas(64) float colour[PIXELS][COLOURS][64];
-    for (int64_t x = left; x < right; x += PIXELS) {
-      for (int64_t v = 0; v < width; v += LANES) {
-        Vec sum[PIXELS][COLOURS];
-        for (int i = 0; i < PIXELS; ++i)
-          for (auto& s : sum[i]) s = load(detail + (x - left + i) * width + v);
-        const float* weight = base_.get() + v;
-        for (int64_t dy = 0; dy < base_side_; ++dy) {
-          const float* from = planes_.get() + (y + skip + dy) * plane_row_ + x + skip;
-          for (int64_t dx = 0; dx < base_side_; ++dx, ++from, weight += width) {
+  // Strip of what the result lacks: LANES pixels of a row at a time, first of the picture, then of the detail, whose
+  // vectors of phases are summed up at the end.
+  void lack(int64_t strip) const {
+    const int64_t columns = columns_of(depth()), bottom = std::min((strip + 1) * TILE, rows_of(depth()));
+    const int64_t skip = taken(depth()) - small_side() / 2;
+    for (int64_t y = strip * TILE; y < bottom; ++y)
+      for (int64_t x = 0; x < columns; x += LANES) {
+        Vec total{};
+        const float* weight = small_.get();
+        for (int64_t c = 0; c < COLOURS; ++c)
+          for (int64_t dy = 0; dy < small_side(); ++dy) {
+            const float* from = planes_.get() + c * plane() + (y + skip + dy) * plane_row_ + x + skip;
+            for (int64_t dx = 0; dx < small_side(); ++dx) total += load(from + dx) * *weight++;
+          }
+        Vec sum[LANES] = {};
+        weight = reduce_.get();
+        const int64_t width = layers_.back().out;
+        for (int64_t dy = 0; dy < back_side_; ++dy) {
+          const float* from = detail() + (y + dy) * detail_row_ + x * width;
+          for (int64_t dx = 0; dx < back_side_ * width; dx += LANES, weight += LANES) {
             const Vec tap = load(weight);
-#pragma GCC unroll 4
-            for (int i = 0; i < PIXELS; ++i)
-              for (int c = 0; c < COLOURS; ++c) sum[i][c] += fill(from[c * plane + i]) * tap;
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; ++i) sum[i] += load(from + dx + i * width) * tap;
           }
         }
-        for (int i = 0; i < PIXELS; ++i)
-          for (int c = 0; c < COLOURS; ++c) store(colour[i][c] + v, sum[i][c]);
+        transpose(sum);
+        for (int i = 0; i < LANES; ++i) total += sum[i];
+        store(lacking_.get() + y * lacking_row_ + x, total);
       }
-      for (int64_t i = 0; i < std::min<int64_t>(PIXELS, right - x); ++i) {
-        if (bytes)
-          put_bytes(colour[i], static_cast<uint8_t*>(out) + (y * columns + x + i) * phases_ * COLOURS);
-        else
-          put_floats(colour[i], static_cast<float*>(out), y, x + i, rows, columns);
+  }
+
+  // Strip of the result's blocks: base of each colour and the detail that all colours share.
+  void finish(int64_t strip, void* out, bool bytes) const {
+    constexpr int PIXELS = 4;
+    const int64_t last = steps() - 1, margin = taken(last), rows = rows_of(last), columns = columns_of(last);
+    const int64_t width = layers_.back().out, skip = margin - base_side_ / 2, inward = margin - depth();
+    const int64_t bottom = std::min((strip + 1) * TILE, rows);
+    alignas(64) float colour[PIXELS][COLOURS][64];
+    for (int64_t y = strip * TILE; y < bottom; ++y)
+      for (int64_t x = 0; x < columns; x += PIXELS) {
+        const float* detailed = detail() + (y + inward) * detail_row_ + (x + inward) * width;
+        for (int64_t v = 0; v < width; v += LANES) {
+          Vec shared[PIXELS];
+          for (int i = 0; i < PIXELS; ++i) shared[i] = load(detailed + i * width + v);
+          for (int64_t dy = 0; dy < back_side_; ++dy) {
+            const float* from = lacking_.get() + (y + dy) * lacking_row_ + x;
+            for (int64_t dx = 0; dx < back_side_; ++dx, ++from) {
+              const Vec tap = load(enlarge_.get() + (dy * back_side_ + dx) * width + v);
+#pragma GCC unroll 4
+              for (int i = 0; i < PIXELS; ++i) shared[i] += fill(from[i]) * tap;
+            }
+          }
+          Vec sum[PIXELS][COLOURS];
+          for (int i = 0; i < PIXELS; ++i)
+            for (auto& s : sum[i]) s = shared[i];
+          const float* weight = base_.get() + v;
+          for (int64_t dy = 0; dy < base_side_; ++dy) {
+            const float* from = planes_.get() + (y + skip + dy) * plane_row_ + x + skip;
+            for (int64_t dx = 0; dx < base_side_; ++dx, ++from, weight += width) {
+              const Vec tap = load(weight);
+#pragma GCC unroll 4
+              for (int i = 0; i < PIXELS; ++i)
+                for (int c = 0; c < COLOURS; ++c) sum[i][c] += fill(from[c * plane() + i]) * tap;
+            }
+          }
+          for (int i = 0; i < PIXELS; ++i)
+            for (int c = 0; c < COLOURS; ++c) store(colour[i][c] + v, sum[i][c]);
+        }
+        for (int64_t i = 0; i < std::min<int64_t>(PIXELS, columns - x); ++i) {
+          if (bytes)
+            put_bytes(colour[i], static_cast<uint8_t*>(out) + (y * columns + x + i) * phases_ * COLOURS);
+          else
+            put_floats(colour[i], static_cast<float*>(out), y, x + i, rows, columns);
+        }
       }
-    }
   }
 
   void put_bytes(const float (*colour)[64], uint8_t* to) const {
@@ -473,11 +540,11 @@ class Chain {
 
   std::vector<Layer> layers_;
   bool in_bytes_;
-  int64_t phases_, scale_, base_side_, widest_ = 0;
-  Buffer<float> base_;
+  int64_t phases_, scale_, base_side_, back_side_, widest_ = 0;
+  Buffer<float> base_, small_, reduce_, enlarge_;
   // For pictures of one size.
-  int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0;
-  Buffer<float> planes_, sides_[2];
+  int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0, detail_row_ = 0, lacking_row_ = 0;
+  Buffer<float> planes_, sides_[2], detail_, lacking_;
   Buffer<uint8_t> byte_sides_[2];
   std::unique_ptr<std::atomic<char>[]> done_;
 };
@@ -486,27 +553,32 @@ class Chain {
 
 extern "C" {
 
-// widths: channels of the picture (3), of each layer, and last s²; weights (out, in, 3, 3); base (s², side, side).
-// Null when there is no memory.
+// widths: channels of the picture (3), of each layer, and last s²; weights (out, in, 3, 3); base (s², side, side); of
+// back-projection, see Back, a side of 0 where there is none. Null when there is no memory.
 foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const float* const* weights,
                                  const float* const* biases, const float* slopes, int64_t scale, int64_t base_side,
-                                 const float* base) {
+                                 const float* base, int64_t back_side, const float* small, const float* reduce,
+                                 const float* enlarge) {
   try {
-    return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base, nullptr);
+    const foveal::Back back{back_side, small, reduce, enlarge};
+    return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base, back, nullptr);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
 }
 
 // The same of bytes. `first`: weights of the first layer; of the others, bytes (out, in, 3, 3) and a scale for each
-// channel they make; of what all layers but the last make, a step and the byte of each channel that stands for 0.
+// channel they make; of what all layers but the last make, a step and what stands for 0 in each channel.
 foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, const float* first,
                                       const int8_t* const* weights, const float* const* scales,
                                       const float* const* biases, const float* slopes, const float* steps,
-                                      const float* const* zeros, int64_t scale, int64_t base_side, const float* base) {
+                                      const float* const* zeros, int64_t scale, int64_t base_side, const float* base,
+                                      int64_t back_side, const float* small, const float* reduce,
+                                      const float* enlarge) {
   try {
     const foveal::Levels levels{weights, scales, steps, zeros};
-    return new foveal::Chain(layers, widths, &first, biases, slopes, scale, base_side, base, &levels);
+    const foveal::Back back{back_side, small, reduce, enlarge};
+    return new foveal::Chain(layers, widths, &first, biases, slopes, scale, base_side, base, back, &levels);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }

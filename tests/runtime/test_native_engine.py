@@ -20,7 +20,7 @@ import foveal_kernels
 
 from foveal.runtime.native_engine import NativeEngine, read_chain
 
-FAST = SHIPPED / "fast_x4"
+FAST, BACK = SHIPPED / "fast_x4", SHIPPED / "balanced_x4"  # without back-projection and with it
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 
@@ -83,6 +83,11 @@ def plainly(path, x):
         if i + 1 < len(chain.weights):
             counted = np.rint(made / steps[i + 1] + chain.zeros[i][:, None, None])
             made = np.clip(counted, 0, 255).astype(np.int64)
+    if chain.back:
+        small, reduce, enlarge = (kernel.astype(float) for kernel in chain.back)
+        cut = len(chain.weights) - chain.base.shape[1] // 2
+        lacking = convolved(planes[:, cut:-cut, cut:-cut], small[None]) + convolved(made, reduce[None])
+        made = made[:, 4:-4, 4:-4] + convolved(lacking, enlarge[:, None])
     cut = chain.margin - chain.base.shape[1] // 2
     base = [convolved(plane[None, cut:-cut, cut:-cut], chain.base[:, None].astype(float)) for plane in planes]
     blocks = np.stack([one + made for one in base], -1)  # (s², h', w', 3)
@@ -95,8 +100,9 @@ def test_shipped_bundles_of_bytes_agree_with_plain_sums(bundle):
     for x in (picture((least, least + 30, 3), "uint8"), natural_picture()[0, : least + 9]):
         mine = NativeEngine(bundle.file("int8"), 2).run(x[None])[0].astype(float)
         difference = abs(mine - plainly(bundle.file("int8"), x))
-        # In each layer, what lies on a half in single precision may fall to either side.
-        assert (difference.max(), (difference > 0).mean()) <= (1, 0.05)
+        # In each layer, what lies on a half in single precision may fall to either side, each layer after it spreads
+        # that over three more pixels.
+        assert (difference.max(), (difference > 0).mean()) <= (1, 0.2)
         assert mine.std() > 5
 
 
@@ -116,24 +122,24 @@ def test_bytes_inside_keep_a_flat_picture_flat(bundle):
         assert (y.reshape(-1, 3) == colour).all()
 
 
-@pytest.fixture(
-    scope="module", params=[4, 24, 48, 64]
-)  # of a part of a vector, of a vector and a part, of a half block
+# Channels of a part of a vector, of a vector and a part, of a half block; 4 and 9 phases.
+@pytest.fixture(scope="module", params=[(4, 3, False), (24, 2, True), (48, 3, True), (64, 3, False)])
 def file_of_bytes(request, tmp_path_factory):
-    """An int8 file of so many channels."""
+    """An int8 file of so many channels and such a scale, with back-projection or without."""
     torch = pytest.importorskip("torch")
     from foveal.export.bundle import export_bundle
     from foveal.models import create_model
 
     folder = tmp_path_factory.mktemp("bytes")
-    torch.manual_seed(request.param)
-    arguments = {"channels": request.param, "depth": 2, "expand": 0}
-    model = create_model("luma_sr_fast", scale=3, **arguments)
+    channels, scale, back = request.param
+    torch.manual_seed(channels)
+    arguments = {"channels": channels, "depth": 2, "expand": 0, "back_projection": back}
+    model = create_model("luma_sr_fast", scale=scale, **arguments)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     Image.fromarray(picture((96, 120, 3), "uint8")).save(folder / "noise.png")
-    given = {"name": "b", "model_name": "luma_sr_fast", "arguments": arguments, "scale": 3}
+    given = {"name": "b", "model_name": "luma_sr_fast", "arguments": arguments, "scale": scale}
     return export_bundle(model, folder / "bundle", calibration=folder, **given).folder / "model_int8.onnx"
 
 
@@ -153,7 +159,8 @@ def test_sums_of_bytes_are_exact(name, file_of_bytes):
 
 @pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
 @pytest.mark.parametrize("kind", ["float", "uint8", "int8"])
-@pytest.mark.parametrize("bundle", ["fast_x2", "balanced_x3"])  # 16 and 32 channels; 4 and 9 phases fill no register
+# 16, 32 and 64 channels; 4 and 9 phases fill no register; the last has back-projection.
+@pytest.mark.parametrize("bundle", ["fast_x2", "balanced_x3", "balanced_x4"])
 def test_every_instruction_set_agrees(name, kind, bundle):
     if name not in foveal_kernels.instruction_sets():
         pytest.skip(str(foveal_kernels.why_not(name)))
@@ -237,6 +244,38 @@ CHANGES = {
 }
 
 
+def reader(model, weight):
+    """The convolution with this weight."""
+    return next(n for n in model.graph.node if weight in n.input[1:])
+
+
+def narrow(model, name, side):
+    """Cut a square kernel to its middle."""
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    array = numpy_helper.to_array(tensor)
+    cut = (array.shape[-1] - side) // 2
+    tensor.CopyFrom(numpy_helper.from_array(array[..., cut:-cut, cut:-cut].copy(), name))
+
+
+def add_bias(model, name, channels):
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(channels, np.float32), "bias"))
+    reader(model, name).input.append("bias")
+
+
+def read_image(model, name):
+    reader(model, name).input[0] = "image"
+
+
+BACK_CHANGES = {
+    "back-projection of another reach": lambda m: narrow(m, "back.reduce", 3),
+    "back-projection of another picture": lambda m: shorten(m, "back.small"),
+    "back-projection with a bias": lambda m: add_bias(m, "back.enlarge", 16),
+    "back-projection that looks elsewhere": lambda m: read_image(m, "back.small"),
+    "back-projection of something else": lambda m: read_image(m, "back.reduce"),
+    "two details": lambda m: reader(m, "spread.weight").input.__setitem__(0, reader(m, "back.enlarge").input[0]),
+}
+
+
 INT8_CHANGES = {
     "weights of other levels": lambda m: change(m, "layers.2.weight_zero", lambda a: a.fill(1)),
     "activations of two levels": lambda m: [
@@ -261,11 +300,11 @@ def drop_rounding(model):
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("model.onnx", text) for text in CHANGES] + [("model_int8.onnx", text) for text in INT8_CHANGES],
+    [("model.onnx", text) for text in [*CHANGES, *BACK_CHANGES]] + [("model_int8.onnx", text) for text in INT8_CHANGES],
 )
 def test_another_network_is_left_to_another_engine(file, text, tmp_path):
-    model = onnx.load(FAST / file)
-    {**CHANGES, **INT8_CHANGES}[text](model)
+    model = onnx.load((BACK if text in BACK_CHANGES else FAST) / file)
+    {**CHANGES, **BACK_CHANGES, **INT8_CHANGES}[text](model)
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(EngineUnsupportedError, match=rf"m\.onnx is not a chain .*\(.*{text}.*\); use onnxruntime"):
         read_chain(tmp_path / "m.onnx")

@@ -10,10 +10,10 @@ from foveal.train.refit import refit
 LUMA = torch.tensor([65.481, 128.553, 24.966]) / 255
 
 
-def network(*, equivariant=False, base_kernel=5):
+def network(**arguments):
     """A network whose last layer is far from the best one."""
     torch.manual_seed(0)
-    model = LumaSR(2, channels=8, depth=1, expand=0, equivariant=equivariant, base_kernel=base_kernel).eval()
+    model = LumaSR(2, channels=8, depth=1, expand=0, **arguments).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -86,6 +86,13 @@ def test_what_the_network_promises_stays():
     x = torch.rand(1, 3, 9, 9)
     torch.testing.assert_close(model(x.flip(2)), model(x).flip(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(model(x.mT), model(x).mT, atol=1e-5, rtol=0)
+
+
+def test_back_projection_comes_after_it():
+    one, other = network(), network(back_projection=True)
+    assert refit(one, batches()) == refit(other, batches())
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name])
 
 
 def test_what_it_cannot_do():

@@ -1,7 +1,8 @@
 """The native engine: plain super-resolution networks by foveal's own kernels, about twice as fast as the others.
 
 It runs one family of graphs, the one `foveal export` writes for LumaSR: 3×3 convolutions without padding, each with a
-leaky slope, whose last makes detail for all colours, and one linear upsampler beside them. It takes a quarter of the
+leaky slope, whose last makes detail for all colours, one linear upsampler beside them, and back-projection where the
+network has it. It takes a quarter of the
 products (Winograd's F(4×4, 3×3)), and none of the passes over memory that single operators make for the slope, the sum,
 the order of the axes and the rounding. Of an int8 file it runs the same network in bytes, about twice as fast again
 where the processor multiplies bytes (AVX-512 VNNI). See `kernels/cpp/conv_chain.cpp`. Imported only when this engine is
@@ -43,7 +44,9 @@ class Chain:
         bytes: the file takes (N, h, w, 3) bytes and makes (N, h', w', s²·3), not floats by planes.
         scales: of the int8 weights, (out,) for each convolution but the first; empty for a network of floats.
         steps: scale of the bytes that each convolution but the last makes, after its slope; empty likewise.
-        zeros: the byte that stands for 0 in each of their channels, (out,).
+        zeros: what stands for 0 in each of their channels, (out,).
+        back: of back-projection, what it reads of the picture, (3, k + 4, k + 4), and of the detail, (s², 5, 5), and
+            what it adds to the detail, (s², 5, 5); empty for none.
     """
 
     weights: tuple[NDArray, ...]
@@ -54,6 +57,7 @@ class Chain:
     scales: tuple[NDArray[np.float32], ...] = ()
     steps: tuple[float, ...] = ()
     zeros: tuple[NDArray[np.float32], ...] = ()
+    back: tuple[NDArray[np.float32], ...] = ()
 
     @property
     def scale(self) -> int:
@@ -63,7 +67,7 @@ class Chain:
     @property
     def margin(self) -> int:
         """Pixels that the network takes off each side."""
-        return len(self.weights)
+        return len(self.weights) + sum(kernel.shape[-1] // 2 for kernel in self.back[1:])
 
 
 class _Graph:
@@ -176,6 +180,38 @@ def _crop(graph: _Graph, name: str) -> tuple[str, int]:
     return name, cuts[2]
 
 
+@dataclass(frozen=True)
+class _Detail:
+    """What is spread to all colours: what the last layer makes, with back-projection or without."""
+
+    maker: str
+    back: tuple[NDArray[np.float32], ...] = ()
+    border: int = 0  # that the picture is cut by before back-projection reads it
+
+
+def _detail(graph: _Graph, name: str, phases: int) -> _Detail:
+    maker = graph.makers.get(name)
+    if maker is None or maker.op_type != "Add":
+        return _Detail(name)
+    added = [i for i in maker.input if i in graph.makers and graph.makers[i].op_type == "Conv"]
+    cut = [i for i in maker.input if i not in added]
+    graph.want(len(added) == len(cut) == 1, "two details")
+    detail, border = _crop(graph, cut[0])
+    lacking, enlarge, nothing, _ = graph.convolution(added[0])
+    both, _ = graph.node(lacking, "Add")
+    of_detail = next((i for i in both.input if graph.convolution(i)[0] == detail), "")
+    of_picture = next((i for i in both.input if i != of_detail), "")
+    graph.want(bool(of_detail and of_picture), "back-projection of something else")
+    reduce, nothing_either = graph.convolution(of_detail)[1:3]
+    picture, small, nor_here, _ = graph.convolution(of_picture)
+    picture, outer = _crop(graph, picture)
+    shapes = (1, phases, 5, 5), (phases, 1, 5, 5)
+    graph.want((reduce.shape, enlarge.shape) == shapes and border == 4, "back-projection of another reach")
+    graph.want(graph.is_image(picture) and small.shape[:2] == (1, 3), "back-projection of another picture")
+    graph.want(not any(bias.any() for bias in (nothing, nothing_either, nor_here)), "back-projection with a bias")
+    return _Detail(detail, (small[0], reduce[0], enlarge[:, 0]), outer)
+
+
 def read_chain(path: Path) -> Chain:
     """Recognise a network of the family in an ONNX file.
 
@@ -217,7 +253,8 @@ def read_chain(path: Path) -> Chain:
     slopes: list[float] = []
     scales: list[NDArray[np.float32] | None] = []
     levels: list[tuple[float, NDArray[np.float32]]] = []
-    name, slope = tail, 1.0
+    found = _detail(graph, tail, phases)
+    name, slope = found.maker, 1.0
     while True:
         name, weight, bias, scale_of = graph.convolution(name)
         graph.want(weight.shape[2:] == (3, 3), f"a convolution of {weight.shape[2]}×{weight.shape[3]}")
@@ -235,7 +272,7 @@ def read_chain(path: Path) -> Chain:
         node, attributes = graph.node(name, "LeakyRelu", "Relu")
         slope = float(attributes.get("alpha", 0.01)) if node.op_type == "LeakyRelu" else 0.0
         name = node.input[0]
-    coded = [found for found in scales if found is not None]
+    coded = [scale_of for scale_of in scales if scale_of is not None]
     inner = len(weights) - 1
     graph.want(
         scales[-1] is None and (len(coded), len(levels)) in ((0, 0), (inner, inner)), "bytes in some layers only"
@@ -243,7 +280,11 @@ def read_chain(path: Path) -> Chain:
     base_input, base, nothing, _ = graph.convolution(base_name)
     base_input, border = _crop(graph, base_input)
     side = base.shape[2]
-    graph.want(graph.is_image(base_input) and border == len(weights) - side // 2, "a base that looks elsewhere")
+    reach = 4 if found.back else 0
+    graph.want(graph.is_image(base_input) and border == len(weights) + reach - side // 2, "a base that looks elsewhere")
+    if found.back:
+        graph.want(found.back[0].shape[1:] == (side + 4, side + 4), "back-projection of another reach")
+        graph.want(found.border == len(weights) - side // 2, "back-projection that looks elsewhere")
     graph.want(base.shape == (3 * phases, 3, side, side) and side % 2 == 1 and not nothing.any(), "another base")
     one = base[channels[0], 0]
     for c in range(3):
@@ -261,6 +302,7 @@ def read_chain(path: Path) -> Chain:
         scales=tuple(coded[::-1]),
         steps=steps,
         zeros=zeros,
+        back=found.back,
     )
 
 
@@ -307,7 +349,14 @@ class NativeEngine:
             for arrays in (chain.weights, chain.biases, chain.scales, chain.zeros)
         )
         start = (ctypes.c_int64(len(weights)), _at(widths))
-        end = (ctypes.c_int64(chain.scale), ctypes.c_int64(chain.base.shape[1]), _at(np.ascontiguousarray(chain.base)))
+        base, *back = (np.ascontiguousarray(x, np.float32) for x in (chain.base, *chain.back))
+        end = (
+            ctypes.c_int64(chain.scale),
+            ctypes.c_int64(base.shape[1]),
+            _at(base),
+            ctypes.c_int64(back[1].shape[1] if back else 0),
+            *(_at(x) for x in (back or [base] * 3)),  # nobody reads those of a side of 0
+        )
         slopes, steps = (_at(np.array(x, np.float32)) for x in (chain.slopes, chain.steps))
         if chain.scales:
             rest = (_all_at(weights[1:]), _all_at(scales), _all_at(biases), slopes, steps, _all_at(zeros))

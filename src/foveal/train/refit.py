@@ -7,7 +7,8 @@
 
 is the change of the layer that leaves the smallest Σ w |e|². Training ends with the noise of its last steps in every
 layer; here the last one gets rid of its own, since the sums run over millions of pixels. Only pixels whose surroundings
-lie inside their patch are counted, so the layer is fitted to pictures and not to the zeros around patches.
+lie inside their patch are counted, so the layer is fitted to pictures and not to the zeros around patches. Of a network
+with back-projection it is the layer that is best before that.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
     """
     if not isinstance(model, LumaSR):
         raise TypeError(f"refit solves for the last layer of a LumaSR, got a {type(model).__name__}")
-    scale, margin, taps = model.scale, model.margin, model.base.shape[-1]
-    plain = model.plain()
+    scale, taps = model.scale, model.base.shape[-1]
+    plain = model.plain(back_projection=False)
+    margin = cast("int", plain.margin)
     body = cast("nn.Sequential", plain.layers)[:-1]
     side, white = 2 * margin + 1, float(LUMINANCE.sum())
     flat = body(model.base.new_zeros(1, 3, side, side))[:, :, :1, :1]  # of any picture of one colour
@@ -77,7 +79,7 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
     base[:, taps // 2, taps // 2] -= base.sum((1, 2))
     before = _last(plain)
     model.change_last(tail.reshape(model.tail.weight.shape), base)
-    change = (_last(model.plain()) - before).double()  # what ties have left of it
+    change = (_last(model.plain(back_projection=False)) - before).double()  # what ties have left of it
     return float((change * (2 * moments - grams @ change)).sum()) / squares
 
 

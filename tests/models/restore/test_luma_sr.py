@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from foveal.images.resize import imresize
-from foveal.models.restore.luma_sr import LumaSR, bicubic_kernel, luma_sr_balanced, luma_sr_fast
+from foveal.models.restore.luma_sr import LumaSR, luma_sr_balanced, luma_sr_fast
 from foveal.nn.collapsible import identity_kernel
 from foveal.nn.equivariant import MOVES, moved
 
@@ -19,15 +18,6 @@ def changed(scale=4, **arguments):
     return network.eval()
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_kernel_is_bicubic_interpolation(scale):
-    picture = np.random.default_rng(0).random((9, 11)).astype(np.float32)
-    expected = imresize(picture, scale)
-    x = F.pad(torch.from_numpy(picture)[None, None], (2, 2, 2, 2), mode="replicate")
-    got = F.pixel_shuffle(F.conv2d(x, bicubic_kernel(scale)[:, None]), scale)[0, 0]
-    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize(("scale", "height", "width"), [(2, 1, 1), (3, 7, 63), (4, 12, 5)])
 def test_shapes_and_scale(scale, height, width):
     assert changed(scale)(torch.rand(2, 3, height, width)).shape == (2, 3, scale * height, scale * width)
@@ -36,17 +26,50 @@ def test_shapes_and_scale(scale, height, width):
     assert plain(torch.rand(1, 3, height + 2 * m, width + 2 * m)).shape == (1, 3, scale * height, scale * width)
 
 
-def test_plain_form_equals_the_network_inside_its_margin():
-    network = changed()
+@pytest.mark.parametrize(
+    ("scale", "arguments"),
+    [
+        (4, {}),
+        (4, {"back_projection": True}),
+        (3, {"back_projection": True, "base_kernel": 3}),
+        (2, {"back_projection": True, "depth": 0}),
+    ],
+)
+def test_plain_form_equals_the_network_inside_its_margin(scale, arguments):
+    network = changed(scale, **arguments)
     x = torch.rand(1, 3, 30, 25)
     m = network.margin
-    inside = network(x)[..., 4 * m : -4 * m, 4 * m : -4 * m]
+    inside = network(x)[..., scale * m : -scale * m, scale * m : -scale * m]
     torch.testing.assert_close(network.plain()(x), inside, atol=1e-5, rtol=0)
 
 
-def test_margin_is_the_radius_of_the_receptive_field():
-    network = changed().plain()
-    m = changed().margin
+def test_back_projection_makes_the_luminance_agree_with_the_small_picture():
+    x = F.interpolate(torch.rand(1, 3, 12, 10), scale_factor=4, mode="bicubic")
+    errors = []
+    for back in (False, True):
+        network = changed(back_projection=back)
+        m = network.margin
+        weights = torch.tensor([65.481, 128.553, 24.966]) / 219
+        with torch.no_grad():
+            made = torch.einsum("bchw,c->bhw", network.plain()(x), weights)[0].numpy()
+        low = torch.einsum("bchw,c->bhw", x, weights)[0, m:-m, m:-m].numpy()
+        errors.append(abs(imresize(made, 0.25) - low)[3:-3, 3:-3].mean())
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_without_back_projection_it_is_the_network_before():
+    network, before = changed(back_projection=True), changed()
+    assert network.margin == before.margin + 4
+    x = torch.rand(1, 3, 2 * before.margin + 5, 2 * before.margin + 6)
+    plain = network.plain(back_projection=False)
+    assert plain.margin == before.margin
+    assert torch.equal(plain(x), before.plain()(x))
+
+
+@pytest.mark.parametrize("back_projection", [False, True])
+def test_margin_is_the_radius_of_the_receptive_field(back_projection):
+    network = changed(back_projection=back_projection).plain()
+    m = changed(back_projection=back_projection).margin
     x = torch.rand(1, 3, 2 * m + 1, 2 * m + 1, requires_grad=True)
     network(x).sum().backward()
     assert (x.grad[0, :, 0, 0].abs() > 0).any(), "the corner of the margin reaches the output"
@@ -54,23 +77,25 @@ def test_margin_is_the_radius_of_the_receptive_field():
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_luminance_is_the_weighted_sum_of_the_colours(scale):
-    network, weights = changed(scale), torch.tensor([0.3, 0.5, 0.1])
+    network, weights = changed(scale, back_projection=scale != 3), torch.tensor([0.3, 0.5, 0.1])
     x = torch.rand(2, 3, 9, 7)
     expected = torch.einsum("bchw,c->bhw", network(x), weights)[:, None]
     torch.testing.assert_close(network.luminance(x, weights), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.9, 0.1, 0.5)])
-def test_flat_stays_flat(colour):
-    network = changed()
+@pytest.mark.parametrize("back_projection", [False, True])
+def test_flat_stays_flat(colour, back_projection):
+    network = changed(back_projection=back_projection)
     m = network.margin
     x = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 2 * m + 3, 2 * m + 4)
     out = network.plain()(x)
     assert (out - x[..., :1, :1]).abs().max() < 1e-5
 
 
-def test_grey_stays_grey():
-    network = changed()
+@pytest.mark.parametrize("back_projection", [False, True])
+def test_grey_stays_grey(back_projection):
+    network = changed(back_projection=back_projection)
     m = network.margin
     out = network.plain()(torch.rand(1, 1, 2 * m + 9, 2 * m + 7).expand(1, 3, -1, -1))
     assert (out - out.mean(1, keepdim=True)).abs().max() < 1e-5
@@ -109,7 +134,7 @@ def test_scale_out_of_range():
 @pytest.mark.parametrize("expand", [0, 4])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_equivariant_network_moves_with_the_picture(scale, expand):
-    network = changed(scale, channels=16, expand=expand, equivariant=True)
+    network = changed(scale, channels=16, expand=expand, equivariant=True, back_projection=scale == 4)
     x = torch.rand(1, 3, 12, 15)
     with torch.no_grad():
         y = network(x)

@@ -14,6 +14,9 @@ QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), 
 3. *Nothing at run time but 3×3 convolutions and one leaky slope per layer*, which every engine fuses. Run without
    padding (`plain`), the borders of a tile are cut off by the network itself, so tiles join without a seam.
 
+With `back_projection`, what the luminance of this lacks of the small picture's once it is reduced again is added to it
+(`foveal.nn.back_projection`): three small convolutions behind the others, and nothing to train.
+
 With `equivariant` the kernels are tied so that a turned or mirrored picture gives the turned or mirrored result
 (`foveal.nn.equivariant`). It costs nothing at run time, and each training step teaches for all eight moves:
 docs/train.md has what that is worth.
@@ -27,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.images.resize import cubic
+from foveal.measure.quality import BT601
+from foveal.nn.back_projection import REACH, BackProjection, back_projection, bicubic_kernel
 from foveal.nn.collapsible import CollapsibleConv2d
 from foveal.nn.equivariant import MOVES, Alike, back, fields, moved, phases, still
 from foveal.ops.conv3x3 import conv3x3
@@ -36,24 +40,9 @@ from foveal.record import Method, Paper, equal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LumaSR", "bicubic_kernel", "luma_sr_balanced", "luma_sr_fast"]
+__all__ = ["LumaSR", "luma_sr_balanced", "luma_sr_fast"]
 
-
-def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
-    """Bicubic upsampling by `scale` as a convolution to s² phases.
-
-    Args:
-        scale: s.
-        kernel_size: k, odd; 5 holds all taps of every phase.
-
-    Returns:
-        Weight, (s², k, k): phase i·s + j makes the pixel at row i, column j of the s×s block. Each sums to 1.
-    """
-    offset = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
-    phase = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
-    taps = torch.from_numpy(cubic((phase[:, None] - offset).numpy()))  # (s, k)
-    weight = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale * scale, kernel_size, kernel_size)
-    return (weight / weight.sum((1, 2), keepdim=True)).float()
+LUMINANCE = torch.tensor(BT601) / sum(BT601)  # of white it is 1
 
 
 def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
@@ -73,18 +62,25 @@ def _of_each_colour(phases: Tensor) -> Tensor:
 class _Plain(nn.Module):
     """LumaSR collapsed to plain convolutions without padding: (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W)."""
 
-    def __init__(self, layers: list[nn.Module], base: nn.Conv2d, spread: nn.Conv2d, margin: int, scale: int) -> None:
+    def __init__(self, layers: list[nn.Module], base: Tensor, scale: int, *, back_projection: bool) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
-        self.base = base
-        self.spread = spread
-        self.margin = margin
+        self.base = _conv(_of_each_colour(base))
+        self.back = BackProjection(base, LUMINANCE) if back_projection else None
+        self.spread = _conv(torch.eye(scale**2).repeat(3, 1)[..., None, None].to(base))
+        self.margin = len(layers) // 2 + 1 + (2 * REACH if back_projection else 0)  # every other layer is a slope
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         m = self.margin - self.base.kernel_size[0] // 2
-        base = self.base(x[..., m:-m, m:-m] if m else x)
-        return F.pixel_shuffle(self.spread(self.layers(x)) + base, self.scale)
+        detail = self.layers(x)
+        if self.back is not None:
+            detail = self.back(detail, _cut(x, m - 2 * REACH))
+        return F.pixel_shuffle(self.spread(detail) + self.base(_cut(x, m)), self.scale)
+
+
+def _cut(x: Tensor, border: int) -> Tensor:
+    return x[..., border:-border, border:-border] if border else x
 
 
 class LumaSR(nn.Module):
@@ -97,6 +93,7 @@ class LumaSR(nn.Module):
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler, odd.
         equivariant: whether kernels are alike for all eight ways to turn and mirror a picture; C is a multiple of 8.
+        back_projection: whether what the result's luminance lacks, once reduced again, is added to it.
 
     Raises:
         ValueError: a scale outside 2 to 4, or channels that an equivariant network can't have.
@@ -113,12 +110,14 @@ class LumaSR(nn.Module):
         expand: int = 128,
         base_kernel: int = 5,
         equivariant: bool = False,
+        back_projection: bool = False,
     ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
             raise ValueError(f"scale must be 2, 3 or 4, got {scale}")
         self.scale = scale
         self.equivariant = equivariant
+        self.back_projection = back_projection
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         # What the zero-sum filters find in a picture is small and lies around 0: torch's random biases, several times
         # as large, would keep half of the channels on one side of the activation.
@@ -155,7 +154,7 @@ class LumaSR(nn.Module):
     @property
     def margin(self) -> int:
         """Radius of the receptive field in input pixels, r."""
-        return len(self.body) + 2
+        return len(self.body) + 2 + (2 * REACH if self.back_projection else 0)
 
     @torch.no_grad()
     def deepened(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -227,7 +226,16 @@ class LumaSR(nn.Module):
             flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))
         tail = self._last()
         silence = F.linear(flat, tail.sum((2, 3))).flatten()
-        return conv3x3(features, tail, -silence, slope=slopes[-1])
+        detail = conv3x3(features, tail, -silence, slope=slopes[-1])
+        if not self.back_projection:
+            return detail
+        luminance = torch.einsum("bchw,c->bhw", x, LUMINANCE.to(x))[:, None]
+        return detail + back_projection(self._upsampled(luminance) + detail, luminance)
+
+    def _upsampled(self, x: Tensor) -> Tensor:
+        """The linear part of one colour, (B, 1, H, W) to (B, s², H, W)."""
+        phases = self._phases()[:, None]
+        return F.conv2d(x, phases, padding=phases.shape[-1] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.conv2d(x, _of_each_colour(self._phases()), padding=self.base.shape[-1] // 2)
@@ -244,29 +252,30 @@ class LumaSR(nn.Module):
             (B, 1, s·H, s·W).
         """
         mixed = torch.einsum("bchw,c->bhw", x, weights)[:, None]
-        out = F.conv2d(mixed, self._phases()[:, None], padding=self.base.shape[-1] // 2)
-        return F.pixel_shuffle(out + self._detail(x) * weights.sum(), self.scale)
+        return F.pixel_shuffle(self._upsampled(mixed) + self._detail(x) * weights.sum(), self.scale)
 
     @torch.no_grad()
-    def plain(self) -> nn.Module:
+    def plain(self, *, back_projection: bool = True) -> nn.Module:
         """The same network as plain convolutions without padding.
 
+        Args:
+            back_projection: False leaves it away, where there is one, and the margin that it takes.
+
         Returns:
-            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = `margin`: give it the picture mirrored
+            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = its `margin`: give it the picture mirrored
             r pixels outward, or a tile with r pixels of its surroundings.
         """
         weights, biases = self._kernels()
-        base = _of_each_colour(self._phases())
         layers: list[nn.Module] = []
-        flat = base.new_zeros(1, 3)
+        flat = self.base.new_zeros(1, 3)
         for weight, bias, slope in zip(weights, biases, self.slope.tolist(), strict=True):
             layers += [_conv(weight, bias), nn.LeakyReLU(slope)]
             flat = F.leaky_relu(F.linear(flat, weight.sum((2, 3)), bias), slope)
         tail = self._last()
         silence = F.linear(flat, tail.sum((2, 3))).flatten()
         layers.append(_conv(tail, -silence))
-        spread = torch.eye(self.scale**2).repeat(3, 1)[..., None, None].to(base)
-        return _Plain(layers, _conv(base), _conv(spread), self.margin, self.scale).eval()
+        back = self.back_projection and back_projection
+        return _Plain(layers, self._phases(), self.scale, back_projection=back).eval()
 
 
 def luma_sr_fast(
@@ -277,6 +286,7 @@ def luma_sr_fast(
     expand: int = 64,
     base_kernel: int = 5,
     equivariant: bool = False,
+    back_projection: bool = False,
 ) -> LumaSR:
     """LumaSR of 16 channels, for `--quality fast`.
 
@@ -287,6 +297,7 @@ def luma_sr_fast(
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler.
         equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
+        back_projection: whether what the result lacks, once reduced again, is added to it.
 
     Returns:
         The network.
@@ -298,6 +309,7 @@ def luma_sr_fast(
         expand=expand,
         base_kernel=base_kernel,
         equivariant=equivariant,
+        back_projection=back_projection,
     )
 
 
@@ -309,6 +321,7 @@ def luma_sr_balanced(
     expand: int = 64,
     base_kernel: int = 5,
     equivariant: bool = False,
+    back_projection: bool = False,
 ) -> LumaSR:
     """LumaSR of 32 channels, for `--quality balanced`.
 
@@ -319,6 +332,7 @@ def luma_sr_balanced(
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler.
         equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
+        back_projection: whether what the result lacks, once reduced again, is added to it.
 
     Returns:
         The network.
@@ -330,6 +344,7 @@ def luma_sr_balanced(
         expand=expand,
         base_kernel=base_kernel,
         equivariant=equivariant,
+        back_projection=back_projection,
     )
 
 
