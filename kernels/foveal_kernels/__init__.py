@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["built", "instruction_sets", "load", "multiplies_bytes", "why_not"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 HERE = Path(__file__).parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

@@ -152,15 +152,15 @@ def _writable(folder: Path) -> bool:
 
 def _kernels() -> dict[str, Any]:
     """The compiled paths of the operators: each instruction set, and Triton."""
+    from foveal.runtime import kernels
+
     found: dict[str, Any] = {}
-    try:
-        import foveal_kernels
-    except ImportError:
-        found["native"] = {"works": False, "why": "foveal-kernels is not installed; pip install 'foveal[torch]'"}
+    if (reason := kernels.why_not()) is not None:
+        found["native"] = {"works": False, "why": reason}
     else:
+        import foveal_kernels
+
         usable = foveal_kernels.instruction_sets()
-        if not usable:
-            found["native"] = {"works": False, "why": foveal_kernels.why_not()}
         for name in foveal_kernels.built():
             reason = foveal_kernels.why_not(name)
             used = {"version": "in use" if name == usable[0] else ""} if reason is None else {"why": reason}

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from foveal.runtime import kernels
+
 if TYPE_CHECKING:
     import ctypes
 
 __all__ = ["library", "tell_once", "why_not"]
-
-INSTALL = "run `pip install ./kernels` in foveal's folder"
 
 
 @torch.compiler.assume_constant_result
@@ -27,11 +27,7 @@ def why_not() -> str | None:
     Returns:
         None when they can, else the reason and what to do.
     """
-    try:
-        import foveal_kernels
-    except ImportError:
-        return f"foveal-kernels is not installed; {INSTALL}"
-    return foveal_kernels.why_not()
+    return kernels.why_not()
 
 
 @lru_cache(maxsize=1)

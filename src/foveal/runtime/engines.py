@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from foveal.runtime import kernels
 from foveal.runtime.errors import EngineError, EngineMemoryError, EngineUnsupportedError, failure
 
 if TYPE_CHECKING:
@@ -190,9 +191,7 @@ def why_not(name: str) -> str:
     if missing:
         return f"{' and '.join(missing)} not installed; pip install {_EXTRA[name]}"
     if name == "native":
-        import foveal_kernels
-
-        return foveal_kernels.why_not() or ""
+        return kernels.why_not() or ""
     return ""
 
 
