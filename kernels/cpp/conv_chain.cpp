@@ -14,7 +14,7 @@
 // All layers but the first are Winograd's F(4×4, 3×3): 36 products make 16 pixels where a direct convolution takes 144.
 // Activations lie pixel by pixel, channels side by side, so both transforms are sums of whole vectors, and between them
 // stand 36 products of matrices (tiles × channels) · (channels × channels). The result never goes to memory as floats:
-// base is added to the detail, and they are rounded to bytes, in registers.
+// base is added to a few pixels of detail, and they are rounded to bytes, at once.
 //
 // A chain of bytes (int8) has the same first layer, and after it
 //

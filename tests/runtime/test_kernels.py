@@ -1,4 +1,6 @@
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,11 +9,21 @@ from foveal.runtime import kernels
 from foveal.runtime.engines import why_not
 from foveal.runtime.upscaler import Upscaler
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_kernels_beside_foveal_are_those_that_it_calls():
+    """Or every test of theirs would be skipped in silence."""
+    version = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]["version"]
+    assert version.rpartition(".")[0] == kernels.WANTED
+    assert f'__version__ = "{version}"' in (ROOT / "kernels/foveal_kernels/__init__.py").read_text()
+
 
 def test_kernels_of_another_version_are_not_called(monkeypatch):
     foveal_kernels = pytest.importorskip("foveal_kernels")
     monkeypatch.setattr(foveal_kernels, "__version__", "0.1.0")
-    assert kernels.why_not().startswith("foveal-kernels 0.1.0 is installed, this foveal calls 0.2; run `pip install")
+    wanted = f"foveal-kernels 0.1.0 is installed, this foveal calls {kernels.WANTED}; run `pip install"
+    assert kernels.why_not().startswith(wanted)
     assert why_not("native") == kernels.why_not()
     upscaler = Upscaler(quality="fast")
     assert upscaler.plan(np.zeros((9, 9, 3), np.uint8)).engine != "native"

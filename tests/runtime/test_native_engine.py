@@ -269,7 +269,7 @@ def read_image(model, name):
 BACK_CHANGES = {
     "back-projection of another reach": lambda m: narrow(m, "back.reduce", 3),
     "back-projection of another picture": lambda m: shorten(m, "back.small"),
-    "back-projection with a bias": lambda m: add_bias(m, "back.enlarge", 16),
+    "bytes or a bias beside the chain": lambda m: add_bias(m, "back.enlarge", 16),
     "back-projection that looks elsewhere": lambda m: read_image(m, "back.small"),
     "back-projection of something else": lambda m: read_image(m, "back.reduce"),
     "two details": lambda m: reader(m, "spread.weight").input.__setitem__(0, reader(m, "back.enlarge").input[0]),
@@ -284,12 +284,25 @@ INT8_CHANGES = {
     ],
     "where channels have zeros": lambda m: shorten_rank(m, node(m, "Add").input[1]),
     "bytes in some layers only": lambda m: drop_rounding(m),
+    "bytes or a bias beside": lambda m: round_base(m),
 }
 
 
 def shorten_rank(model, name):
     tensor = next(t for t in model.graph.initializer if t.name == name)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).ravel(), name))
+
+
+def round_base(model):
+    """The upsampler's weights become bytes, which would be worth something else without their scales."""
+    weight = next(t for t in model.graph.initializer if t.name == "base.weight")
+    array = numpy_helper.to_array(weight)
+    scales = abs(array).max((1, 2, 3)) / 127
+    coded = np.rint(array / scales[:, None, None, None]).astype(np.int8)
+    given = {"coded": coded, "scales": scales, "zeros": np.zeros(len(scales), np.int8)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in given.items())
+    reader(model, "base.weight").input[1] = "dequantized"
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", [*given], ["dequantized"], axis=0))
 
 
 def drop_rounding(model):

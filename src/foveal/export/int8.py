@@ -11,7 +11,8 @@ to lift the lowest value to 0, is taken back in the next bias.
 What each channel is in a flat picture is one of its 256 levels, and the next bias takes back what the rounded kernel
 would make of it: a network that leaves flat pictures alone goes on doing so, and its layers' errors have no mean where
 a picture is nearly flat. (A zero that is a level, as usual, and one correction at the end, gave `balanced_x4` a pattern
-of up to a third of a level over each 4×4 block, a third of all that bytes cost.) Ranges are whole: cutting off a few
+of up to a third of a level over each 4×4 block; without it, bytes' squared error on the pictures of Set5 is 7 to 32 %
+less, the most on smooth ones.) Ranges are whole: cutting off a few
 far values makes the steps finer and smooth pictures a little better, but edges much worse.
 
 The first convolution, which reads the picture, and whatever stands beside the chain stay floats.

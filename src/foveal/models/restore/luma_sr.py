@@ -349,9 +349,9 @@ def luma_sr_balanced(
 
 
 def _changed() -> LumaSR:
-    """A network whose every parameter has left its start."""
+    """A network with back-projection whose every parameter has left its start."""
     torch.manual_seed(0)
-    network = luma_sr_fast(4).eval()
+    network = luma_sr_fast(4, back_projection=True).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -375,7 +375,7 @@ def _flat() -> Tensor:
 def _each_way(*, turned: bool) -> Tensor:
     """(8, 3, 48, 36): what an equivariant network makes of a picture in eight ways, each turned back."""
     torch.manual_seed(0)
-    network = luma_sr_fast(4, equivariant=True).eval()
+    network = luma_sr_fast(4, equivariant=True, back_projection=True).eval()
     with torch.inference_mode():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
