@@ -50,7 +50,9 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 def build(name: str, **kwargs: Any) -> torch.nn.Module:
     import timm
 
-    import foveal.models.backbone  # noqa: F401 - puts foveal's names on timm's list
+    import foveal.models.timm
+
+    foveal.models.timm.register()
 
     if name.startswith("vit") and "img_size" not in kwargs:
         kwargs["dynamic_img_size"] = True

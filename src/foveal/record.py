@@ -1,30 +1,55 @@
-"""What a method says of itself: plain data, no machinery, no imports beyond the standard library.
+"""What a method says of itself, and the words in which its evidence is written: plain data, standard library only.
 
-A method's file ends with one constant, `METHOD = Method(...)`. The catalogue finds these constants by walking the
-package; the file that holds one does not import what reads it.
-
-Claims are built by six functions. The callables they hold do the work and are called only by `foveal claims`:
+A method's file ends with one constant, `METHOD = Method(...)`, whose id, name, kind and model names are literals: they
+are read from the text (`foveal.index`) without importing the file. What proves the method stands in another file,
+`foveal.evidence.<the same path>`, as `CLAIMS = (...)`, a tuple of what these functions build:
 
     params   the model has this many parameters
     macs     one forward pass at this shape takes this many multiply-adds
     equal    two computations give the same numbers
     faster   one thing takes less time than another, both timed in one run
     smaller  one number (bytes, parameters, multiply-adds) is less than another
-    kept     a quality, measured over seeds on named data, stays above a bound
+    kept     a quality, measured over at least three seeds on named data, stays above a bound
+    grows    a cost against a size follows a power law whose exponent lies between two numbers
+    bound    one number is at least, or at most, a bound
+
+The callables they hold do the work and are called only by `foveal claims`. Every claim of a row of the catalogue names
+the clause of the row's bar that it answers (`clause=`), or the promise of the paper that it checks beyond the bar
+(`beyond=`).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Claim", "Method", "Paper", "equal", "faster", "kept", "macs", "params", "smaller"]
+__all__ = [
+    "KINDS",
+    "Claim",
+    "Method",
+    "Objective",
+    "Operator",
+    "Paper",
+    "Procedure",
+    "Transform",
+    "bound",
+    "equal",
+    "faster",
+    "grows",
+    "kept",
+    "macs",
+    "params",
+    "printed",
+    "smaller",
+]
 
-KINDS = ("model", "operator", "transform", "objective", "procedure", "benchmark")
+KINDS = ("model", "operator", "transform", "objective", "procedure", "benchmark", "study", "application")
+SEEDS = 3  # the fewest that a comparison of trained networks takes
 
 
 @dataclass(frozen=True)
@@ -32,9 +57,9 @@ class Paper:
     """Where a method comes from.
 
     Args:
-        title: as printed.
+        title: the title as printed.
         authors: "First Author et al." is enough.
-        year: of publication.
+        year: the year of publication.
         identifier: "arXiv:1609.05158", a DOI, or a venue when there is neither.
     """
 
@@ -45,15 +70,91 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Operator:
+    """A case of the common suite for operators: tensors in, tensors out, beside a plain reference.
+
+    Args:
+        fast: the function users call.
+        reference: a slow, plain function of the same arguments.
+        inputs: makes the keyword arguments from a seed; floating-point tensors among them get gradients.
+        tolerance: largest difference over the reference's largest value, in float64.
+    """
+
+    fast: Callable[..., Any]
+    reference: Callable[..., Any]
+    inputs: Callable[[int], dict[str, Any]]
+    tolerance: float = 1e-9
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A case of the common suite for transforms of a model.
+
+    Args:
+        apply: model → transformed model, in place or not.
+        model: builds a small model, the same for the same seed.
+        inputs: makes the model's input from a seed.
+        identity: model → transformed model, configured so that outputs stay the same; None when there is no such
+            configuration.
+        tolerance: largest difference that `identity` may make, over the largest output.
+        twice: the text of the error that a second `apply` raises, "" when it may be applied again.
+    """
+
+    apply: Callable[[Any], Any]
+    model: Callable[[int], Any]
+    inputs: Callable[[int], Any]
+    identity: Callable[[Any], Any] | None = None
+    tolerance: float = 1e-5
+    twice: str = ""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A case of the common suite for training objectives.
+
+    Args:
+        loss: keyword arguments → scalar tensor.
+        inputs: makes the keyword arguments from a seed.
+        learns: names of the arguments that gradients must reach; no gradient may reach the other tensors.
+        best: makes keyword arguments for which the loss is least, such as equality; None when there are none.
+    """
+
+    loss: Callable[..., Any]
+    inputs: Callable[[int], dict[str, Any]]
+    learns: tuple[str, ...]
+    best: Callable[[int], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A case of the common suite for procedures: everything that is none of the other kinds.
+
+    Args:
+        run: seed → array, tensor or number; equal for equal seeds.
+        empty: calls the procedure with nothing to work on; None when its input cannot be empty.
+        refuses: text of the ValueError that `empty` must raise, "" when it must return without one.
+    """
+
+    run: Callable[[int], Any]
+    empty: Callable[[], Any] | None = None
+    refuses: str = ""
+
+
+@dataclass(frozen=True)
 class Claim:
-    """One promise of a paper and how to check it. Built by the functions below, not by hand.
+    """One promise and how to check it. Built by the functions below, not by hand.
 
     Args:
         kind: name of the function that built it.
         says: the promise, one sentence.
         paper: the paper's own value, in its own words; "" when it prints none.
         check: keyword arguments for the check of that kind.
-        needs: what must be there besides the package: names of folders of benchmark data, or "minutes" of training.
+        needs: what must be there besides the package: names of benchmark data, or "minutes" of training.
+        clause: number of the clause of the row's bar that it answers, from 1; 0 for none.
+        beyond: the promise of the paper that it checks where it answers no clause.
+
+    Raises:
+        ValueError: a clause and a promise beyond the bar.
     """
 
     kind: str
@@ -61,8 +162,12 @@ class Claim:
     paper: str
     check: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    clause: int = 0
+    beyond: str = ""
 
     def __post_init__(self) -> None:
+        if self.clause and self.beyond:
+            raise ValueError(f"{self.says!r}: give clause or beyond, not both; got {self.clause} and {self.beyond!r}")
         object.__setattr__(self, "check", MappingProxyType(dict(self.check)))
 
 
@@ -71,14 +176,14 @@ class Method:
     """One system of the literature, or one of foveal's own.
 
     Args:
-        id: row of the catalogue; None for foveal's own work, which has no row.
-        name: as the paper writes it.
-        kind: model, operator, transform, objective, procedure or benchmark.
+        id: the row of the catalogue; None for foveal's own work, which has no row.
+        name: the name as the paper writes it.
+        kind: model, operator, transform, objective, procedure, benchmark, study or application.
         summary: one sentence a stranger understands.
         paper: where it comes from.
-        models: for models, registered name → function that builds it (keyword arguments only).
-        cases: keyword arguments of tiny instances for the common tests, model name → arguments.
-        claims: the paper's promises.
+        models: registered name → function that builds the model (keyword arguments only).
+        cases: what the common suites run: for a model, registered name → keyword arguments of a tiny instance; else
+            any name → `Operator`, `Transform`, `Objective` or `Procedure`.
         except_for: common check → why this method is excused from it.
 
     Raises:
@@ -91,8 +196,7 @@ class Method:
     summary: str
     paper: Paper
     models: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    claims: tuple[Claim, ...] = ()
+    cases: Mapping[str, Any] = field(default_factory=dict)
     except_for: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,23 +207,65 @@ class Method:
                 raise ValueError(f"{self.name}: case {name!r} names no model; models are {', '.join(self.models)}")
 
 
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def printed(text: str) -> tuple[float, float]:
+    """A number as a paper prints it, and how far the true one may lie from it by rounding.
+
+    Args:
+        text: such as "4.6 G", "33 M", "239,520" or "0.063".
+
+    Returns:
+        The value and half a unit of its last digit; 0 for a whole number without a unit.
+
+    Raises:
+        ValueError: the text is no number with a unit of K, M, G or T.
+    """
+    found = re.fullmatch(r"([\d,]+(?:\.(\d+))?) ?([KMGT]?)", text.strip())
+    if found is None:
+        raise ValueError(f"a printed number reads '4.6 G', '33 M' or '239,520', got {text!r}")
+    number, decimals, unit = found.groups()
+    scale = _UNITS[unit]
+    exact = not decimals and not unit
+    return float(number.replace(",", "")) * scale, 0.0 if exact else 0.5 * scale / 10 ** len(decimals or "")
+
+
+def _expected(expect: float | str, tolerance: float) -> dict[str, Any]:
+    """Value and relative allowance of a count."""
+    if isinstance(expect, str):
+        value, rounding = printed(expect)
+        return {"expect": value, "tolerance": max(tolerance, rounding / value)}
+    return {"expect": expect, "tolerance": tolerance}
+
+
 def params(
-    says: str, *, paper: str, model: Callable[[], Any], expect: int, tolerance: float = 0.0, needs: tuple[str, ...] = ()
+    says: str,
+    *,
+    paper: str,
+    model: Callable[[], Any],
+    expect: int | str,
+    tolerance: float = 0.0,
+    needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
 ) -> Claim:
     """The model has `expect` parameters.
 
     Args:
         says: the promise.
-        paper: the paper's value.
-        model: builds the model.
-        expect: parameters.
-        tolerance: relative, 0 for exact.
+        paper: the paper's value, or where an exact count comes from: "layer sizes", "authors' code".
+        model: builds the model; built on the meta device.
+        expect: parameters: an exact number, or the number as the paper prints it ("33 M"), whose rounding is allowed.
+        tolerance: relative, where the bar allows more than the rounding.
         needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
 
     Returns:
         The claim.
     """
-    return Claim("params", says, paper, {"model": model, "expect": expect, "tolerance": tolerance}, needs)
+    return Claim("params", says, paper, {"model": model, **_expected(expect, tolerance)}, needs, clause, beyond)
 
 
 def macs(
@@ -128,26 +274,30 @@ def macs(
     paper: str,
     model: Callable[[], Any],
     shape: tuple[int, ...],
-    expect: float,
+    expect: float | str,
     tolerance: float = 0.0,
     needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
 ) -> Claim:
     """One forward pass at `shape` takes `expect` multiply-adds.
 
     Args:
         says: the promise.
         paper: the paper's value.
-        model: builds the model.
-        shape: of the input, (B, C, H, W).
-        expect: multiply-adds.
-        tolerance: relative, 0 for exact; use it when the paper rounds.
+        model: builds the model; built and run on the meta device.
+        shape: shape of the input, (B, C, H, W).
+        expect: multiply-adds: an exact number, or the number as the paper prints it ("4.6 G").
+        tolerance: relative, where the bar allows more than the rounding.
         needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
 
     Returns:
         The claim.
     """
-    check = {"model": model, "shape": shape, "expect": expect, "tolerance": tolerance}
-    return Claim("macs", says, paper, check, needs)
+    check = {"model": model, "shape": shape, **_expected(expect, tolerance)}
+    return Claim("macs", says, paper, check, needs, clause, beyond)
 
 
 def equal(
@@ -158,6 +308,8 @@ def equal(
     theirs: Callable[[], Any],
     tolerance: float = 1e-5,
     needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
 ) -> Claim:
     """Two computations give the same numbers.
 
@@ -168,11 +320,14 @@ def equal(
         theirs: computes what it should equal.
         tolerance: largest absolute difference over the largest absolute value of `theirs`.
         needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
 
     Returns:
         The claim.
     """
-    return Claim("equal", says, paper, {"ours": ours, "theirs": theirs, "tolerance": tolerance}, needs)
+    check = {"ours": ours, "theirs": theirs, "tolerance": tolerance}
+    return Claim("equal", says, paper, check, needs, clause, beyond)
 
 
 def faster(
@@ -184,6 +339,8 @@ def faster(
     at_least: float = 1.0,
     threads: int = 2,
     needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
 ) -> Claim:
     """One thing takes less time than another; both are timed in turn in one run.
 
@@ -195,12 +352,14 @@ def faster(
         at_least: time of `theirs` over time of `ours`, median of the paired ratios.
         threads: processor threads.
         needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
 
     Returns:
         The claim.
     """
     check = {"ours": ours, "theirs": theirs, "at_least": at_least, "threads": threads}
-    return Claim("faster", says, paper, check, needs)
+    return Claim("faster", says, paper, check, needs, clause, beyond)
 
 
 def smaller(
@@ -211,6 +370,8 @@ def smaller(
     theirs: Callable[[], float],
     at_least: float = 1.0,
     needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
 ) -> Claim:
     """One number is less than another.
 
@@ -221,11 +382,14 @@ def smaller(
         theirs: what it is compared with.
         at_least: `theirs` over `ours`.
         needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
 
     Returns:
         The claim.
     """
-    return Claim("smaller", says, paper, {"ours": ours, "theirs": theirs, "at_least": at_least}, needs)
+    check = {"ours": ours, "theirs": theirs, "at_least": at_least}
+    return Claim("smaller", says, paper, check, needs, clause, beyond)
 
 
 def kept(
@@ -235,24 +399,112 @@ def kept(
     quality: Callable[[int], float],
     at_least: float,
     unit: str = "dB",
-    seeds: int = 1,
+    seeds: int = SEEDS,
     data: str = "",
     needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
 ) -> Claim:
     """A quality, averaged over seeds on named data, is at least a bound.
+
+    The verdict is undecided where the bound lies within two standard errors of the mean, and two standard errors are
+    printed as the smallest difference that the comparison could see.
 
     Args:
         says: the promise.
         paper: the paper's value.
-        quality: seed → measured value, usually a difference to a baseline trained or run with the same seed.
+        quality: seed → measured value, usually a difference to a rival trained or run with the same seed.
         at_least: bound on the mean over the seeds.
-        unit: of the value.
-        seeds: how many, from 0.
+        unit: unit of the value.
+        seeds: number of seeds, from 0; at least 3.
         data: what it is measured on.
         needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
 
     Returns:
         The claim.
+
+    Raises:
+        ValueError: fewer than three seeds.
     """
+    if seeds < SEEDS:
+        raise ValueError(f"{says!r}: a comparison takes at least {SEEDS} seeds, got {seeds}; without seeds use bound")
     check = {"quality": quality, "at_least": at_least, "unit": unit, "seeds": seeds, "data": data}
-    return Claim("kept", says, paper, check, needs)
+    return Claim("kept", says, paper, check, needs, clause, beyond)
+
+
+def grows(
+    says: str,
+    *,
+    paper: str,
+    cost: Callable[[Any], float],
+    sizes: Sequence[Any],
+    of: Callable[[Any], float] = float,
+    exponent: tuple[float, float] = (0.9, 1.1),
+    rounds: int = 1,
+    needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
+) -> Claim:
+    """A cost follows a power of a size: cost ~ size^e with e between two numbers.
+
+    Args:
+        says: the promise.
+        paper: the paper's value.
+        cost: size → bytes, multiply-adds or seconds.
+        sizes: at least three sizes, ascending.
+        of: size → the number whose power is fitted, such as pixels of a side.
+        exponent: smallest and largest exponent; `float("inf")` for no upper bound.
+        rounds: how often each cost is measured, in turn over all sizes; the median counts. 1 for counts, more for time.
+        needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
+
+    Returns:
+        The claim.
+
+    Raises:
+        ValueError: fewer than three sizes.
+    """
+    if len(sizes) < 3:
+        raise ValueError(f"{says!r}: an exponent takes at least three sizes, got {len(sizes)}")
+    check = {"cost": cost, "sizes": tuple(sizes), "of": of, "exponent": tuple(exponent), "rounds": rounds}
+    return Claim("grows", says, paper, check, needs, clause, beyond)
+
+
+def bound(
+    says: str,
+    *,
+    paper: str,
+    value: Callable[[], float],
+    at_least: float | None = None,
+    at_most: float | None = None,
+    unit: str = "",
+    needs: tuple[str, ...] = (),
+    clause: int = 0,
+    beyond: str = "",
+) -> Claim:
+    """One number is at least, or at most, a bound.
+
+    Args:
+        says: the promise.
+        paper: the paper's value.
+        value: measures the number; the same each time.
+        at_least: lower bound.
+        at_most: upper bound.
+        unit: unit of the number.
+        needs: see `Claim`.
+        clause: see `Claim`.
+        beyond: see `Claim`.
+
+    Returns:
+        The claim.
+
+    Raises:
+        ValueError: no bound.
+    """
+    if at_least is None and at_most is None:
+        raise ValueError(f"{says!r}: give at_least, at_most or both")
+    check = {"value": value, "at_least": at_least, "at_most": at_most, "unit": unit}
+    return Claim("bound", says, paper, check, needs, clause, beyond)

@@ -1,173 +1,165 @@
-"""Finds the records (`METHOD` or `METHODS`) that stand beside the code.
+"""Collects the records that stand beside the code and the evidence that proves them.
 
-Files are searched as text first; only those that hold a record are imported, so a module without one costs nothing and
-may need whatever it likes.
+The index (`foveal.index`) says which files hold a record; they are imported when they are asked for, each with its
+evidence. A file that needs a package which is not installed is named, and keeps no other from being read.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
-import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+from foveal._install import install_hint
 from foveal.catalogue.entries import entries, fold
-from foveal.record import Method
+from foveal.errors import FovealError
+from foveal.evidence.closure import closure_hash
+from foveal.index import Indexed, evidence_of, index
+from foveal.record import Claim, Method
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
+    from pathlib import Path
+    from types import ModuleType
 
-__all__ = ["CatalogueError", "Located", "Missing", "closest", "collect", "find", "modules", "records", "unreadable"]
-
-SKIPPED = ("cli", "serve", "catalogue")  # these read records, they hold none
-_HOLDS_RECORD = re.compile(r"^METHODS?\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
+__all__ = ["CatalogueError", "Located", "Missing", "closest", "collect", "find", "locate", "records", "unreadable"]
 
 
-class CatalogueError(ValueError):
+class CatalogueError(FovealError, ValueError):
     """The records do not fit together, or there is none of that name."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """A record and where it stands.
+    """A record, where it stands, and what proves it.
 
     Args:
         method: the record.
         module: dotted name of the module that holds it.
         path: file of that module.
+        claims: what its evidence claims.
+        evidence: dotted name of the module that holds the claims.
     """
 
     method: Method
     module: str
     path: Path
+    claims: tuple[Claim, ...] = ()
+    evidence: str = ""
+
+    @cached_property
+    def source(self) -> str:
+        """Hash of the code that the claims run on."""
+        return closure_hash([self.module, self.evidence])
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A module that holds a record and cannot be imported, because a package it needs is not installed.
+    """A record that cannot be read, because a package that its file or its evidence needs is not installed.
 
     Args:
-        module: dotted name.
-        path: its file.
+        indexed: the record as its text tells it.
         package: what is not installed.
-        ids: rows of the catalogue its records name, read from the text.
     """
 
-    module: str
-    path: Path
+    indexed: Indexed
     package: str
-    ids: tuple[int, ...] = ()
 
 
-def modules(folder: Path, package: str) -> list[tuple[str, Path]]:
-    """Modules below a folder whose text has a record at its top level; imports nothing.
-
-    Args:
-        folder: of the package.
-        package: its dotted name.
-
-    Returns:
-        Dotted name and file, sorted by file.
-    """
-    found = []
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).with_suffix("").parts
-        if parts[0] in SKIPPED or not _HOLDS_RECORD.search(path.read_text(encoding="utf-8")):
-            continue
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        found.append((".".join((package, *parts)), path))
-    return found
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
+            raise  # a package that is not installed
+        raise CatalogueError(
+            f"{module} cannot be imported ({error}); a method and its evidence have the same path, one below foveal, "
+            "the other below foveal.evidence"
+        ) from error
 
 
-def collect(sources: Iterable[tuple[str, Path]]) -> tuple[dict[str, Located], list[Missing]]:
-    """Import the modules that hold records and check that the records fit together.
+def locate(item: Indexed) -> Located | Missing:
+    """Import one record and its evidence, and check that they fit together.
 
     Args:
-        sources: module and file, as `modules` gives them.
+        item: as `foveal.index` gives it.
 
     Returns:
-        Records by name, sorted, and the modules that a missing package keeps from being read.
+        The record with its claims, or what it lacks.
 
     Raises:
-        CatalogueError: two records share an id, a name or a model name; an id the catalogue does not have or whose
-            row has another name; a `METHOD` that is no record.
+        CatalogueError: a method without evidence, or evidence without claims; an id that the catalogue does not have
+            or whose row has another name; a claim that answers no clause of the row and names no promise beyond it, or
+            a clause that the row does not have.
     """
-    found: list[Located] = []
-    missing: list[Missing] = []
-    for module, path in sources:
-        try:
-            loaded = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if not error.name or error.name.split(".")[0] == "foveal":
-                raise
-            missing.append(Missing(module, path, error.name.split(".")[0], _ids(path)))
-            continue
-        held = (*getattr(loaded, "METHODS", ()), *([loaded.METHOD] if hasattr(loaded, "METHOD") else []))
-        for method in held:
-            if not isinstance(method, Method):
-                got = type(method).__name__
-                raise CatalogueError(f"{path}: METHOD must be a foveal.record.Method, METHODS a tuple of it; got {got}")
-            found.append(Located(method, module, path))
-    _check(found)
-    return {item.method.name: item for item in sorted(found, key=lambda item: fold(item.method.name))}, missing
+    evidence = evidence_of(item.module)
+    try:
+        method = getattr(_imported(item.module), "METHOD", None)
+        claims = getattr(_imported(evidence), "CLAIMS", None)
+    except ModuleNotFoundError as error:
+        return Missing(item, str(error.name).split(".")[0])
+    if not isinstance(method, Method):
+        raise CatalogueError(f"{item.path}: METHOD must be a foveal.record.Method, got {type(method).__name__}")
+    if not (isinstance(claims, tuple) and claims and all(isinstance(claim, Claim) for claim in claims)):
+        raise CatalogueError(f"{evidence} must hold CLAIMS, a tuple of at least one claim; got {claims!r:.80}")
+    located = Located(method, item.module, item.path, claims, evidence)
+    _check(located)
+    return located
 
 
-def _ids(path: Path) -> tuple[int, ...]:
-    """Ids that the calls of `Method` in a file are given as plain numbers."""
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    return tuple(
-        word.value.value
-        for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "Method"
-        for word in call.keywords
-        if word.arg == "id" and isinstance(word.value, ast.Constant) and isinstance(word.value.value, int)
-    )
+def collect(sources: Iterable[Indexed]) -> tuple[dict[str, Located], list[Missing]]:
+    """Import records and their evidence.
+
+    Args:
+        sources: as `foveal.index.scan` gives them.
+
+    Returns:
+        Records by name, sorted, and those that a missing package keeps from being read.
+    """
+    found = [locate(item) for item in sources]
+    located = sorted((item for item in found if isinstance(item, Located)), key=lambda item: fold(item.method.name))
+    return {item.method.name: item for item in located}, [item for item in found if isinstance(item, Missing)]
 
 
-def _check(found: list[Located]) -> None:
-    """Raise when records contradict each other or the catalogue."""
-    seen: dict[tuple[str, object], Located] = {}
-    names = {fold(entry.name): entry.id for entry in entries().values()}
-    for item in found:
-        method = item.method
-        keys: list[tuple[str, object]] = [("name", fold(method.name)), *(("model", name) for name in method.models)]
-        if method.id is not None:
-            keys.append(("id", method.id))
-        for key in keys:
-            if other := seen.get(key):
-                raise CatalogueError(
-                    f"{key[0]} {key[1]!r} is taken twice: by {other.method.name} in {other.path} and by {method.name} "
-                    f"in {item.path}; change one of them"
-                )
-            seen[key] = item
-        row = names.get(fold(method.name))
-        if method.id is None and row is not None:
+def _check(item: Located) -> None:
+    """Raise when a record or its claims contradict the catalogue."""
+    method = item.method
+    if method.id is None:
+        row = next((entry.id for entry in entries().values() if fold(entry.name) == fold(method.name)), None)
+        if row is not None:
             raise CatalogueError(
                 f"{item.path}: {method.name} is row {row} of the catalogue, its record has id None; give it id={row}"
             )
-        if method.id is not None and method.id not in entries():
+        return
+    if method.id not in entries():
+        raise CatalogueError(
+            f"{item.path}: {method.name} has id {method.id}, which the catalogue does not have; its ids are "
+            f"1 to {max(entries())}, and None is for foveal's own work"
+        )
+    entry = entries()[method.id]
+    if fold(entry.name) != fold(method.name):
+        raise CatalogueError(
+            f"{item.path}: id {method.id} is {entry.name} in the catalogue, the record says {method.name}; correct "
+            "the id or the name"
+        )
+    for claim in item.claims:
+        if not claim.clause and not claim.beyond:
             raise CatalogueError(
-                f"{item.path}: {method.name} has id {method.id}, which the catalogue does not have; its ids are "
-                f"1 to {max(entries())}, and None is for foveal's own work"
+                f"{item.evidence}: {claim.says!r} answers no clause; give clause=1 to {len(entry.clauses)}, or say in "
+                "beyond= which promise of the paper it checks"
             )
-        if method.id is not None and fold(entries()[method.id].name) != fold(method.name):
+        if claim.clause > len(entry.clauses):
             raise CatalogueError(
-                f"{item.path}: id {method.id} is {entries()[method.id].name} in the catalogue, the record says "
-                f"{method.name}; correct the id or the name"
+                f"{item.evidence}: {claim.says!r} answers clause {claim.clause}, and row {method.id} has "
+                f"{len(entry.clauses)}"
             )
-
-
-def _sources() -> list[tuple[str, Path]]:
-    return modules(Path(__file__).resolve().parent.parent, "foveal")
 
 
 @cache
 def _collected() -> tuple[dict[str, Located], list[Missing]]:
-    return collect(_sources())
+    return collect(index())
 
 
 def records() -> dict[str, Located]:
@@ -180,10 +172,10 @@ def records() -> dict[str, Located]:
 
 
 def unreadable() -> list[Missing]:
-    """Modules that hold a record and need a package that is not installed.
+    """Records whose file or evidence needs a package that is not installed.
 
     Returns:
-        One entry for each module.
+        One entry for each record.
     """
     return list(_collected()[1])
 
@@ -202,30 +194,27 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
     return [by_fold[near] for near in difflib.get_close_matches(fold(name), by_fold, n=3, cutoff=0.0)]
 
 
-def find(name: str, among: Mapping[str, Located] | None = None) -> Located:
-    """One record by name; case, spaces, hyphens and underscores do not count.
+def find(name: str) -> Located:
+    """One record by name; case, spaces, hyphens and underscores do not count. No other record is imported.
 
     Args:
-        name: of the method.
-        among: records to look through; None looks through `records()`.
+        name: name of the method.
 
     Returns:
         The record.
 
     Raises:
         CatalogueError: no record of that name. The text gives the three closest, or says that the row exists and has
-            no record yet.
+            no record yet, or which package the record needs.
     """
-    known = records() if among is None else among
-    for item in known.values():
-        if fold(item.method.name) == fold(name):
-            return item
-    hint = f"the closest are {', '.join(closest(name, known))}" if known else "there are no records at all"
+    known = index()
+    for item in known:
+        if fold(item.name) == fold(name):
+            located = locate(item)
+            if isinstance(located, Missing):
+                raise CatalogueError(f"{item.name} needs {located.package}: {install_hint('torch')}")
+            return located
+    near = f"the closest are {', '.join(closest(name, [item.name for item in known]))}"
     if row := next((entry for entry in entries().values() if fold(entry.name) == fold(name)), None):
-        text = f"{row.name} is row {row.id} of the catalogue but has no record here yet; {hint}"
-    else:
-        text = f"no record is called {name!r}; {hint}"
-    if among is None and (missing := unreadable()):
-        packages = ", ".join(sorted({item.package for item in missing}))
-        text += f"; {len(missing)} more cannot be read without {packages}: pip install foveal[torch]"
-    raise CatalogueError(text)
+        raise CatalogueError(f"{row.name} is row {row.id} of the catalogue but has no record here yet; {near}")
+    raise CatalogueError(f"no record is called {name!r}; {near}")

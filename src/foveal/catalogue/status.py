@@ -1,12 +1,13 @@
-"""Says how far each row is; derived from code and recorded results, typed nowhere.
+"""Says how far each row is; derived from code, clauses and recorded results, typed nowhere.
 
     planned  no record stands for the row
-    written  a record does, but not all it promises has been run
-    works    the record's common checks passed, and every claim it makes now was run and its outcome recorded
+    written  a record does, but not all that its evidence claims has been run
+    runs     all of it has been run (but for what wants a GPU that is not here), and a clause of the bar is not met
+    works    every clause of the bar is met here, and the common checks passed
 
-A claim that was run and did not hold counts as run: it is shown beside the status, and stays a result. A claim whose
-words or bounds change is no longer the one that was run. Whether a row still does what was recorded is for the tests,
-which run the common checks, and for `foveal claims`; a file that changed since is marked `stale`.
+A clause is met when at least one claim answers it and every claim that answers it holds. A claim whose words or bounds
+change is no longer the one that was run. An outcome is stale when the code it ran on has changed since, see
+`foveal.evidence.closure`; what is stale still counts and is marked.
 """
 
 from __future__ import annotations
@@ -14,19 +15,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from foveal.catalogue import results
-from foveal.catalogue.claims import source_hash
+from foveal._install import install_hint
 from foveal.catalogue.collect import CatalogueError, Located, Missing, closest, records, unreadable
 from foveal.catalogue.entries import Entry, entries, fold
+from foveal.evidence import results
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["OWN", "STATUSES", "Row", "pick", "rows"]
+__all__ = ["OWN", "STATUSES", "Clause", "Row", "pick", "rows"]
 
-STATUSES = ("works", "written", "planned")
+STATUSES = ("works", "runs", "written", "planned")
 OWN = "foveal"  # family of the records that have no row in the literature
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One statement of a row's bar.
+
+    Args:
+        number: from 1.
+        text: the statement.
+        claims: numbers of the claims that answer it, from 0.
+        verdicts: their recorded verdicts, "not run" where there is none.
+    """
+
+    number: int
+    text: str
+    claims: tuple[int, ...]
+    verdicts: tuple[str, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether the clause is answered and everything that answers it holds."""
+        return bool(self.verdicts) and all(verdict == "holds" for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
@@ -34,15 +57,15 @@ class Row:
     """One line of the catalogue.
 
     Args:
-        name: of the method.
-        title: of its paper.
-        family: of the catalogue; "foveal" for its own work.
-        status: planned, written or works.
-        entry: row of the literature; None for foveal's own work.
+        name: name of the method.
+        title: title of its paper.
+        family: family in the catalogue; "foveal" for its own work.
+        status: planned, written, runs or works.
+        entry: the row of the literature; None for foveal's own work.
         record: None when there is none, or it cannot be read.
-        claims: recorded outcome of each claim of the record, None where there is none.
+        claims: recorded outcome of each claim of its evidence, None where there is none.
+        clauses: the statements of the bar, and what answers each.
         checks: recorded result of each common check.
-        stale: the record's file has changed since an outcome was recorded.
         note: why the record cannot be read, else "".
     """
 
@@ -53,8 +76,8 @@ class Row:
     entry: Entry | None
     record: Located | None = None
     claims: tuple[Mapping[str, Any] | None, ...] = ()
+    clauses: tuple[Clause, ...] = ()
     checks: Mapping[str, str] | None = None
-    stale: bool = False
     note: str = ""
 
     @property
@@ -62,31 +85,61 @@ class Row:
         """How many claims were run and hold."""
         return sum(claim is not None and claim["verdict"] == "holds" for claim in self.claims)
 
+    @property
+    def missed(self) -> tuple[Clause, ...]:
+        """The clauses that are not met here."""
+        return tuple(clause for clause in self.clauses if not clause.met)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the code has changed since an outcome was recorded."""
+        record = self.record
+        return record is not None and any(claim["source"] != record.source for claim in self.claims if claim)
+
 
 def _passed(checks: Mapping[str, str]) -> bool:
     return bool(checks) and not any(said.startswith("failed") for said in checks.values())
 
 
+def _clauses(entry: Entry | None, record: Located, claims: tuple[Mapping[str, Any] | None, ...]) -> tuple[Clause, ...]:
+    said = tuple(claim["verdict"] if claim else "not run" for claim in claims)
+    found = []
+    for number, text in enumerate(entry.clauses if entry else (), start=1):
+        answers = tuple(i for i, claim in enumerate(record.claims) if claim.clause == number)
+        found.append(Clause(number, text, answers, tuple(said[i] for i in answers)))
+    return tuple(found)
+
+
+def _status(
+    record: Located, claims: tuple[Mapping[str, Any] | None, ...], row: tuple[Clause, ...], passed: bool
+) -> str:
+    wanting = [claim for claim, outcome in zip(record.claims, claims, strict=True) if outcome is None]
+    if any("gpu" not in claim.needs for claim in wanting) or not passed:
+        return "written"
+    # foveal's own work has no bar but what it claims
+    met = all(clause.met for clause in row) if row else all(claim and claim["verdict"] == "holds" for claim in claims)
+    return "works" if met else "runs"
+
+
 def _row(entry: Entry | None, record: Located | None, missing: Missing | None, where: Path | None) -> Row:
     if record is None:
         assert entry is not None
-        note = f"its record needs {missing.package}: pip install foveal[torch]" if missing else ""
-        status = "written" if missing else "planned"
-        return Row(entry.name, entry.title, entry.family, status, entry, note=note)
+        note = f"its record needs {missing.package}: {install_hint('torch')}" if missing else ""
+        return Row(entry.name, entry.title, entry.family, "written" if missing else "planned", entry, note=note)
     method = record.method
     content = results.load(method, where)
-    claims = tuple(results.recorded(method, content))
-    run = bool(claims) and None not in claims
+    claims = tuple(results.recorded(record.claims, content))
+    clauses = _clauses(entry, record, claims)
     return Row(
         name=method.name if entry is None else entry.name,
         title=method.paper.title if entry is None else entry.title,
         family=OWN if entry is None else entry.family,
-        status="works" if run and _passed(content["checks"]) else "written",
+        status=_status(record, claims, clauses, _passed(content["checks"])),
         entry=entry,
         record=record,
         claims=claims,
+        clauses=clauses,
         checks=content["checks"],
-        stale=any(claim["source"] != source_hash(record.path) for claim in claims if claim),
     )
 
 
@@ -100,14 +153,14 @@ def rows(
 
     Args:
         among: records; None for those of the package.
-        missing: modules that cannot be read; None for those of the package.
+        missing: records that cannot be read; None for those of the package.
         where: folder of recorded results; None for the usual one.
 
     Returns:
         One row for each.
     """
     held = list((records() if among is None else among).values())
-    absent = {row: module for module in (unreadable() if missing is None else missing) for row in module.ids}
+    absent = {item.indexed.id: item for item in (unreadable() if missing is None else missing)}
     by_id = {item.method.id: item for item in held if item.method.id is not None}
     own = [item for item in held if item.method.id is None]
     return [
@@ -120,7 +173,7 @@ def pick(name: str, among: Iterable[Row]) -> Row:
     """One row by name; case, spaces, hyphens and underscores do not count.
 
     Args:
-        name: of the method.
+        name: name of the method.
         among: rows to look through.
 
     Returns:

@@ -1,7 +1,7 @@
 """Build a network by its name.
 
-Names come from the `METHOD` records at the foot of the files in this package, which are read when a name is first
-asked for: a file registers nothing and can be imported alone.
+Names come from the `METHOD` records at the foot of the files in this package, read as text (`foveal.index`): a file
+registers nothing, and only the file of the network that is asked for is imported.
 """
 
 from __future__ import annotations
@@ -11,45 +11,39 @@ import fnmatch
 import importlib
 import inspect
 import json
-import pkgutil
 import re
 import struct
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import foveal.models
-from foveal.record import Method
+from foveal.index import models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-__all__ = ["create_model", "list_models", "load_model"]
+__all__ = ["builder", "create_model", "list_models", "load_model"]
 
 
-@lru_cache(maxsize=1)
-def _builders() -> dict[str, Callable[..., nn.Module]]:
-    """Name → function that builds the network, from every record below `foveal.models`."""
-    methods = []
-    for module in pkgutil.walk_packages(foveal.models.__path__, "foveal.models."):
-        if not module.name.rpartition(".")[2].startswith("_"):
-            method = getattr(importlib.import_module(module.name), "METHOD", None)
-            if isinstance(method, Method):
-                methods.append(method)
-    return _merged(methods)
+def builder(name: str) -> Callable[..., nn.Module]:
+    """The function or class that builds a network.
 
+    Args:
+        name: one of `list_models()`.
 
-def _merged(methods: list[Method]) -> dict[str, Callable[..., nn.Module]]:
-    found: dict[str, tuple[str, Callable[..., nn.Module]]] = {}
-    for method in methods:
-        for name, build in method.models.items():
-            if name in found:
-                raise ValueError(f"two methods register {name!r}: {found[name][0]} and {method.name}; rename one")
-            found[name] = (method.name, build)
-    return {name: build for name, (_, build) in found.items()}
+    Returns:
+        It; no other network's file has been imported.
+
+    Raises:
+        ValueError: an unknown name; the text gives the closest.
+    """
+    known = models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+        raise ValueError(f"no model is called {name!r}; the closest are {', '.join(near)}; `foveal models` lists all")
+    return importlib.import_module(known[name].module).METHOD.models[name]
 
 
 def _natural(name: str) -> list[int | str]:
@@ -80,7 +74,7 @@ def list_models(filter: str = "*", *, pretrained: bool | None = None) -> list[st
         Names in natural order (m5 before m11).
     """
     pattern = filter if any(c in filter for c in "*?[") else f"*{filter}*"
-    names = [name for name in _builders() if fnmatch.fnmatch(name, pattern)]
+    names = [name for name in models() if fnmatch.fnmatch(name, pattern)]
     if pretrained is not None:
         trained = {recipe.get("model") for _, recipe in _shipped()}
         names = [name for name in names if (name in trained) == pretrained]
@@ -110,16 +104,16 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         >>> sum(p.numel() for p in model.collapse().parameters())
         13600
     """
-    builders = _builders()
-    if name not in builders:
-        near = difflib.get_close_matches(name, builders, n=3, cutoff=0)
-        raise ValueError(f"no model is called {name!r}; the closest are {', '.join(near)}; `foveal models` lists all")
-    build = builders[name]
+    build = builder(name)
     known = inspect.signature(build).parameters
     if unknown := sorted(set(kwargs) - set(known)):
         raise TypeError(f"{name} takes {', '.join(known)}; got {unknown[0]!r}")
     if not pretrained:
         return build(**kwargs).eval()
+    if "scale" not in known:
+        raise ValueError(
+            f"no weights for {name} are shipped, only for {', '.join(list_models(pretrained=True))}; leave pretrained out"
+        )
     scale = kwargs.get("scale", known["scale"].default)
     fitting = [(path, recipe) for path, recipe in _shipped() if recipe.get("model") == name]
     for path, recipe in fitting:

@@ -10,12 +10,11 @@ once; training draws from the most informative fraction.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveal.record import Method, Paper, equal, faster, kept
+from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,26 +64,6 @@ def informative(scores: NDArray, fraction: float) -> NDArray[np.intp]:
     return np.stack(np.unravel_index(np.sort(best), scores.shape), axis=1)
 
 
-def _picture() -> NDArray[np.float64]:
-    return np.random.default_rng(0).random((214, 321)) ** 2
-
-
-def _naive(error: NDArray, patch: int) -> NDArray[np.float64]:
-    """The sum over every patch, one after the other (vectorised, without the integral image)."""
-    return np.lib.stride_tricks.sliding_window_view(error, (patch, patch)).sum(axis=(2, 3))
-
-
-def _above_uniform(seed: int) -> float:
-    from foveal.models.restore.espcn import espcn
-    from foveal.train.brief import gain, trained
-
-    ours, uniform = (
-        gain(trained(espcn, 3, steps=700, seed=seed, fraction=f, luminance=True), 3, luminance=True)
-        for f in (0.25, 1.0)
-    )
-    return ours - uniform
-
-
 METHOD = Method(
     id=185,
     name="SamplingAug",
@@ -95,29 +74,5 @@ METHOD = Method(
         "S. Wang et al.",
         2021,
         "arXiv:2111.15185",
-    ),
-    claims=(
-        equal(
-            "Scores by one integral image equal the sums over every patch.",
-            ours=lambda: patch_scores(_picture(), 48),
-            theirs=lambda: _naive(_picture(), 48),
-            tolerance=1e-6,
-        ),
-        faster(
-            "Scoring every 48-pixel patch takes far less time than summing each.",
-            paper="about two orders of magnitude",
-            ours=lambda: partial(patch_scores, _picture(), 48),
-            theirs=lambda: partial(_naive, _picture(), 48),
-            at_least=20.0,
-        ),
-        kept(
-            "ESPCN ×3 trained on the most informative quarter of the patches is above ESPCN trained on all of them.",
-            paper="consistently improved",
-            quality=_above_uniform,
-            at_least=0.0,
-            seeds=5,
-            data="trained on BSDS500 without BSD100; Set5, Set14 and BSD100, ×3, luminance, shave 3; pairs of one seed",
-            needs=("minutes", "bsds400", "Set5", "Set14", "BSD100"),
-        ),
     ),
 )

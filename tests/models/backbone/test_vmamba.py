@@ -3,7 +3,6 @@ import timm
 import torch
 from torch import nn
 
-import foveal.models.backbone  # noqa: F401 - registers with timm
 from foveal.models.backbone.vmamba import VMamba, VSSBlock, init_weights, vmamba_base, vmamba_small, vmamba_tiny
 from foveal.nn.ss2d import SS2D
 

@@ -2,7 +2,6 @@ import pytest
 import timm
 import torch
 
-import foveal.models.backbone
 from foveal.measure.cost import count_macs
 from foveal.models.backbone.vssd import METHOD, VSSD, vssd_micro, vssd_tiny
 from foveal.nn.nc_ssd import NCSSD

@@ -1,5 +1,1 @@
-"""Networks that see: backbones with timm's interface. Importing this package registers them with timm."""
-
-from foveal.models.backbone._timm import register
-
-register()
+"""Networks that see: backbones with timm's interface. `foveal.models.timm.register` puts them on timm's list."""

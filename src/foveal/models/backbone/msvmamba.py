@@ -18,7 +18,7 @@ feed-forward network: W₂ gelu(v + dwconv₃(v)), v = W₁ norm(y).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,10 @@ from foveal.models.backbone.vmamba import VSSBlock, init_weights
 from foveal.nn.patch_merging import PatchMerging
 from foveal.nn.pyramid import Pyramid
 from foveal.nn.ss2d import S6, SS2D
-from foveal.record import Method, Paper, equal, faster, macs, params
+from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["MS2D", "ConvFFN", "MSVMamba", "msvmamba_micro", "msvmamba_nano", "msvmamba_tiny"]
 
@@ -225,28 +225,6 @@ def msvmamba_tiny(
     )
 
 
-def _tokens(height: int, width: int) -> Tensor:
-    """Tokens that one layer scans: of all sequences that come to its scans."""
-    mixer, seen = MS2D(4), []
-    for s6 in (mixer.s6, mixer.coarse):
-        s6.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, :, 0].numel()))
-    with torch.no_grad():
-        mixer(torch.zeros(1, 4, height, width))
-    return torch.tensor(seen).sum()
-
-
-def _block(*, coarse: bool) -> Callable[[], Any]:
-    torch.manual_seed(0)
-    mixer = MS2D(96) if coarse else SS2D(96, state=1)
-    block, x = VSSBlock(96, mixer, ConvFFN(96)).eval(), torch.rand(1, 96, 56, 56)
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return block(x)
-
-    return call
-
-
 METHOD = Method(
     id=274,
     name="MSVMamba",
@@ -264,30 +242,4 @@ METHOD = Method(
         "msvmamba_micro": {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "in_channels": 1},
         "msvmamba_tiny": {"dim": 4, "depths": (1, 2, 1, 1), "state": 2, "num_classes": 5},
     },
-    claims=(
-        params("MSVMamba-T.", paper="33 M", model=msvmamba_tiny, expect=33_000_000, tolerance=0.02),
-        macs(
-            "MSVMamba-T, a picture of 224×224.",
-            paper="4.6 G",
-            model=msvmamba_tiny,
-            shape=(1, 3, 224, 224),
-            expect=4.6e9,
-            tolerance=0.02,
-        ),
-        params("MSVMamba-N.", paper="7 M", model=msvmamba_nano, expect=6_864_136),
-        params("MSVMamba-M.", paper="12 M", model=msvmamba_micro, expect=11_879_272),
-        equal(
-            "A layer scans 1¾ tokens for each token of the map, where SS2D scans 4.",
-            paper="1 + 3/4",
-            ours=lambda: torch.stack([_tokens(2, 4), _tokens(14, 14), _tokens(56, 48)]),
-            theirs=lambda: torch.tensor([8, 196, 2688]) * 7 // 4,
-            tolerance=0.0,
-        ),
-        faster(
-            "A block of 96 channels of 56×56 takes less time than one of SS2D.",
-            paper="fewer tokens scanned",
-            ours=lambda: _block(coarse=True),
-            theirs=lambda: _block(coarse=False),
-        ),
-    ),
 )

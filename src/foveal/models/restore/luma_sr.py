@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from foveal.measure.quality import BT601
 from foveal.nn.back_projection import REACH, BackProjection, back_projection, bicubic_kernel
 from foveal.nn.collapsible import CollapsibleConv2d
-from foveal.nn.equivariant import MOVES, Alike, back, fields, moved, phases, still
+from foveal.nn.equivariant import MOVES, Alike, fields, phases, still
 from foveal.ops.conv3x3 import conv3x3
-from foveal.record import Method, Paper, equal
+from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -348,42 +348,6 @@ def luma_sr_balanced(
     )
 
 
-def _changed() -> LumaSR:
-    """A network with back-projection whose every parameter has left its start."""
-    torch.manual_seed(0)
-    network = luma_sr_fast(4, back_projection=True).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
-
-
-def _inside(*, plain: bool) -> Tensor:
-    network, m, s = _changed(), _changed().margin, 4
-    x = torch.rand(1, 3, 40, 37)
-    with torch.inference_mode():
-        return network.plain()(x) if plain else network(x)[..., m * s : -m * s, m * s : -m * s]
-
-
-def _flat() -> Tensor:
-    m = _changed().margin
-    x = torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 9 + 2 * m, 11 + 2 * m)
-    with torch.inference_mode():
-        return _changed().plain()(x)
-
-
-def _each_way(*, turned: bool) -> Tensor:
-    """(8, 3, 48, 36): what an equivariant network makes of a picture in eight ways, each turned back."""
-    torch.manual_seed(0)
-    network = luma_sr_fast(4, equivariant=True, back_projection=True).eval()
-    with torch.inference_mode():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        x = torch.rand(1, 3, 12, 9)
-        made = [moved(network(moved(x, back(move))), move) if turned else network(x) for move in MOVES]
-    return torch.cat(made)
-
-
 METHOD = Method(
     id=None,
     name="LumaSR",
@@ -395,27 +359,4 @@ METHOD = Method(
         "luma_sr_fast": {"scale": 2, "depth": 1, "expand": 8},
         "luma_sr_balanced": {"scale": 3, "channels": 16, "depth": 1, "expand": 8},
     },
-    claims=(
-        equal(
-            "The plain form equals the trained network inside its margin.",
-            paper="",
-            ours=lambda: _inside(plain=True),
-            theirs=lambda: _inside(plain=False),
-            tolerance=1e-4,
-        ),
-        equal(
-            "A picture of one colour comes out as that colour.",
-            paper="",
-            ours=_flat,
-            theirs=lambda: torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 36, 44),
-            tolerance=1e-4,
-        ),
-        equal(
-            "An equivariant network makes of a turned or mirrored picture the turned or mirrored result.",
-            paper="",
-            ours=lambda: _each_way(turned=True),
-            theirs=lambda: _each_way(turned=False),
-            tolerance=1e-4,
-        ),
-    ),
 )

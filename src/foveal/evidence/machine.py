@@ -15,6 +15,7 @@ import foveal
 
 __all__ = ["checkout", "commit", "cores", "describe", "versions"]
 
+CODE = ("src", "kernels", "pyproject.toml", "constraints.txt")
 PACKAGES = ("numpy", "torch", "timm", "onnxruntime", "openvino")
 
 
@@ -68,12 +69,12 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "src" / "foveal").is_dir() else None
 
 
-@cache
 def commit() -> str:
     """The commit of the checkout.
 
     Returns:
-        Its short name, with "+" when files differ from it; "" outside a checkout or without git.
+        Its short name, with "+" when code, kernels or dependencies differ from it; "" outside a checkout or without
+        git.
     """
     root = checkout()
     if root is None:
@@ -83,7 +84,7 @@ def commit() -> str:
             subprocess.run(
                 ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()
-            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--", *CODE))
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,18 +1,16 @@
-"""The checks that every record must pass, whatever its method does.
-
-`tests/test_methods.py` runs them over all records; `foveal claims` runs them too and records the result, because a row
-of the catalogue works only when they pass. A record is excused from a check by `except_for`, with the reason.
+"""The suite of networks: kind "model".
 
 Models are fed (B, C, H, W) = (2, in_channels, 16, 12): uneven, so that swapped axes show, and small. The scale, the
-channels and the classes are read from the case, else from the defaults of the function that builds the model, else
-from the model itself.
+channels and the classes are read from the case, else from the defaults of what builds the model, else from the model
+itself.
 """
 
 from __future__ import annotations
 
-import datetime
 import inspect
 from typing import TYPE_CHECKING, Any
+
+from foveal.evidence.checks.common import difference, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,18 +19,9 @@ if TYPE_CHECKING:
 
     from foveal.record import Method
 
-__all__ = ["CHECKS", "CheckError", "pairs", "run"]
+__all__ = ["CHECKS"]
 
 HEIGHT, WIDTH = 16, 12
-
-
-class CheckError(AssertionError):
-    """A record fails a common check; the text says where and by how much."""
-
-
-def _fail(method: Method, case: str, text: str) -> CheckError:
-    where = f"{method.name}, {case}" if case else method.name
-    return CheckError(f"{where}: {text}")
 
 
 def _stated(method: Method, case: str, model: nn.Module, word: str) -> Any:
@@ -64,43 +53,8 @@ def _input(method: Method, case: str, model: nn.Module, *, seed: int = 1) -> Ten
     return torch.rand(2, 3 if channels is None else channels, *size, generator=generator)
 
 
-def fields(method: Method, case: str = "") -> None:
-    """The record says what it must: a one-sentence summary, a paper, a claim, a tiny case for a model.
-
-    Args:
-        method: the record.
-        case: not used; this check looks at the record as a whole.
-
-    Raises:
-        CheckError: something is missing or malformed.
-    """
-    paper = method.paper
-    said = method.summary.strip()
-    wrong = {
-        "summary must be one sentence, with a capital letter and a full stop": not said.endswith(".")
-        or ". " in said
-        or said[:1].islower(),
-        "paper needs a title, authors and an identifier": not all(
-            text.strip() for text in (paper.title, paper.authors, paper.identifier)
-        ),
-        f"paper's year {paper.year} must be between 1950 and next year": not 1950
-        <= paper.year
-        <= datetime.datetime.now(datetime.UTC).year + 1,
-        "at least one claim is needed": not method.claims,
-        "every claim must say something": not all(claim.says.strip() for claim in method.claims),
-        "a model needs at least one entry in `models` and a tiny one in `cases`": method.kind == "model"
-        and not (method.models and method.cases),
-        f"except_for names checks ({', '.join(CHECKS)}) and gives a reason for each": not all(
-            name in CHECKS and reason.strip() for name, reason in method.except_for.items()
-        ),
-    }
-    for text, is_wrong in wrong.items():
-        if is_wrong:
-            raise _fail(method, case, text)
-
-
 def builds(method: Method, case: str) -> None:
-    """The case builds a module with parameters.
+    """The case builds a module with parameters, and so does the registered size, on the meta device.
 
     Args:
         method: the record.
@@ -109,13 +63,16 @@ def builds(method: Method, case: str) -> None:
     Raises:
         CheckError: it is no module, or has nothing to learn.
     """
+    import torch
     from torch import nn
 
-    model = _build(method, case)
-    if not isinstance(model, nn.Module):
-        raise _fail(method, case, f"must build an nn.Module, got {type(model).__name__}")
-    if not any(True for _ in model.parameters()):
-        raise _fail(method, case, "the model has no parameters")
+    with torch.device("meta"):
+        built = (method.models[case](**method.cases[case]), method.models[case]())
+    for model in built:
+        if not isinstance(model, nn.Module):
+            raise fail(method, case, f"must build an nn.Module, got {type(model).__name__}")
+        if not any(True for _ in model.parameters()):
+            raise fail(method, case, "the model has no parameters")
 
 
 def shape(method: Method, case: str) -> None:
@@ -140,13 +97,13 @@ def shape(method: Method, case: str) -> None:
     elif classes is not None:
         want = (x.shape[0], classes)
     else:
-        raise _fail(method, case, "states neither `scale` nor `num_classes`; state one or excuse it from `shape`")
+        raise fail(method, case, "states neither `scale` nor `num_classes`; state one or excuse it from `shape`")
     with torch.no_grad():
         out = model(x)
     if tuple(out.shape) != want:
-        raise _fail(method, case, f"input {tuple(x.shape)} must give {want}, got {tuple(out.shape)}")
+        raise fail(method, case, f"input {tuple(x.shape)} must give {want}, got {tuple(out.shape)}")
     if not out.isfinite().all():
-        raise _fail(method, case, f"{int((~out.isfinite()).sum())} of {out.numel()} output values are not finite")
+        raise fail(method, case, f"{int((~out.isfinite()).sum())} of {out.numel()} output values are not finite")
 
 
 def gradients(method: Method, case: str) -> None:
@@ -167,15 +124,9 @@ def gradients(method: Method, case: str) -> None:
     (out - target).square().mean().backward()
     wanted = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
     if none := [name for name, gradient in wanted.items() if gradient is None]:
-        raise _fail(method, case, f"no gradient reaches {', '.join(none)}")
+        raise fail(method, case, f"no gradient reaches {', '.join(none)}")
     if broken := [name for name, gradient in wanted.items() if gradient is not None and not gradient.isfinite().all()]:
-        raise _fail(method, case, f"the gradient is not finite for {', '.join(broken)}")
-
-
-def _difference(a: Tensor, b: Tensor) -> str:
-    gap = (a - b).abs()
-    at = tuple(int(i) for i in (gap == gap.max()).nonzero()[0])
-    return f"the largest of {a.numel()} differences is {gap.max().item():.3g} at {at}"
+        raise fail(method, case, f"the gradient is not finite for {', '.join(broken)}")
 
 
 def state(method: Method, case: str) -> None:
@@ -197,11 +148,11 @@ def state(method: Method, case: str) -> None:
             value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(3)).to(value) * 0.01)
         keys = second.load_state_dict(first.state_dict(), strict=False)
         if keys.missing_keys or keys.unexpected_keys:
-            raise _fail(method, case, f"state differs: missing {keys.missing_keys}, left over {keys.unexpected_keys}")
+            raise fail(method, case, f"state differs: missing {keys.missing_keys}, left over {keys.unexpected_keys}")
         x = _input(method, case, first)
         ours, theirs = first(x), second(x)
     if not torch.equal(ours, theirs):
-        raise _fail(method, case, f"after loading the state {_difference(ours, theirs)}")
+        raise fail(method, case, f"after loading the state {difference(ours, theirs)}")
 
 
 def deterministic(method: Method, case: str) -> None:
@@ -222,7 +173,7 @@ def deterministic(method: Method, case: str) -> None:
         first, second, again = models[0](x), models[1](x), models[0](x)
     for other, what in ((second, "built twice with one seed"), (again, "run twice")):
         if not torch.equal(first, other):
-            raise _fail(method, case, f"{what}, {_difference(first, other)}")
+            raise fail(method, case, f"{what}, {difference(first, other)}")
 
 
 def dtype(method: Method, case: str) -> None:
@@ -241,11 +192,10 @@ def dtype(method: Method, case: str) -> None:
     with torch.no_grad():
         out = model(_input(method, case, model).double())
     if out.dtype != torch.float64:
-        raise _fail(method, case, f"float64 input must give float64 output, got {out.dtype}")
+        raise fail(method, case, f"float64 input must give float64 output, got {out.dtype}")
 
 
 CHECKS: dict[str, Callable[[Method, str], None]] = {
-    "fields": fields,
     "builds": builds,
     "shape": shape,
     "gradients": gradients,
@@ -253,43 +203,24 @@ CHECKS: dict[str, Callable[[Method, str], None]] = {
     "deterministic": deterministic,
     "dtype": dtype,
 }
+# Checks of code, not of sizes: on the first case of each class; the other sizes are built whole, without storage.
+ONCE = ("shape", "gradients", "state", "deterministic", "dtype")
 
 
-def pairs(method: Method) -> list[tuple[str, str]]:
-    """Checks that apply to a record, each with the case it is run on ("" for the record as a whole).
-
-    Args:
-        method: the record.
-
-    Returns:
-        Name of the check and name of the case; excused checks are left out.
-    """
-    cases = method.cases if method.kind == "model" else ()
-    found = [("fields", ""), *((name, case) for case in cases for name in CHECKS if name != "fields")]
-    return [(name, case) for name, case in found if name not in method.except_for]
-
-
-def run(method: Method) -> dict[str, str]:
-    """Run all checks of a record.
+def cases(method: Method, check: str) -> list[str]:
+    """The cases that a check is run on: all of them, or the first one of each class of network.
 
     Args:
         method: the record.
+        check: name of a check.
 
     Returns:
-        Check → "passed", "excused: why" or "failed: what".
+        Names of cases.
     """
-    said = {name: f"excused: {reason}" for name, reason in method.except_for.items()}
-    for name, case in pairs(method):
-        if said.get(name, "passed") == "passed":
-            said[name] = _outcome(method, name, case)
-    return said
-
-
-def _outcome(method: Method, name: str, case: str) -> str:
-    try:
-        CHECKS[name](method, case)
-    except CheckError as error:
-        return f"failed: {error}"
-    except Exception as error:  # a model that raises fails the check; the others are still run
-        return f"failed: {method.name}, {case}: {type(error).__name__}: {error}"
-    return "passed"
+    if check not in ONCE:
+        return list(method.cases)
+    firsts: dict[object, str] = {}
+    for case in method.cases:
+        build = method.models[case]
+        firsts.setdefault(getattr(build, "func", build), case)
+    return list(firsts.values())

@@ -14,23 +14,24 @@ import math
 import statistics
 import sys
 import time
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from foveal.catalogue import machine
+from foveal.evidence import machine
+from foveal.evidence.rehearsal import rehearsing
 from foveal.measure import benchmarks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from foveal.catalogue.collect import Located
     from foveal.record import Claim
 
-__all__ = ["RUNNERS", "VERDICTS", "Measured", "Outcome", "key", "paired", "run", "source_hash"]
+__all__ = ["RECORDED", "RUNNERS", "VERDICTS", "Measured", "Outcome", "key", "paired", "run", "run_one"]
 
-VERDICTS = ("holds", "does not hold", "could not run", "skipped")
+RECORDED = ("holds", "does not hold", "undecided")
+VERDICTS = (*RECORDED, "could not run", "skipped")
 MINUTES = "minutes"  # the need that is time to train rather than data
 
 
@@ -39,14 +40,14 @@ class Measured:
     """What a runner found.
 
     Args:
-        holds: whether the claim's bound is met.
+        holds: whether the claim's bound is met; None where the measurement cannot tell.
         here: the value in words.
         value: the number that was compared with the bound.
         detail: everything else worth keeping.
         threads: that it ran on, None for whatever was set.
     """
 
-    holds: bool
+    holds: bool | None
     here: str
     value: float
     detail: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Outcome:
         says: the promise.
         paper: the paper's value.
         here: ours in words, "" when it could not run.
-        verdict: holds, does not hold, could not run or skipped.
+        verdict: holds, does not hold, undecided, could not run or skipped.
         reason: why it could not run or was skipped, else "".
         value: the number compared with the bound, None when there is none.
         detail: ratios, times, values per seed.
@@ -72,8 +73,10 @@ class Outcome:
         threads: it ran on.
         machine: processor, cores and system.
         versions: of Python and of the packages that took part.
-        commit: of the checkout, "" outside one; "+" after it when files were changed since.
-        source: hash of the file that holds the record.
+        commit: of the checkout, "" outside one; "+" after it when the code was changed since.
+        source: hash of the code it ran on, see `foveal.evidence.closure`.
+        rehearsed: whether it ran in two steps on drawn data, which nobody may record.
+        trace: where it raised, "" when it did not.
     """
 
     key: str
@@ -92,6 +95,8 @@ class Outcome:
     versions: Mapping[str, str]
     commit: str
     source: str
+    rehearsed: bool = False
+    trace: str = ""
 
 
 def key(claim: Claim) -> str:
@@ -106,18 +111,6 @@ def key(claim: Claim) -> str:
     bounds = {name: value for name, value in claim.check.items() if not callable(value)}
     text = json.dumps([claim.kind, claim.says, claim.paper, claim.needs, bounds], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def source_hash(path: Path) -> str:
-    """What tells whether a file is the one that results were recorded with.
-
-    Args:
-        path: of a text file; kinds of line ends do not count.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-    return hashlib.sha256("\n".join(path.read_text(encoding="utf-8").splitlines()).encode()).hexdigest()[:16]
 
 
 def _number(value: float) -> str:
@@ -138,12 +131,20 @@ def _cost() -> tuple[Callable[..., int], Callable[..., int]]:
     return count_parameters, count_macs
 
 
+def _on_meta(build: Callable[[], Any]) -> Any:
+    """A network without storage: counting needs shapes, not values."""
+    import torch
+
+    with torch.device("meta"):
+        return build()
+
+
 def _params(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001  a count is as quick as it gets
-    return _counted(_cost()[0](check["model"]()), check)
+    return _counted(_cost()[0](_on_meta(check["model"])), check)
 
 
 def _macs(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001
-    return _counted(_cost()[1](check["model"](), check["shape"]), check)
+    return _counted(_cost()[1](_on_meta(check["model"]), check["shape"]), check)
 
 
 def _array(value: Any) -> Any:
@@ -280,14 +281,42 @@ def _faster(check: Mapping[str, Any], *, quick: bool) -> Measured:
 
 
 def _kept(check: Mapping[str, Any], *, quick: bool) -> Measured:
-    values = [float(check["quality"](seed)) for seed in range(1 if quick else check["seeds"])]
+    values = [float(check["quality"](seed)) for seed in range(1 if quick or rehearsing() else check["seeds"])]
     mean = statistics.fmean(values)
-    spread = f", {min(values):.3f} to {max(values):.3f} over {len(values)} seeds" if len(values) > 1 else ", one seed"
     data = f" on {check['data']}" if check["data"] else ""
-    detail = {"values": values, "data": check["data"], "unit": check["unit"], **_bound(check)}
-    if len(values) > 1:
-        detail["standard_deviation"] = statistics.stdev(values)
-    return Measured(mean >= check["at_least"], f"{mean:.3f} {check['unit']}{spread}{data}", mean, detail)
+    detail: dict[str, Any] = {"values": values, "data": check["data"], "unit": check["unit"], **_bound(check)}
+    if len(values) == 1:
+        here = f"{mean:.3f} {check['unit']}, one seed{data}"
+        return Measured(mean >= check["at_least"], here, mean, detail)
+    # Two standard errors of the mean: the smallest distance from the bound that so many seeds can see.
+    sees = 2 * statistics.stdev(values) / math.sqrt(len(values))
+    detail |= {"standard_deviation": statistics.stdev(values), "sees": sees}
+    holds = None if abs(mean - check["at_least"]) < sees else mean >= check["at_least"]
+    spread = f"{min(values):.3f} to {max(values):.3f} over {len(values)} seeds, sees {sees:.2g}"
+    return Measured(holds, f"{mean:.3f} {check['unit']} ({spread}){data}", mean, detail)
+
+
+def _grows(check: Mapping[str, Any], *, quick: bool) -> Measured:
+    sizes, rounds = check["sizes"], 1 if quick else check["rounds"]
+    measured = [[float(check["cost"](size)) for size in sizes] for _ in range(rounds)]
+    costs = [statistics.median(column) for column in zip(*measured, strict=True)]
+    if min(costs) <= 0:
+        raise ValueError(f"costs must be above 0, got {min(costs):g}")
+    numbers = [float(check["of"](size)) for size in sizes]
+    slope, _ = statistics.linear_regression([math.log(n) for n in numbers], [math.log(c) for c in costs])
+    least, most = check["exponent"]
+    here = f"exponent {slope:.3f} from {_number(numbers[0])} to {_number(numbers[-1])}"
+    detail = {"sizes": numbers, "costs": costs, "exponent": [least, most], "rounds": rounds}
+    return Measured(least <= slope <= most, here, slope, detail)
+
+
+def _bounded(check: Mapping[str, Any], *, quick: bool) -> Measured:  # noqa: ARG001
+    value, least, most = float(check["value"]()), check["at_least"], check["at_most"]
+    if math.isnan(value):
+        raise ValueError("the value is not a number")
+    holds = (least is None or value >= least) and (most is None or value <= most)
+    detail = {"at_least": least, "at_most": most, "unit": check["unit"]}
+    return Measured(holds, f"{_number(value)} {check['unit']}".strip(), value, detail)
 
 
 RUNNERS: dict[str, Callable[..., Measured]] = {
@@ -297,6 +326,8 @@ RUNNERS: dict[str, Callable[..., Measured]] = {
     "faster": _faster,
     "smaller": _smaller,
     "kept": _kept,
+    "grows": _grows,
+    "bound": _bounded,
 }
 
 
@@ -316,27 +347,27 @@ def _lacking(claim: Claim) -> str:
     return ""
 
 
-def run_one(claim: Claim, path: Path, *, quick: bool = False) -> Outcome:
+def run_one(claim: Claim, *, source: str = "", quick: bool = False) -> Outcome:
     """Run one claim.
 
     Args:
-        claim: to run.
-        path: file that holds its record.
+        claim: the claim to run.
+        source: hash of the code it runs on.
         quick: skip what needs minutes of training; fewer timings, one seed.
 
     Returns:
         What came out; nothing is raised.
     """
     start = time.perf_counter()
-    measured, verdict, reason = None, "could not run", ""
+    measured, verdict, reason, trace = None, "could not run", "", ""
     if quick and MINUTES in claim.needs:
         verdict, reason = "skipped", "needs minutes of training; run without --quick"
-    elif not (reason := _lacking(claim)):
+    elif not (reason := "" if rehearsing() else _lacking(claim)):
         try:
             measured = RUNNERS[claim.kind](claim.check, quick=quick)
-            verdict = "holds" if measured.holds else "does not hold"
+            verdict = "undecided" if measured.holds is None else "holds" if measured.holds else "does not hold"
         except Exception as error:  # one broken claim must not keep the others from running
-            reason = f"{type(error).__name__}: {error}"
+            reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     return Outcome(
         key=key(claim),
         kind=claim.kind,
@@ -353,24 +384,30 @@ def run_one(claim: Claim, path: Path, *, quick: bool = False) -> Outcome:
         machine=machine.describe(),
         versions=machine.versions(),
         commit=machine.commit(),
-        source=source_hash(path),
+        source=source,
+        rehearsed=rehearsing() or quick,
+        trace=trace,
     )
 
 
 def run(
-    record: Located,
+    claims: Iterable[Claim],
     *,
+    source: str = "",
     only: str | None = None,
     quick: bool = False,
     announce: Callable[[Claim], None] | None = None,
+    done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Run the claims of a record, in its order.
+    """Run claims in their order.
 
     Args:
-        record: as `find` gives it.
+        claims: a method's claims.
+        source: hash of the code they run on.
         only: kind of claim to run; None runs all.
         quick: skip what needs minutes of training; fewer timings, one seed.
         announce: called with each claim before it runs.
+        done: called with each outcome, so that an interrupted run has kept what it finished.
 
     Returns:
         One outcome for each claim run.
@@ -381,9 +418,11 @@ def run(
     if only is not None and only not in RUNNERS:
         raise ValueError(f"no kind of claim is called {only!r}; the kinds are {', '.join(RUNNERS)}")
     outcomes = []
-    for claim in record.method.claims:
+    for claim in claims:
         if only in (None, claim.kind):
             if announce:
                 announce(claim)
-            outcomes.append(run_one(claim, record.path, quick=quick))
+            outcomes.append(run_one(claim, source=source, quick=quick))
+            if done:
+                done(outcomes[-1])
     return outcomes

@@ -1,12 +1,15 @@
-"""Puts foveal's backbones on timm's list, so that `timm.create_model` and every timm tool take them."""
+"""Puts foveal's backbones on timm's list, so that `timm.create_model` and timm's tools take them.
+
+Nothing is registered by an import: call `foveal.models.timm.register()` once. Names are read as text; a network's file
+is imported when the network is built.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from foveal.record import Method
+from foveal.index import models
+from foveal.models.registry import builder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
-def _entry(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """`build` under timm's words: in_chans, drop_path_rate, features_only, out_indices."""
+def _entry(name: str) -> Callable[..., nn.Module]:
+    """The network of that name under timm's words: in_chans, drop_path_rate, features_only, out_indices."""
 
     def create(
         pretrained: bool = False,
@@ -36,7 +39,7 @@ def _entry(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Modul
             raise ValueError(f"no weights for {name} are shipped; leave pretrained out")
         if drop_path_rate is not None:
             kwargs["drop_path"] = drop_path_rate
-        model: Any = build(in_channels=in_chans, **kwargs)
+        model: Any = builder(name)(in_channels=in_chans, **kwargs)
         if not features_only:
             return model
         from timm.models._features import FeatureGetterNet
@@ -49,14 +52,11 @@ def _entry(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 
 
 def register() -> None:
-    """Register every backbone of this package with timm under its name, but for names that timm has itself."""
+    """Register every backbone with timm under its name, but for names that timm has itself; may be called again."""
     from timm.models import is_model, register_model
 
-    package = importlib.import_module(__package__ or "")
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        method = getattr(importlib.import_module(module.name), "METHOD", None)
-        for name, build in method.models.items() if isinstance(method, Method) else ():
-            if not is_model(name):
-                entry = _entry(name, build)
-                entry.__module__ = __name__
-                register_model(entry)
+    for name, item in models().items():
+        if item.module.startswith("foveal.models.backbone.") and not is_model(name):
+            entry = _entry(name)
+            entry.__module__ = __name__
+            register_model(entry)

@@ -1,7 +1,9 @@
 """Recorded results of claims: one JSON file for each record, described in `results/README.md`.
 
-The files stand in `results/claims` of the repository and are carried into the wheel. A run replaces what was recorded
-of the claims it ran and leaves the rest; what could not run replaces nothing.
+The files stand in `results/claims` of the repository and are carried into the wheel. A run takes the place of what was
+recorded of the claims it ran, whose value and verdict go into the outcome's history; what could not run replaces
+nothing. Only whole runs of committed code are recorded: no rehearsal, no quick run, no code that differs from its
+commit.
 """
 
 from __future__ import annotations
@@ -15,16 +17,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.catalogue import machine
-from foveal.catalogue.claims import Outcome, key
-from foveal.catalogue.collect import CatalogueError
+from foveal.evidence import machine
+from foveal.evidence.run import RECORDED, Outcome, key
 
 if TYPE_CHECKING:
-    from foveal.record import Method
+    from foveal.record import Claim, Method
 
-__all__ = ["file_name", "folder", "load", "plain", "recorded", "save"]
+__all__ = ["ResultsError", "file_name", "folder", "load", "plain", "recorded", "refusal", "save"]
 
 FORMAT = 1
+PAST = ("date", "here", "verdict", "value", "seconds", "commit", "source")  # what the history keeps of a run
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read, or a run that may not be recorded."""
 
 
 def file_name(method: Method) -> str:
@@ -53,7 +59,8 @@ def folder(*, write: bool = False) -> Path:
     if root is not None:
         return root / "results" / "claims"
     here = Path("results", "claims")
-    return here if write or here.is_dir() else Path(__file__).parent / "results"
+    shipped = Path(__file__).resolve().parent.parent / "catalogue" / "results"
+    return here if write or here.is_dir() else shipped
 
 
 def load(method: Method, where: Path | None = None) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def load(method: Method, where: Path | None = None) -> dict[str, Any]:
         The file's content; without a file, the same with nothing in it.
 
     Raises:
-        CatalogueError: the file is not what `save` writes.
+        ResultsError: the file is not what `save` writes.
     """
     path = (where or folder()) / file_name(method)
     empty: dict[str, Any] = {"format": FORMAT, "method": method.name, "id": method.id, "checks": {}, "claims": []}
@@ -78,28 +85,45 @@ def load(method: Method, where: Path | None = None) -> dict[str, Any]:
         if content["format"] != FORMAT or not isinstance(content["checks"], dict):
             raise ValueError(f"format {content['format']!r} is not {FORMAT}")
         for claim in content["claims"]:
-            if claim["verdict"] not in ("holds", "does not hold"):
+            if claim["verdict"] not in RECORDED:
                 raise ValueError(f"a recorded claim has the verdict {claim['verdict']!r}")
             claim["key"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CatalogueError(
+        raise ResultsError(
             f"{path} is no results file ({error}); delete it and record again with foveal claims {method.name} --save"
         ) from error
     return content
 
 
-def recorded(method: Method, content: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """Recorded outcomes of the claims a record makes now.
+def recorded(claims: Iterable[Claim], content: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Recorded outcomes of the claims that are made now.
 
     Args:
-        method: the record.
+        claims: a method's claims.
         content: as `load` gives it.
 
     Returns:
         One for each claim, in order; None where nothing is recorded or the claim has changed since.
     """
     by_key = {outcome["key"]: outcome for outcome in content["claims"]}
-    return [by_key.get(key(claim)) for claim in method.claims]
+    return [by_key.get(key(claim)) for claim in claims]
+
+
+def refusal(outcomes: Iterable[Outcome]) -> str:
+    """Why a run may not be recorded.
+
+    Args:
+        outcomes: of the run.
+
+    Returns:
+        The reason and what to do, "" when it may.
+    """
+    for outcome in outcomes:
+        if outcome.rehearsed:
+            return "a quick or shortened run is no record; run without --quick"
+        if outcome.commit.endswith("+"):
+            return "the code differs from its commit, so nobody could run it again; commit first, then record"
+    return ""
 
 
 def plain(value: Any) -> Any:
@@ -122,6 +146,7 @@ def plain(value: Any) -> Any:
 
 def save(
     method: Method,
+    claims: Iterable[Claim],
     outcomes: Iterable[Outcome],
     *,
     checks: Mapping[str, str] | None = None,
@@ -131,23 +156,31 @@ def save(
 
     Args:
         method: the record.
-        outcomes: of its claims; those that could not run or were skipped are not recorded.
+        claims: all claims that are made of it now.
+        outcomes: of those that ran; those that could not run or were skipped are not recorded.
         checks: result of each common check; None keeps what is recorded.
         where: folder; None for the usual one.
 
     Returns:
         The file.
+
+    Raises:
+        ResultsError: a quick or shortened run, or code that differs from its commit.
     """
+    outcomes = list(outcomes)
+    if why := refusal(outcomes):
+        raise ResultsError(why)
     into = where or folder(write=True)
     content = load(method, into)
     by_key = {outcome["key"]: outcome for outcome in content["claims"]}
-    by_key |= {
-        outcome.key: plain(dataclasses.asdict(outcome))
-        for outcome in outcomes
-        if outcome.verdict in ("holds", "does not hold")
-    }
-    # Claims that the record no longer makes are dropped, the others stand in the record's order.
-    content["claims"] = [by_key[key(claim)] for claim in method.claims if key(claim) in by_key]
+    for outcome in outcomes:
+        if outcome.verdict in RECORDED:
+            now, before = plain(dataclasses.asdict(outcome)), by_key.get(outcome.key)
+            del now["rehearsed"], now["trace"]
+            now["history"] = [*before.get("history", []), {word: before[word] for word in PAST}] if before else []
+            by_key[outcome.key] = now
+    # Claims that are no longer made are dropped, the others stand in their order.
+    content["claims"] = [by_key[key(claim)] for claim in claims if key(claim) in by_key]
     content["method"], content["id"] = method.name, method.id
     if checks is not None:
         content["checks"] = dict(checks)

@@ -1,0 +1,66 @@
+"""Evidence of foveal.models.backbone.msvmamba."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foveal.models.backbone.msvmamba import MS2D, ConvFFN, msvmamba_micro, msvmamba_nano, msvmamba_tiny
+from foveal.models.backbone.vmamba import VSSBlock
+from foveal.nn.ss2d import SS2D
+from foveal.record import equal, faster, macs, params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _tokens(height: int, width: int) -> Tensor:
+    """Tokens that one layer scans: of all sequences that come to its scans."""
+    mixer, seen = MS2D(4), []
+    for s6 in (mixer.s6, mixer.coarse):
+        s6.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, :, 0].numel()))
+    with torch.no_grad():
+        mixer(torch.zeros(1, 4, height, width))
+    return torch.tensor(seen).sum()
+
+
+def _block(*, coarse: bool) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    mixer = MS2D(96) if coarse else SS2D(96, state=1)
+    block, x = VSSBlock(96, mixer, ConvFFN(96)).eval(), torch.rand(1, 96, 56, 56)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return block(x)
+
+    return call
+
+
+CLAIMS = (
+    params("MSVMamba-T.", paper="33 M", model=msvmamba_tiny, expect=33_000_000, tolerance=0.02),
+    macs(
+        "MSVMamba-T, a picture of 224×224.",
+        paper="4.6 G",
+        model=msvmamba_tiny,
+        shape=(1, 3, 224, 224),
+        expect=4.6e9,
+        tolerance=0.02,
+    ),
+    params("MSVMamba-N.", paper="7 M", model=msvmamba_nano, expect=6_864_136),
+    params("MSVMamba-M.", paper="12 M", model=msvmamba_micro, expect=11_879_272),
+    equal(
+        "A layer scans 1¾ tokens for each token of the map, where SS2D scans 4.",
+        paper="1 + 3/4",
+        ours=lambda: torch.stack([_tokens(2, 4), _tokens(14, 14), _tokens(56, 48)]),
+        theirs=lambda: torch.tensor([8, 196, 2688]) * 7 // 4,
+        tolerance=0.0,
+    ),
+    faster(
+        "A block of 96 channels of 56×56 takes less time than one of SS2D.",
+        paper="fewer tokens scanned",
+        ours=lambda: _block(coarse=True),
+        theirs=lambda: _block(coarse=False),
+    ),
+)

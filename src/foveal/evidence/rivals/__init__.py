@@ -1,0 +1,1 @@
+"""Networks and procedures that methods are compared with: plain, a file each."""

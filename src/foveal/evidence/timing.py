@@ -1,0 +1,92 @@
+"""What claims about time run: a forward pass, a training step, or any function, prepared."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+__all__ = ["call", "seconds", "step"]
+
+
+def call(build: Callable[[], Callable[..., Any]], *shape: int, seed: int = 0) -> Callable[[], Callable[[], Any]]:
+    """A forward pass, to be given to `faster`.
+
+    Args:
+        build: makes the network (put into eval mode) or any function of one tensor.
+        *shape: shape of its input, standard normal.
+        seed: seed of weights and input.
+
+    Returns:
+        Prepares and returns the function to time.
+    """
+
+    def prepare() -> Callable[[], Any]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network: Any = build()
+            x = torch.randn(shape)
+        network = network.eval() if isinstance(network, torch.nn.Module) else network
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return network(x)
+
+        return run
+
+    return prepare
+
+
+def step(build: Callable[[], nn.Module], *shape: int, seed: int = 0) -> Callable[[], Callable[[], Tensor]]:
+    """A forward and a backward pass, to be given to `faster`; of several outputs the first counts.
+
+    Args:
+        build: makes the network.
+        *shape: shape of its input, standard normal.
+        seed: seed of weights and input.
+
+    Returns:
+        Prepares and returns the function to time.
+    """
+
+    def prepare() -> Callable[[], Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, x = build().train(), torch.randn(shape)
+
+        def run() -> Tensor:
+            out = model(x)
+            loss = (out[0] if isinstance(out, tuple) else out).square().mean()
+            model.zero_grad()
+            loss.backward()
+            return loss.detach()
+
+        return run
+
+    return prepare
+
+
+def seconds(prepare: Callable[[], Callable[[], Any]], *, repeats: int = 3) -> float:
+    """Seconds of one call, the least of some: a cost for `grows`.
+
+    Args:
+        prepare: as `call` gives it.
+        repeats: timed calls, after one that is not.
+
+    Returns:
+        Seconds.
+    """
+    run = prepare()
+    run()
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return min(times)
