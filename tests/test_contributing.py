@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from foveal.catalogue.claims import run
 from typer.testing import CliRunner
 
 import foveal.models.restore
 from foveal.catalogue import checks, collect, machine
 from foveal.catalogue.__main__ import main
-from foveal.catalogue.claims import run
 from foveal.catalogue.status import pick, rows
 from foveal.catalogue.tables import BEGIN, END
 from foveal.cli.catalogue import catalogue

@@ -1,6 +1,6 @@
 """The common suite: every record of the package, every check that applies to it, every case.
 
-The checks are in `foveal.catalogue.checks`; `tests/catalogue/test_checks.py` shows that each can fail. A method is
+The checks are in `foveal.evidence.checks`; `test_checks.py` and `test_suites.py` show that each can fail. A method is
 excused from one by `except_for` in its record, with the reason.
 """
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from foveal.catalogue import checks, records
+from foveal.catalogue import records
+from foveal.evidence import checks
 from foveal.models import list_models
 
 LISTING = Path(__file__).parent / "catalogue" / "public_names.txt"
@@ -17,7 +18,7 @@ SUITE = [(name, check, case) for name, item in records().items() for check, case
 
 @pytest.mark.parametrize(("name", "check", "case"), SUITE, ids=lambda value: value or "record")
 def test_method(name, check, case):
-    checks.CHECKS[check](records()[name].method, case)
+    checks.check(records()[name].method, check, case)
 
 
 def test_every_record_is_in_the_suite():

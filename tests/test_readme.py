@@ -31,7 +31,7 @@ def test_the_first_screen_has_its_parts_in_order():
         "<!-- picture:start -->",
         "```sh\npip install",
         "```python",
-        "<!-- catalogue counts -->",
+        "<!-- catalogue -->",
         "](docs/upscale.md)",
     ]
     places = [TEXT.index(part) for part in parts]

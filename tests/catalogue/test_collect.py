@@ -1,20 +1,28 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from toys import located, stand_in, toy
 
-from foveal.catalogue import collect as module
-from foveal.catalogue.collect import CatalogueError, Missing, closest, collect, find, modules, records, unreadable
+from foveal.catalogue.collect import CatalogueError, Missing, closest, collect, find, records, unreadable
+from foveal.index import scan
 
 RECORD = """
 from foveal.record import Method, Paper
-METHOD = Method(id={id}, name="{name}", kind="{kind}", summary="A toy.", paper=Paper("T", "A", 2020, "X"){more})
+METHOD = Method(id={id}, name="{name}", kind="objective", summary="A toy.", paper=Paper("T", "A", 2020, "X"){more})
+"""
+CLAIMS = """
+from foveal.record import smaller
+CLAIMS = (smaller("Less.", paper="", ours=float, theirs=float{more}),)
 """
 
 
-def record(name="ESPCN", number="63", kind="objective", more=""):
-    return RECORD.format(id=number, name=name, kind=kind, more=more)
+def record(name="ESPCN", number="63", more=""):
+    return RECORD.format(id=number, name=name, more=more)
+
+
+def claims(more=", clause=1"):
+    return CLAIMS.format(more=more)
 
 
 def test_records_of_the_package_fit_together_and_can_all_be_read():
@@ -24,6 +32,8 @@ def test_records_of_the_package_fit_together_and_can_all_be_read():
         assert item.method.name == name
         assert item.path.is_file()
         assert item.module.startswith("foveal.")
+        assert item.evidence.startswith("foveal.evidence.")
+        assert len(item.source) == 16
 
 
 def test_importing_the_catalogue_does_not_import_torch():
@@ -31,106 +41,85 @@ def test_importing_the_catalogue_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_only_files_with_a_record_are_imported(package):
-    folder, name = package(
-        plain="raise RuntimeError('must not be imported')",
-        mention='"""A file ends with `METHOD = Method(...)`."""\ndef f():\n    METHOD = 1\nraise RuntimeError',
-        one=record(),
-        many="from foveal.record import Method\nMETHODS: tuple[Method, ...] = ()",
-        serve__sub__page=record("SESR", 216),
-        inner__sub__deep=record("SESR", 216),
-    )
-    found = modules(folder, name)
-    assert [module for module, _ in found] == [f"{name}.inner.deep", f"{name}.many", f"{name}.one"]
-    collected, missing = collect(found)
-    assert list(collected) == ["ESPCN", "SESR"]
-    assert collected["SESR"].path == folder / "inner" / "deep.py"
+def test_a_method_is_collected_with_its_evidence(package):
+    folder, name = package(one=record(), evidence__sub____init__="", evidence__sub__one=claims())
+    found, missing = collect(scan(folder, name))
+    assert list(found) == ["ESPCN"]
+    assert (found["ESPCN"].evidence, len(found["ESPCN"].claims)) == (f"{name}.evidence.one", 1)
     assert missing == []
 
 
-def test_a_package_may_hold_its_record_in_init(package):
-    folder, name = package(inner__sub____init__=record())
-    assert modules(folder, name) == [(f"{name}.inner", folder / "inner" / "__init__.py")]
-
-
-def test_a_file_may_hold_several(package):
-    text = record() + record("Own", "None").replace("METHOD =", "_OWN =") + "METHODS = (_OWN,)\n"
-    collected, _ = collect(modules(*package(two=text)))
-    assert sorted(collected) == ["ESPCN", "Own"]
+def test_a_study_is_its_own_evidence(package):
+    folder, name = package(evidence__sub__survey=record() + claims())
+    found, _ = collect(scan(folder, name))
+    assert found["ESPCN"].evidence == found["ESPCN"].module == f"{name}.evidence.survey"
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "text"),
+    ("method", "evidence", "message"),
     [
-        (record(), record("Espcn"), "name 'espcn' is taken twice"),
+        (record(), None, r"one below foveal, the other below foveal.evidence"),
+        (record(), "CLAIMS = ()", r"must hold CLAIMS, a tuple of at least one claim; got \(\)"),
+        (record(), "", r"must hold CLAIMS, a tuple of at least one claim; got None"),
+        (record(), claims(""), r"'Less.' answers no clause; give clause=1 to 3, or say in beyond= which promise"),
+        (record(), claims(", clause=4"), r"'Less.' answers clause 4, and row 63 has 3"),
+        (record("New", 350), claims(), r"New has id 350, which the catalogue does not have; its ids are 1 to 349"),
+        (record("SESR", 63), claims(), r"id 63 is ESPCN in the catalogue, the record says SESR"),
+        (record("ESPCN", "None"), claims(), r"ESPCN is row 63 of the catalogue, its record has id None; give it id=63"),
         (
-            record(more=", models={'net': dict}"),
-            record("SESR", 216, more=", models={'net': dict}"),
-            "model 'net' is taken twice",
+            "METHOD = Method(id=63, name='ESPCN', kind='model')".replace("METHOD =", "Method = dict\nMETHOD ="),
+            claims(),
+            r"METHOD must be a foveal.record.Method, got dict",
         ),
     ],
 )
-def test_what_is_taken_twice_raises_and_names_both_files(package, first, second, text):
-    folder, name = package(first=first, second=second)
-    with pytest.raises(CatalogueError, match=text) as caught:
-        collect(modules(folder, name))
-    assert str(folder / "first.py") in str(caught.value)
-    assert str(folder / "second.py") in str(caught.value)
-
-
-def test_duplicate_ids_raise_and_name_both_files(package):
-    folder, name = package(first=record(), second=record("ESPCN again"))
-    with pytest.raises(CatalogueError, match=r"id 63 is taken twice: by ESPCN in .*first.py and by .* in .*second.py"):
-        collect(modules(folder, name))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (record("New", 350), r"New has id 350, which the catalogue does not have; its ids are 1 to 349"),
-        (record("SESR", 63), r"id 63 is ESPCN in the catalogue, the record says SESR"),
-        (record("ESPCN", "None"), r"ESPCN is row 63 of the catalogue, its record has id None; give it id=63"),
-        ("METHOD = 'ESPCN'", r"METHOD must be a foveal.record.Method, METHODS a tuple of it; got str"),
-    ],
-)
-def test_a_record_that_does_not_fit_raises(package, text, message):
-    folder, name = package(wrong=text)
+def test_what_does_not_fit_raises(package, method, evidence, message):
+    files = {"evidence__sub____init__": "", "wrong": method}
+    if evidence is not None:
+        files["evidence__sub__wrong"] = evidence
+    folder, name = package(**files)
     with pytest.raises(CatalogueError, match=message) as caught:
-        collect(modules(folder, name))
-    assert str(folder / "wrong.py") in str(caught.value)
+        collect(scan(folder, name))
+    assert "wrong" in str(caught.value)
 
 
-def test_a_missing_package_is_told_with_the_rows_it_hides(package):
-    folder, name = package(needy="import a_package_nobody_has\n" + record(), fine=record("SESR", 216))
-    collected, missing = collect(modules(folder, name))
+@pytest.mark.parametrize("where", ["method", "evidence"])
+def test_a_missing_package_is_told_and_hides_no_other_row(package, where):
+    needy = "import a_package_nobody_has\n"
+    folder, name = package(
+        needy=(needy if where == "method" else "") + record(),
+        fine=record("SESR", 216),
+        evidence__sub____init__="",
+        evidence__sub__needy=(needy if where == "evidence" else "") + claims(),
+        evidence__sub__fine=claims(),
+    )
+    collected, missing = collect(scan(folder, name))
     assert list(collected) == ["SESR"]
-    assert missing == [Missing(f"{name}.needy", folder / "needy.py", "a_package_nobody_has", (63,))]
+    assert [(item.indexed.id, item.package) for item in missing] == [(63, "a_package_nobody_has")]
 
 
-def test_a_missing_part_of_foveal_is_an_error(package):
-    with pytest.raises(ModuleNotFoundError, match=r"foveal\.nowhere"):
-        collect(modules(*package(broken="import foveal.nowhere\n" + record())))
-
-
-def test_find_takes_any_spelling(make_method, located):
-    among = {"QuickSRNet": located(make_method(id=173, name="QuickSRNet"))}
+def test_find_takes_any_spelling(monkeypatch):
+    stand_in(monkeypatch, located(toy(id=173, name="QuickSRNet")))
     for typed in ("quicksrnet", "QUICK-SR-Net", "quick_srnet"):
-        assert find(typed, among).method.name == "QuickSRNet"
+        assert find(typed).method.name == "QuickSRNet"
 
 
-def test_find_gives_the_three_closest(make_method, located):
-    among = {name: located(make_method(name=name)) for name in ("ESPCN", "SESR", "SAFMN", "SamplingAug")}
+def test_find_gives_the_three_closest(monkeypatch):
+    stand_in(monkeypatch, *(located(toy(name=name)) for name in ("ESPCN", "SESR", "SAFMN", "SamplingAug")))
     with pytest.raises(CatalogueError, match=r"no record is called 'sespr'; the closest are SESR, ESPCN, SamplingAug$"):
-        find("sespr", among)
+        find("sespr")
     with pytest.raises(CatalogueError, match="DCKD is row 1 of the catalogue but has no record here yet; the closest"):
-        find("dckd", among)
-    with pytest.raises(CatalogueError, match="there are no records at all"):
-        find("sesr", {})
+        find("dckd")
 
 
-def test_find_says_what_cannot_be_read(monkeypatch):
-    monkeypatch.setattr(module, "_collected", lambda: ({}, [Missing("foveal.x", Path("x.py"), "torch", (63,))]))
-    with pytest.raises(CatalogueError, match=r"1 more cannot be read without torch: pip install foveal\[torch\]"):
+def test_find_says_which_package_a_record_needs(monkeypatch):
+    from pathlib import Path
+
+    from foveal.index import Indexed
+
+    missing = Missing(Indexed("foveal.x", Path("x.py"), 63, "ESPCN", "model", ()), "torch")
+    stand_in(monkeypatch, missing=[missing])
+    with pytest.raises(CatalogueError, match=r"ESPCN needs torch: pip install '.*\[torch\]'"):
         find("espcn")
 
 

@@ -1,17 +1,15 @@
 import json
 import os
-from pathlib import Path
 
 import pytest
 import typer
+from toys import located, stand_in, toy
 from typer.testing import CliRunner
 
-from foveal.catalogue import collect, machine
-from foveal.catalogue.collect import Located
 from foveal.cli.claims import claims
-from foveal.record import Method, Paper, params, smaller
+from foveal.evidence import machine
+from foveal.record import params, smaller
 
-PAPER = Paper("A Toy", "A. Author", 2020, "arXiv:0000.00000")
 FITS = smaller("One is half of two.", paper="2 times", ours=lambda: 1.0, theirs=lambda: 2.0)
 FAILS = smaller("One is a tenth of two.", paper="10 times", ours=lambda: 1.0, theirs=lambda: 2.0, at_least=10)
 BREAKS = params("It counts.", paper="3", model=lambda: 1 / 0, expect=3)
@@ -25,15 +23,12 @@ def foveal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FOVEAL_DATA", raising=False)
     monkeypatch.setattr(machine, "checkout", lambda: None)
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234")
     app = typer.Typer()
     app.command()(claims)
 
     def invoke(*arguments, **toys):
-        found = {
-            name: Located(Method(None, name, "objective", "A toy.", PAPER, claims=made), "toys", Path(__file__))
-            for name, made in toys.items()
-        }
-        monkeypatch.setattr(collect, "_collected", lambda: (found, []))
+        stand_in(monkeypatch, *(located(toy(id=None, name=name), *made) for name, made in toys.items()))
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return invoke
@@ -49,7 +44,7 @@ def test_paper_here_and_verdict_are_printed_with_date_hardware_and_threads(fovea
     assert columns.split() == ["kind", "claim", "paper", "here", "verdict", "threads", "seconds"]
     assert line.split("  ")[:4] == ["smaller", "One is half of two.", "2 times", "2× (1 against 2)"]
     assert "holds" in line
-    assert checks == "common checks: 1 of 1 passed or excused"
+    assert checks == "common checks: 3 of 3 passed or excused"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +54,6 @@ def test_paper_here_and_verdict_are_printed_with_date_hardware_and_threads(fovea
         ((FITS, FAILS), 1, "does not hold"),
         ((BREAKS, FITS), 1, "could not run"),
         ((WANTS,), 1, "benchmark data 'Set5' is not on this machine"),
-        ((), 1, "at least one claim is needed"),
     ],
 )
 def test_the_exit_code_tells_whether_all_is_well(foveal, made, code, text):
@@ -78,7 +72,11 @@ def test_json_holds_everything(foveal):
     result = foveal("Toy", "--json", Toy=(FITS, FAILS))
     (report,) = json.loads(result.stdout)
     assert result.exit_code == 1
-    assert (report["method"], report["id"], report["checks"]) == ("Toy", None, {"fields": "passed"})
+    assert (report["method"], report["id"], report["checks"]) == (
+        "Toy",
+        None,
+        {"fields": "passed", "seeded": "passed", "empty": "passed"},
+    )
     assert [claim["verdict"] for claim in report["claims"]] == ["holds", "does not hold"]
     assert {"paper", "here", "date", "machine", "threads", "versions", "seconds"} <= set(report["claims"][0])
 
@@ -90,7 +88,37 @@ def test_save_records_and_plain_runs_do_not(foveal, tmp_path):
     assert "recorded in results/claims/toy.json" in result.stderr
     content = json.loads((tmp_path / "results" / "claims" / "toy.json").read_text())
     assert [claim["says"] for claim in content["claims"]] == [FITS.says]
-    assert content["checks"] == {"fields": "passed"}
+    assert content["checks"] == {"fields": "passed", "seeded": "passed", "empty": "passed"}
+
+
+def test_an_interrupted_run_has_recorded_what_it_finished_and_goes_on(foveal, tmp_path):
+    stops = smaller("Stops.", paper="", ours=_stop, theirs=lambda: 2.0)
+    result = foveal("Toy", "--save", Toy=(FITS, stops))
+    assert isinstance(result.exception, SystemExit)
+    recorded = tmp_path / "results" / "claims" / "toy.json"
+    assert [claim["says"] for claim in json.loads(recorded.read_text())["claims"]] == [FITS.says]
+    result = foveal("Toy", "--resume", "--save", "--json", Toy=(FITS, FAILS))
+    (report,) = json.loads(result.stdout)
+    assert [claim["says"] for claim in report["claims"]] == [FAILS.says]
+    assert [claim["says"] for claim in json.loads(recorded.read_text())["claims"]] == [FITS.says, FAILS.says]
+
+
+def _stop():
+    raise KeyboardInterrupt
+
+
+def test_a_broken_claim_keeps_its_trace_in_json(foveal):
+    (report,) = json.loads(foveal("Toy", "--json", Toy=(BREAKS,)).stdout)
+    assert "ZeroDivisionError: division by zero" in report["claims"][0]["trace"]
+
+
+def test_changed_code_is_not_recorded(foveal, tmp_path, monkeypatch):
+    foveal("Toy", Toy=(FITS,))
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234+")
+    result = foveal("Toy", "--save", Toy=(FITS,))
+    assert result.exit_code == 2
+    assert "the code differs from its commit, so nobody could run it again; commit first" in result.stderr
+    assert not (tmp_path / "results").exists()
 
 
 def test_only_runs_one_kind_and_no_checks(foveal):
@@ -108,7 +136,7 @@ def test_only_checks_runs_no_claim_and_keeps_their_outcomes(foveal, tmp_path):
     assert FITS.says not in result.stdout
     content = json.loads((tmp_path / "results" / "claims" / "toy.json").read_text())
     assert [claim["says"] for claim in content["claims"]] == [FITS.says]
-    assert content["checks"] == {"fields": "passed"}
+    assert content["checks"] == {"fields": "passed", "seeded": "passed", "empty": "passed"}
 
 
 def test_quick_skips_training_without_failing(foveal):

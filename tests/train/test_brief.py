@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from foveal.train.brief import brief, gain, quantized, trained
 from PIL import Image
 
 from foveal.images.resize import imresize
@@ -9,7 +10,6 @@ from foveal.models.restore.espcn import espcn
 from foveal.models.restore.quicksrnet import quicksrnet_small
 from foveal.models.restore.sesr import sesr_m3
 from foveal.train import brief as module
-from foveal.train.brief import brief, gain, quantized, trained
 
 
 @pytest.fixture(autouse=True)

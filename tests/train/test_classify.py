@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch import nn
-
 from foveal.train.classify import accuracy, train_classifier
+from torch import nn
 
 
 def data(count=200):

@@ -1,4 +1,4 @@
-"""`python -m foveal.catalogue FILE…` renews the catalogue's counts in Markdown files."""
+"""`python -m foveal.catalogue FILE…` renews the catalogue's sentence in Markdown files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foveal.catalogue.tables import refreshed
 
 
 def main(names: list[str]) -> None:
-    """Renew the counts between the markers of each file.
+    """Renew the sentence between the markers of each file.
 
     Args:
         names: of Markdown files.

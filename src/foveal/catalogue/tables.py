@@ -1,6 +1,6 @@
-"""Markdown made from the catalogue: the docs page, and the counts that README shows.
+"""Markdown made from the catalogue: the docs page, and the sentence that README shows.
 
-Nothing of it is kept by hand. `python -m foveal.catalogue README.md` writes the counts between their markers.
+Nothing of it is kept by hand. `python -m foveal.catalogue README.md` writes the sentence between its markers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-__all__ = ["BEGIN", "END", "claims_table", "counts", "page", "refreshed"]
+__all__ = ["BEGIN", "END", "claims_table", "counts", "page", "refreshed", "sentence"]
 
-BEGIN, END = "<!-- catalogue counts -->", "<!-- /catalogue counts -->"
+BEGIN, END = "<!-- catalogue -->", "<!-- /catalogue -->"
 
 _HEAD = """\
 # Catalogue
@@ -26,10 +26,14 @@ _HEAD = """\
 Every system of efficient vision that foveal knows of, and how far each has come here. This page is made from the
 catalogue, from the records beside the code and from recorded results; nobody types a status.
 
-- **works**: the method's common checks passed, and every claim it makes was run and its outcome recorded. A claim that
-  did not hold here is shown as not holding: that is a result too.
-- **written**: its code and record are there; not all it promises has been run.
+- **works**: every clause of the row's bar is met here, and the method's common checks passed.
+- **runs**: all its claims were run and recorded, and a clause of the bar is not met; which one is shown. That is a
+  result too.
+- **written**: its code, record and evidence are there; not all that is claimed has been run.
 - **planned**: a row of the literature, no code yet.
+
+A verdict is *undecided* where the bound lies within two standard errors of the mean over the seeds: the smallest
+difference that the comparison could see.
 
 `foveal catalogue NAME` shows one of them; `foveal claims NAME` runs its claims on your machine.
 """
@@ -47,7 +51,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[object]], *, right: Ite
 
 
 def counts(rows: Iterable[Row]) -> str:
-    """How many rows of the literature work, are written and are planned, kind by kind.
+    """How many rows of the literature work, run, are written and are planned, kind by kind.
 
     Args:
         rows: of the catalogue; foveal's own work is not counted.
@@ -67,15 +71,37 @@ def counts(rows: Iterable[Row]) -> str:
     return _table(("kind", *STATUSES, "all"), lines, right=range(1, len(STATUSES) + 2))
 
 
-def claims_table(outcomes: Iterable[Mapping[str, Any]]) -> str:
+def sentence(rows: Iterable[Row]) -> str:
+    """What stands, in one sentence.
+
+    Args:
+        rows: of the whole catalogue.
+
+    Returns:
+        Plain text.
+    """
+    listed = [row for row in rows if row.entry is not None]
+    tally = Counter(row.status for row in listed)
+    here = len(listed) - tally["planned"]
+    claims = [claim for row in listed for claim in row.claims if claim]
+    hold = sum(claim["verdict"] == "holds" for claim in claims)
+    return (
+        f"{here} of {len(listed)} published methods are implemented; {tally['works']} meet every clause of their bar "
+        f"on the machine that measured them, and {hold} of {len(claims)} recorded claims hold."
+    )
+
+
+def claims_table(outcomes: Iterable[Mapping[str, Any]], clauses: Iterable[int] | None = None) -> str:
     """Paper against here, claim by claim.
 
     Args:
         outcomes: recorded, as in a results file.
+        clauses: number of the clause that each answers, 0 for none; None leaves the column out.
 
     Returns:
         A Markdown table.
     """
+    listed = list(outcomes)
     lines = [
         (
             outcome["says"],
@@ -84,25 +110,37 @@ def claims_table(outcomes: Iterable[Mapping[str, Any]]) -> str:
             outcome["verdict"],
             f"{outcome['date']}, {outcome['threads']} threads",
         )
-        for outcome in outcomes
+        for outcome in listed
     ]
-    return _table(("claim", "paper", "here", "verdict", "run"), lines)
+    head = ("claim", "paper", "here", "verdict", "run")
+    if clauses is None:
+        return _table(head, lines)
+    numbers = [str(number or "–") for number in clauses]
+    return _table(("clause", *head), [(n, *line) for n, line in zip(numbers, lines, strict=True)])
 
 
 def _record(row: Row) -> str:
-    """One record: where it stands, and its claims."""
+    """One record: where it stands, its bar, and its claims."""
     assert row.record is not None
-    method = row.record.method
+    method, claims = row.record.method, row.record.claims
     paper = f"{method.paper.authors}, “{method.paper.title}”, {method.paper.year} ({method.paper.identifier})"
-    parts = [f"### {row.name}", f"{method.summary} *{paper}.* `{row.record.module}`"]
-    run = [outcome for outcome in row.claims if outcome]
+    parts = [f"### {row.name}", f"{method.summary} *{paper}.* `{row.record.module}`, `{row.record.evidence}`"]
+    if row.clauses:
+        parts.append(f"Status: **{row.status}**. Its bar:")
+        said = [
+            f"{clause.number}. {clause.text}: "
+            + ("met" if clause.met else f"**{', '.join(sorted(set(clause.verdicts))) or 'not answered'}**")
+            for clause in row.clauses
+        ]
+        parts.append("\n".join(said))
+    run = [(outcome, claim.clause) for outcome, claim in zip(row.claims, claims, strict=True) if outcome]
     if run:
-        parts.append(claims_table(run))
+        parts.append(claims_table([outcome for outcome, _ in run], [number for _, number in run]))
         machines = sorted(
-            {f"{outcome['machine']['processor']}, {outcome['machine']['cores']} cores" for outcome in run}
+            {f"{outcome['machine']['processor']}, {outcome['machine']['cores']} cores" for outcome, _ in run}
         )
         parts.append(f"Measured on {'; '.join(machines)}.")
-    waiting = [claim.says for claim, outcome in zip(method.claims, row.claims, strict=True) if outcome is None]
+    waiting = [claim.says for claim, outcome in zip(claims, row.claims, strict=True) if outcome is None]
     if waiting:
         parts.append("Not run yet: " + "; ".join(said.rstrip(".") for said in waiting) + ".")
     return "\n\n".join(parts)
@@ -110,6 +148,10 @@ def _record(row: Row) -> str:
 
 def _held(row: Row) -> str:
     return f"{row.hold} of {len(row.claims)}" if row.claims else "–"
+
+
+def _clauses(row: Row) -> str:
+    return f"{len(row.clauses) - len(row.missed)} of {len(row.clauses)}" if row.clauses else "–"
 
 
 def page(rows: Iterable[Row]) -> str:
@@ -125,10 +167,13 @@ def page(rows: Iterable[Row]) -> str:
     written = [row for row in listed if row.record is not None]
     parts = [_HEAD, counts(listed)]
     if written:
-        lines = [(f"[{row.name}](#{_anchor(row.name)})", row.family, row.status, _held(row)) for row in written]
+        lines = [
+            (f"[{row.name}](#{_anchor(row.name)})", row.family, row.status, _clauses(row), _held(row))
+            for row in written
+        ]
         parts += [
-            "## What stands",
-            _table(("method", "family", "status", "claims that hold"), lines),
+            "## Implemented methods",
+            _table(("method", "family", "status", "clauses met", "claims that hold"), lines),
             *(_record(row) for row in written),
         ]
     parts.append("## The literature, family by family")
@@ -149,7 +194,7 @@ def _anchor(name: str) -> str:
 
 
 def refreshed(text: str, rows: Iterable[Row]) -> str:
-    """A text with the counts between its markers renewed.
+    """A text with the sentence between its markers renewed.
 
     Args:
         text: Markdown that has the markers, each on a line of its own.
@@ -163,8 +208,8 @@ def refreshed(text: str, rows: Iterable[Row]) -> str:
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise CatalogueError(
-            f"the counts go between one {BEGIN} and one {END}; found {text.count(BEGIN)} and {text.count(END)}"
+            f"the sentence goes between one {BEGIN} and one {END}; found {text.count(BEGIN)} and {text.count(END)}"
         )
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{counts(rows)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{sentence(rows)}\n{END}{after}"

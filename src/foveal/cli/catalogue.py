@@ -16,24 +16,23 @@ __all__ = ["catalogue"]
 
 
 def catalogue(
-    name: Annotated[str | None, typer.Argument(help="Show one method: its paper, file, claims and results.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show one method: paper, file, clauses, claims, results.")] = None,
     family: Annotated[str | None, typer.Option(help="Only this family, such as restore or tokens.")] = None,
-    status: Annotated[str | None, typer.Option(help="Only works, written or planned.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only works, runs, written or planned.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Planned rows too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods of the literature and foveal's own, with what stands and what was measured.
+    """List published methods and which are implemented, with their status and what was measured.
 
-    A status is derived, never typed: "planned" has no code; "written" has code whose claims were not all run; "works"
-    passed the common checks and had every claim run. Claims that did not hold are counted in the last column.
+    A status is derived, never typed: "works" meets every clause of its bar on the machine that recorded it, "runs" has
+    had all its claims run and misses a clause, "written" has code whose claims were not all run, "planned" has none.
+    The last column counts the claims that hold.
 
-        $ foveal catalogue --family distill
-        name         title                                                    family   status   claims
-        DCKD         DCKD: Dynamic Contrastive Knowledge Distillation for i…  distill  planned
-        MiPKD        MiPKD: multi-granularity mixture of prior knowledge di…  distill  planned
-        AdaptConf    Vision superalignment: weak-to-strong generalization f…  distill  planned
-        ...
-        8 of 349 methods of the literature: 8 planned
-    """
+    \b
+    $ foveal catalogue --family operator --status works
+    name  title                                                          family    status  claims
+    ...
+    """  # noqa: D301  \b keeps the transcript's lines apart in the help
     from collections import Counter
 
     from foveal.catalogue.collect import CatalogueError
@@ -44,8 +43,8 @@ def catalogue(
     try:
         listed = rows()
         if name is not None:
-            if family or status:
-                raise CatalogueError("a name shows one method; leave out --family and --status, or the name")
+            if family or status or every:
+                raise CatalogueError("a name shows one method; leave out --family, --status and --all, or the name")
             row = pick(name, listed)
             out.print_json(json.dumps(_details(row))) if as_json else _show(row, out)
             return
@@ -58,6 +57,10 @@ def catalogue(
         typer.echo(f"foveal catalogue: {error}", err=True)
         raise typer.Exit(2) from None
     chosen = [row for row in listed if family in (None, row.family) and status in (None, row.status)]
+    hidden = 0
+    if not (every or status or as_json):
+        hidden = sum(row.status == "planned" for row in chosen)
+        chosen = [row for row in chosen if row.status != "planned"]
     if as_json:
         out.print_json(json.dumps([_line(row) for row in chosen]))
         return
@@ -75,6 +78,8 @@ def catalogue(
         f"{len(literature)} of {whole} methods of the literature: {said}" + (f"; {own} of foveal's own" if own else ""),
         highlight=False,
     )
+    if hidden:
+        out.print(f"{hidden} more are planned; --all lists them too", highlight=False)
     for note in sorted({row.note for row in chosen if row.note}):
         console(stderr=True).print(f"Some rows could not be read in full: {note}", markup=False, highlight=False)
 
@@ -99,6 +104,7 @@ def _details(row: Row) -> dict[str, Any]:
     if row.entry is not None:
         entry = row.entry
         found |= {"kind": entry.kind, "tasks": entry.tasks, "works_when": entry.works_when}
+        found |= {"mechanism": entry.mechanism}
         found |= {"code": entry.code, "library": entry.library}
     if row.record is not None:
         method = row.record.method
@@ -106,18 +112,25 @@ def _details(row: Row) -> dict[str, Any]:
             "summary": method.summary,
             "paper": {name: getattr(method.paper, name) for name in ("title", "authors", "year", "identifier")},
             "module": row.record.module,
+            "evidence": row.record.evidence,
             "models": sorted(method.models),
             "checks": dict(row.checks or {}),
             "stale": row.stale,
+            "clauses": [
+                {"number": clause.number, "text": clause.text, "met": clause.met, "claims": clause.claims}
+                for clause in row.clauses
+            ],
             "claims": [
                 {
                     "kind": claim.kind,
                     "says": claim.says,
                     "paper": claim.paper,
                     "needs": claim.needs,
+                    "clause": claim.clause,
+                    "beyond": claim.beyond,
                     "recorded": outcome,
                 }
-                for claim, outcome in zip(method.claims, row.claims, strict=True)
+                for claim, outcome in zip(row.record.claims, row.claims, strict=True)
             ],
         }
     return found
@@ -137,17 +150,20 @@ def _show(row: Row, out: Console) -> None:
     if row.entry is not None:
         say("kind", row.entry.kind)
         say("tasks", ", ".join(row.entry.tasks))
-        say("works when", row.entry.works_when)
         say("code", row.entry.code)
         say("also in", row.entry.library)
     say("status", row.status)
     say("note", row.note)
     if row.record is None:
+        say("mechanism", row.entry.mechanism if row.entry else "")
+        for number, text in enumerate(row.entry.clauses if row.entry else (), start=1):
+            say("works when" if number == 1 else "", f"{number}. {text}")
         return
     method = row.record.method
     say("summary", method.summary)
     say("paper", f"{method.paper.authors}, {method.paper.year}, {method.paper.identifier}")
     say("file", str(row.record.path))
+    say("evidence", row.record.evidence)
     say("models", ", ".join(sorted(method.models)))
     failed = [said for said in (row.checks or {}).values() if said.startswith("failed")]
     say(
@@ -155,14 +171,20 @@ def _show(row: Row, out: Console) -> None:
     )
     for text in failed:
         say("", text)
+    for clause in row.clauses:
+        met = "met" if clause.met else ", ".join(sorted(set(clause.verdicts))) or "no claim answers it"
+        say("works when" if clause.number == 1 else "", f"{clause.number}. {clause.text}: {met}")
     out.print()
     lines = [
-        (claim.kind, claim.says, claim.paper or "–", *_result(outcome))
-        for claim, outcome in zip(method.claims, row.claims, strict=True)
+        (str(claim.clause or "–"), claim.kind, claim.says, claim.paper or "–", *_result(outcome))
+        for claim, outcome in zip(row.record.claims, row.claims, strict=True)
     ]
-    table(out, ("kind", "claim", "paper", "here", "verdict", "run"), lines)
+    table(out, ("clause", "kind", "claim", "paper", "here", "verdict", "run"), lines)
     if row.stale:
-        out.print(f"The file has changed since results were recorded: foveal claims {row.name} --save", highlight=False)
+        out.print(
+            f"The code has changed since results were recorded: foveal claims {row.name} --save --resume",
+            highlight=False,
+        )
 
 
 def _result(outcome: Any) -> tuple[str, str, str]:

@@ -16,24 +16,33 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from foveal.catalogue.claims import Outcome
     from foveal.catalogue.collect import Located
+    from foveal.evidence.run import Outcome
+    from foveal.record import Claim
 
 __all__ = ["claims"]
 
 
 def claims(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Methods, such as ESPCN.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Methods, such as ESPCN.")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All methods that have a record.")] = False,
     only: Annotated[
         str | None,
-        typer.Option(help="Only one kind: params, macs, equal, faster, smaller or kept; or checks, the common ones."),
+        typer.Option(
+            help="Only one kind: params, macs, equal, faster, smaller, kept, grows, bound; or checks, the common ones."
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Skip what needs minutes of training; fewer timings, one seed.")
     ] = False,
-    save: Annotated[bool, typer.Option("--save", help="Record the outcomes in results/claims.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Record each outcome in results/claims as it comes; wants committed code.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Leave out claims whose recorded outcome is that of the code as it is."),
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Folder of benchmark data; else FOVEAL_DATA, ./data or ../shared/data.")
     ] = None,
@@ -42,21 +51,22 @@ def claims(
     """Run the claims of methods on this machine and print the paper's value beside ours.
 
     Exits with 1 when a claim does not hold or could not run, or a common check fails. What --quick skips counts neither
-    way. With --save the outcomes are recorded with date, processor, threads and versions; what could not run leaves
-    the record as it was.
+    way. With --save each outcome is recorded with date, processor, threads and versions as soon as it is there, so an
+    interrupted run goes on with --resume; what could not run leaves the record as it was.
 
-        $ foveal claims sesr --only equal
-        SESR  2026-11-21  Intel(R) Xeon(R) Processor @ 2.50GHz, 2 cores, numpy 2.4.6, torch 2.15.0
-        kind   claim                       paper  here                         verdict  threads  seconds
-        equal  The collapsed network       exact  largest difference 2.7e-07   holds    2        0.5
-               equals the expanded one.           of the largest value
-    """
+    \b
+    $ foveal claims sesr --only equal
+    SESR  2026-11-28  AMD EPYC, 2 cores, numpy 2.4.6, torch 2.15.0
+    kind   claim                       paper  here                         verdict  threads  seconds
+    equal  The collapsed network       exact  largest difference 2.7e-07   holds    2        0.5
+           equals the expanded one.           of the largest value
+    """  # noqa: D301  \b keeps the transcript's lines apart in the help
     from rich.markup import escape
 
-    from foveal.catalogue import checks, results
-    from foveal.catalogue.claims import RUNNERS, run
     from foveal.catalogue.collect import CatalogueError, find, records
     from foveal.cli._tables import console
+    from foveal.evidence import checks, results
+    from foveal.evidence.run import RUNNERS, run
 
     try:
         if every == bool(names):
@@ -68,8 +78,10 @@ def claims(
             raise CatalogueError(f"no kind of claim is called {only!r}; the kinds are {kinds}")
         if data is not None and not data.is_dir():
             raise CatalogueError(f"--data must be a folder, and {data} is none")
+        if save and (why := results.refusal()):
+            raise CatalogueError(why)
         chosen = list(records().values()) if every else [find(name) for name in names or ()]
-    except CatalogueError as error:
+    except (CatalogueError, results.ResultsError) as error:
         typer.echo(f"foveal claims: {error}", err=True)
         raise typer.Exit(2) from None
     out, progress = console(), console(stderr=True)
@@ -78,10 +90,17 @@ def claims(
         for record in chosen:
             with progress.status(f"{record.method.name}: common checks") as status:
                 checked = checks.run(record.method) if only in {None, "checks"} else {}
+                if save and checked:
+                    results.save(record.method, record.claims, [], checks=checked)
                 outcomes = []
                 if only != "checks":
                     outcomes = run(
-                        record, only=only, quick=quick, announce=lambda claim: status.update(escape(claim.says))
+                        _left(record) if resume else record.claims,
+                        source=record.source,
+                        only=only,
+                        quick=quick,
+                        announce=lambda claim: status.update(escape(claim.says)),
+                        done=(lambda o, r=record: results.save(r.method, r.claims, [o])) if save else None,  # type: ignore[misc]
                     )
             failed |= any(outcome.verdict in ("does not hold", "could not run") for outcome in outcomes)
             failed |= any(said.startswith("failed") for said in checked.values())
@@ -89,12 +108,21 @@ def claims(
             if not as_json:
                 _show(out, record, outcomes, checked)
             if save:
-                path = results.save(record.method, outcomes, checks=checked or None)
-                progress.print(f"recorded in {path}", markup=False, highlight=False)
+                where = results.folder(write=True) / results.file_name(record.method)
+                progress.print(f"recorded in {where}", markup=False, highlight=False)
     if as_json:
         out.print_json(json.dumps(results.plain(reports)))
     if failed:
         raise typer.Exit(1)
+
+
+def _left(record: Located) -> list[Claim]:
+    """Claims without a recorded outcome of the code as it is."""
+    from foveal.evidence import results
+
+    recorded = results.recorded(record.claims, results.load(record.method))
+    pairs = zip(record.claims, recorded, strict=True)
+    return [claim for claim, outcome in pairs if outcome is None or outcome["source"] != record.source]
 
 
 @contextmanager
@@ -118,8 +146,8 @@ def _report(record: Located, outcomes: Sequence[Outcome], checked: Mapping[str, 
 
 def _show(out: Console, record: Located, outcomes: Sequence[Outcome], checked: Mapping[str, str]) -> None:
     """Heading with date and hardware, the claims, the common checks."""
-    from foveal.catalogue import machine
     from foveal.cli._tables import table
+    from foveal.evidence import machine
 
     here, versions = machine.describe(), machine.versions()
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name in machine.PACKAGES)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveal.errors import FovealError
 from foveal.evidence import machine
 from foveal.evidence.run import RECORDED, Outcome, key
 
@@ -29,7 +30,7 @@ FORMAT = 1
 PAST = ("date", "here", "verdict", "value", "seconds", "commit", "source")  # what the history keeps of a run
 
 
-class ResultsError(ValueError):
+class ResultsError(FovealError, ValueError):
     """A results file that cannot be read, or a run that may not be recorded."""
 
 
@@ -109,8 +110,8 @@ def recorded(claims: Iterable[Claim], content: Mapping[str, Any]) -> list[dict[s
     return [by_key.get(key(claim)) for claim in claims]
 
 
-def refusal(outcomes: Iterable[Outcome]) -> str:
-    """Why a run may not be recorded.
+def refusal(outcomes: Iterable[Outcome] = ()) -> str:
+    """Why a run may not be recorded, as far as can be said: with no outcomes yet, by the state of the checkout.
 
     Args:
         outcomes: of the run.
@@ -118,11 +119,11 @@ def refusal(outcomes: Iterable[Outcome]) -> str:
     Returns:
         The reason and what to do, "" when it may.
     """
-    for outcome in outcomes:
-        if outcome.rehearsed:
-            return "a quick or shortened run is no record; run without --quick"
-        if outcome.commit.endswith("+"):
-            return "the code differs from its commit, so nobody could run it again; commit first, then record"
+    outcomes = list(outcomes)
+    if any(outcome.rehearsed for outcome in outcomes):
+        return "a quick or shortened run is no record; run without --quick"
+    if any(commit.endswith("+") for commit in ([o.commit for o in outcomes] or [machine.commit()])):
+        return "the code differs from its commit, so nobody could run it again; commit first, then record"
     return ""
 
 
@@ -168,7 +169,7 @@ def save(
         ResultsError: a quick or shortened run, or code that differs from its commit.
     """
     outcomes = list(outcomes)
-    if why := refusal(outcomes):
+    if outcomes and (why := refusal(outcomes)):
         raise ResultsError(why)
     into = where or folder(write=True)
     content = load(method, into)

@@ -32,7 +32,7 @@ __all__ = ["RECORDED", "RUNNERS", "VERDICTS", "Measured", "Outcome", "key", "pai
 
 RECORDED = ("holds", "does not hold", "undecided")
 VERDICTS = (*RECORDED, "could not run", "skipped")
-MINUTES = "minutes"  # the need that is time to train rather than data
+MINUTES, GPU = "minutes", "gpu"  # needs that are no data
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def _kept(check: Mapping[str, Any], *, quick: bool) -> Measured:
     mean = statistics.fmean(values)
     data = f" on {check['data']}" if check["data"] else ""
     detail: dict[str, Any] = {"values": values, "data": check["data"], "unit": check["unit"], **_bound(check)}
-    if len(values) == 1:
+    if len(values) == 1 or math.isnan(mean):
         here = f"{mean:.3f} {check['unit']}, one seed{data}"
         return Measured(mean >= check["at_least"], here, mean, detail)
     # Two standard errors of the mean: the smallest distance from the bound that so many seeds can see.
@@ -339,7 +339,12 @@ def _threads_now() -> int:
 def _lacking(claim: Claim) -> str:
     """Why the claim cannot run here, "" when all it needs is there."""
     for need in claim.needs:
-        if need != MINUTES:
+        if need == GPU:
+            import torch
+
+            if not torch.cuda.is_available():
+                return "needs a GPU; run it on a machine that has one"
+        elif need != MINUTES:
             try:
                 benchmarks.find(need)
             except benchmarks.DataError as error:

@@ -112,7 +112,8 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         return build(**kwargs).eval()
     if "scale" not in known:
         raise ValueError(
-            f"no weights for {name} are shipped, only for {', '.join(list_models(pretrained=True))}; leave pretrained out"
+            f"no weights for {name} are shipped, only for {', '.join(list_models(pretrained=True))}; "
+            "leave pretrained out"
         )
     scale = kwargs.get("scale", known["scale"].default)
     fitting = [(path, recipe) for path, recipe in _shipped() if recipe.get("model") == name]

@@ -53,7 +53,6 @@ def test_drop_path_rises_to_the_last_block():
 
 
 def test_timm_builds_it_and_takes_its_maps():
-    assert foveal.models.backbone.register
     model = timm.create_model("vssd_micro", features_only=True, in_chans=1, dim=16, depths=(1, 1, 1, 1))
     assert model.feature_info.channels() == [16, 32, 64, 128]
     assert [m.shape[-1] for m in model(torch.rand(1, 1, 64, 64))] == [16, 8, 4, 2]

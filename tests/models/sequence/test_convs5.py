@@ -1,8 +1,8 @@
 import pytest
 import torch
+from foveal.models.sequence._rivals import ConvLSTM, attention_step, training_step
 
 from foveal.measure.cost import count_macs
-from foveal.models.sequence._rivals import ConvLSTM, attention_step, training_step
 from foveal.models.sequence.convs5 import ConvS5, ConvS5Layer, convs5_video, linear_scan
 
 

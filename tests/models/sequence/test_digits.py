@@ -1,8 +1,8 @@
 import pytest
 import torch
+from foveal.models.sequence._digits import digits, moving_digits
 
 from foveal.models.sequence import _digits
-from foveal.models.sequence._digits import digits, moving_digits
 
 
 @pytest.fixture

@@ -55,10 +55,10 @@ def _scan_error(seed: int, clusters: int) -> float:
 
     model = copy.deepcopy(small_vim(seed))
     mixers = integers_(model)
-    chosen = pictures("train", limit=512)[0]
-    _sort_(mixers, model, pictures)
+    calibration = pictures("train", limit=512)[0]
+    _sort_(mixers, model, calibration)
     watches = {mixer: {f"u{way}": Watch() for way in mixer.ways} for mixer in mixers}
-    watched(model, pictures, {m.point(name): watch for m, seen in watches.items() for name, watch in seen.items()})
+    watched(model, calibration, {m.point(name): watch for m, seen in watches.items() for name, watch in seen.items()})
     errors: list[Tensor] = []
     for mixer, seen in watches.items():
         label = _clustered(mixer, seen, clusters)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from toys import toy
 
-from foveal.catalogue.checks import CHECKS, CheckError, pairs, run
+from foveal.evidence.checks import CheckError, check, pairs, run
+from foveal.evidence.checks.models import CHECKS
 from foveal.record import Paper
 
 
@@ -111,20 +113,22 @@ class Silent(nn.Module):
 
 
 @pytest.fixture
-def record(make_method):
+def record():
     def build(model, *, case=None, **changes):
-        return make_method(kind="model", models={"toy": model}, cases={"toy": case or {}}, **changes)
+        return toy(kind="model", models={"toy": model}, cases={"toy": case or {}}, **changes)
 
     return build
 
 
 @pytest.mark.parametrize("case", [{}, {"scale": 3}, {"in_channels": 1}])
 def test_a_good_model_passes_all(record, case):
-    assert run(record(Good, case=case)) == dict.fromkeys(CHECKS, "passed")
+    assert run(record(Good, case=case)) == dict.fromkeys(("fields", *CHECKS), "passed")
 
 
 def test_a_good_classifier_passes_all(record):
-    assert run(record(Classifier, case={"num_classes": 3, "img_size": 4})) == dict.fromkeys(CHECKS, "passed")
+    assert run(record(Classifier, case={"num_classes": 3, "img_size": 4})) == dict.fromkeys(
+        ("fields", *CHECKS), "passed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,20 +167,16 @@ def test_a_wrong_model_is_refused(record, check, model, case, text):
         ({"summary": ""}, "summary must be one sentence"),
         ({"paper": Paper("T", "A", 2020, " ")}, "paper needs a title, authors and an identifier"),
         ({"paper": Paper("T", "A", 20, "X")}, "paper's year 20 must be between 1950 and next year"),
-        ({"claims": ()}, "at least one claim is needed"),
+        ({"cases": {}}, r"at least one case is needed, a foveal.record.Procedure"),
+        ({"kind": "objective"}, r"at least one case is needed, a foveal.record.Objective"),
         ({"kind": "model"}, "a model needs at least one entry in `models` and a tiny one in `cases`"),
         ({"except_for": {"shapes": "typo"}}, "except_for names checks"),
         ({"except_for": {"shape": " "}}, "gives a reason for each"),
     ],
 )
-def test_a_record_without_what_it_must_say_is_refused(make_method, changes, text):
+def test_a_record_without_what_it_must_say_is_refused(changes, text):
     with pytest.raises(CheckError, match=text):
-        CHECKS["fields"](make_method(**changes), "")
-
-
-def test_a_claim_that_says_nothing_is_refused(make_method, make_claim):
-    with pytest.raises(CheckError, match="every claim must say something"):
-        CHECKS["fields"](make_method(claims=(make_claim(" "),)), "")
+        check(toy(**changes), "fields", "")
 
 
 def test_an_excused_check_is_not_run_and_its_reason_kept(record):
@@ -197,13 +197,18 @@ def test_a_model_that_raises_fails_its_check_only(record):
     assert said["fields"] == "passed"
 
 
-def test_one_failing_case_fails_the_check(make_method):
-    method = make_method(kind="model", models={"bad": Narrowing, "good": Good}, cases={"bad": {}, "good": {}})
+def test_one_failing_case_fails_the_check():
+    method = toy(kind="model", models={"bad": Narrowing, "good": Good}, cases={"bad": {}, "good": {}})
     assert run(method)["dtype"].startswith("failed: ESPCN, bad")
 
 
-def test_other_kinds_are_checked_for_their_fields_only(make_method):
-    assert pairs(make_method(kind="transform", cases={"x": {}})) == [("fields", "")]
+def test_code_is_checked_once_a_class_and_sizes_are_built():
+    from functools import partial
+
+    models = {"small": Good, "large": partial(Good, scale=4), "other": Classifier}
+    method = toy(kind="model", models=models, cases={"small": {}, "large": {}, "other": {}})
+    assert [case for name, case in pairs(method) if name == "gradients"] == ["small", "other"]
+    assert [case for name, case in pairs(method) if name == "builds"] == ["small", "large", "other"]
 
 
 def test_checks_leave_the_seed_alone(record):

@@ -1,6 +1,6 @@
 import subprocess
 
-from foveal.catalogue import machine
+from foveal.evidence import machine
 
 
 def test_describe_names_the_processor_and_cores():
@@ -24,9 +24,7 @@ def test_commit_marks_changed_files(monkeypatch):
         machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, next(answers), "")
     )
     for want in ("abc1234", "abc1234+"):
-        machine.commit.cache_clear()
         assert machine.commit() == want
-    machine.commit.cache_clear()
 
 
 def test_commit_is_empty_without_git(monkeypatch):
@@ -34,6 +32,4 @@ def test_commit_is_empty_without_git(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(machine.subprocess, "run", gone)
-    machine.commit.cache_clear()
     assert machine.commit() == ""
-    machine.commit.cache_clear()

@@ -1,0 +1,69 @@
+"""Once, for all evidence: methods and evidence pair up, cheap claims are run, dear ones are rehearsed."""
+
+from pathlib import Path
+
+import pytest
+
+import foveal.evidence
+from foveal.catalogue.collect import records
+from foveal.evidence.rehearsal import rehearsal
+from foveal.evidence.results import load
+from foveal.evidence.run import key, run_one
+from foveal.index import evidence_of, index
+
+ROOT = Path(foveal.evidence.__file__).parent
+CHEAP = 1.0  # seconds that an exact claim may take to be run with every test
+CLAIMS = [(item, claim) for item in records().values() for claim in item.claims]
+
+
+def seconds(item, claim):
+    """Recorded time of a claim; 0 when it was never run."""
+    found = {outcome["key"]: outcome["seconds"] for outcome in load(item.method)["claims"]}
+    return found.get(key(claim), 0.0)
+
+
+def chosen(*kinds, dear=False):
+    listed = [
+        (item, claim)
+        for item, claim in CLAIMS
+        if claim.kind in kinds and (dear or seconds(item, claim) <= CHEAP) and "gpu" not in claim.needs
+    ]
+    ids = [f"{item.method.name}-{claim.says[:50]}" for item, claim in listed]
+    return pytest.mark.parametrize(("item", "claim"), listed, ids=ids)
+
+
+def test_every_method_has_its_evidence_and_every_evidence_its_method():
+    methods = {evidence_of(item.module) for item in index()}
+    folders = [ROOT / name for name in ("models", "nn", "ops", "shrink", "train", "studies")]
+    files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*.py") if path.stem != "__init__"]
+    assert {".".join(("foveal.evidence", *path.relative_to(ROOT).with_suffix("").parts)) for path in files} == methods
+
+
+@chosen("params", "macs", dear=True)
+def test_counts_are_what_is_recorded_of_them(item, claim):
+    """A count that does not fit the paper's number is a result; then it must be recorded as one."""
+    outcome = run_one(claim)
+    assert outcome.verdict in ("holds", "does not hold"), outcome.trace
+    if outcome.verdict == "does not hold":
+        assert claim.paper, f"{claim.says}: got {outcome.here}, and no figure of a paper explains another expectation"
+
+
+@chosen("equal")
+def test_exact_claims_hold(item, claim):
+    outcome = run_one(claim)
+    assert outcome.verdict == "holds", f"{outcome.here} {outcome.trace}"
+
+
+@chosen("kept", "grows", "bound", dear=True)
+def test_dear_claims_are_rehearsed(item, claim):
+    if claim.kind != "kept" and "minutes" not in claim.needs:
+        pytest.skip("measures at full size, without training")
+    with rehearsal():
+        outcome = run_one(claim)
+    assert outcome.verdict in ("holds", "does not hold"), outcome.trace
+
+
+def test_claims_of_a_row_do_not_say_the_same_twice():
+    for item in records().values():
+        keys = [key(claim) for claim in item.claims]
+        assert len(set(keys)) == len(keys), item.method.name
