@@ -1,13 +1,24 @@
-"""Runs the Python of the documents: what a block prints must be what its comments say it prints."""
+"""Runs the Python of the documents and the scripts: what a block prints must be what its comments say it prints."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -1,7 +1,6 @@
 """What must be so of the repository as a whole."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -9,19 +8,10 @@ import tomllib
 import zipfile
 
 import pytest
-from documents import ROOT
+from documents import ROOT, load
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 BINARY = {".png", ".onnx", ".safetensors", ".jpg", ".webp", ".gif", ".tiff", ".avif", ".bmp", ".icc"}
-
-
-def load(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 large_files = load("large_files")

@@ -19,13 +19,11 @@ def models(
     Without torch only the bundles are listed.
 
     \b
-    $ foveal models fast
+    $ foveal models fast_x4
     bundle   scale  quality  parameters  s/MP   Set5   licence
-    fast_x4  4      fast     17,328      0.019  30.95  Apache-2.0
-
-    model         parameters  shipped weights
-    luma_sr_fast  54,987      yes
+    fast_x4  4      fast     21,056      0.006  30.94  Apache-2.0
     """  # noqa: D301  \b keeps the transcript's lines apart in the help
+    from foveal._install import install_hint
     from foveal.cli._tables import console, table
     from foveal.runtime.bundle import BundleError
 
@@ -55,12 +53,16 @@ def models(
         table(out, head, lines)
         out.print()
     if networks:
-        rows = [(n["name"], f"{n['parameters']:,}", "yes" if n["pretrained"] else "no") for n in networks]
+        rows = [
+            (n["name"], f"{n['parameters']:,}" if n["parameters"] else "–", "yes" if n["pretrained"] else "no")
+            for n in networks
+        ]
         table(out, ("model", "parameters", "shipped weights"), rows)
     elif networks is None:
-        out.print("Networks to train need torch: pip install 'foveal[torch]'", markup=False, highlight=False)
+        out.print(f"Networks to train need torch: {install_hint('torch')}", markup=False, highlight=False)
     if not bundles and not networks:
-        out.print(f"Nothing is called {filter!r}.", markup=False, highlight=False)
+        typer.echo(f"foveal models: nothing is called {filter!r}; foveal models lists all", err=True)
+        raise typer.Exit(2)
 
 
 def _shown(value: Any, digits: int) -> str:
@@ -104,11 +106,17 @@ def _networks(pattern: str) -> list[dict[str, Any]] | None:
 
     if find_spec("torch") is None:
         return None
+    import torch
+
     from foveal.measure.cost import count_parameters
     from foveal.models import create_model, list_models
 
-    trained = set(list_models(pretrained=True))
-    return [
-        {"name": name, "parameters": count_parameters(create_model(name)), "pretrained": name in trained}
-        for name in list_models(pattern)
-    ]
+    trained, listed = set(list_models(pretrained=True)), []
+    with torch.device("meta"):  # a network's size needs no storage for it
+        for name in list_models(pattern):
+            try:
+                size = count_parameters(create_model(name))
+            except ImportError:  # it wants a package that is not installed
+                size = None
+            listed.append({"name": name, "parameters": size, "pretrained": name in trained})
+    return listed
