@@ -6,7 +6,7 @@ from torch import nn
 
 from foveal.nn.mamba import Mamba
 from foveal.shrink.quantize.mamba import Codes, integers_
-from foveal.shrink.quantize.quamba import PLAIN, Quamba, hadamard, quamba_, rotate, rotate_
+from foveal.shrink.quantize.quamba import Quamba, hadamard, rotate, rotate_
 
 
 def stack():
@@ -66,7 +66,7 @@ def test_folding_changes_nothing():
 def test_everything_is_rounded_a_little():
     model = stack()
     whole = copy.deepcopy(model)
-    assert quamba_(model, tokens()) is model
+    assert Quamba().apply(model, tokens()) is model
     assert 1e-4 < error(model, whole) < 0.1
     for mixer in integers_(model):
         assert all(mixer.point(name).scale.ndim == 0 for name in mixer.points)
@@ -77,8 +77,8 @@ def test_everything_is_rounded_a_little():
 
 def test_clipping_gives_up_the_largest():
     model, wide = stack(), stack()
-    quamba_(model, tokens(), Quamba(percentile=0.9))
-    quamba_(wide, tokens(), Quamba(percentile=1.0))
+    Quamba(percentile=0.9).apply(model, tokens())
+    Quamba(percentile=1.0).apply(wide, tokens())
     narrow, full = (integers_(m)[0] for m in (model, wide))
     for way in ("", "_b"):
         assert narrow.point(f"u{way}").scale < 0.8 * full.point(f"u{way}").scale
@@ -92,30 +92,30 @@ def test_rotation_helps_where_a_channel_stands_out():
             mixer.D[3] = 20.0
             mixer.out_proj.weight[:, 3] /= 20.0
     errors = []
-    for config in (PLAIN, Quamba(percentile=1.0)):
-        rounded = quamba_(copy.deepcopy(model), tokens(), config)
+    for config in (Quamba(percentile=1.0, rotate=False), Quamba(percentile=1.0)):
+        rounded = config.apply(copy.deepcopy(model), tokens())
         errors.append(error(rounded, model))
     assert errors[1] < 0.5 * errors[0]
 
 
 def test_batches_and_one_tensor_calibrate_alike():
     models = [stack(), stack()]
-    quamba_(models[0], tokens())
-    quamba_(models[1], (batch for batch in tokens().split(32)))
+    Quamba().apply(models[0], tokens())
+    Quamba().apply(models[1], (batch for batch in tokens().split(32)))
     assert torch.equal(models[0](tokens()), models[1](tokens()))
 
 
 def test_the_state_can_be_saved_with_the_codes():
-    model = quamba_(stack(), tokens())
-    again = quamba_(stack(), tokens() * 3)
+    model = Quamba().apply(stack(), tokens())
+    again = Quamba().apply(stack(), tokens() * 3)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(tokens()), model(tokens()))
 
 
 def test_once_is_enough():
-    model = quamba_(stack(), tokens())
+    model = Quamba().apply(stack(), tokens())
     with pytest.raises(ValueError, match="model must be in floating point, got one that is quantised"):
-        quamba_(model, tokens())
+        Quamba().apply(model, tokens())
 
 
 @pytest.mark.parametrize("percentile", [0.0, -1.0, 1.5])

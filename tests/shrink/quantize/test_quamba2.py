@@ -6,7 +6,7 @@ from torch import nn
 
 from foveal.nn.mamba import Mamba
 from foveal.shrink.quantize.mamba import Codes, integers_, per_tensor
-from foveal.shrink.quantize.quamba2 import Quamba2, cluster, gptq, packed_bytes, permute_, quamba2_
+from foveal.shrink.quantize.quamba2 import Quamba2, cluster, gptq, packed_bytes, permute_
 
 
 def stack():
@@ -77,7 +77,7 @@ def test_gptq_gives_up_inputs_that_are_always_zero():
 def test_each_width_of_bits_is_near(weights, activations, most):
     model = stack()
     whole = copy.deepcopy(model)
-    assert quamba2_(model, tokens(), Quamba2(weight_bits=weights, activation_bits=activations)) is model
+    assert Quamba2(weight_bits=weights, activation_bits=activations).apply(model, tokens()) is model
     assert 1e-4 < error(model, whole) < most
     for mixer in integers_(model):
         bits = {name: part.bits for name, part in mixer.weights.items() if isinstance(part, Codes)}
@@ -88,7 +88,7 @@ def test_each_width_of_bits_is_near(weights, activations, most):
 
 def test_channels_are_sorted_and_share_scales():
     model = stack()
-    quamba2_(model, tokens(), Quamba2(clusters=3, state_groups=2))
+    Quamba2(clusters=3, state_groups=2).apply(model, tokens())
     two_ways, one_way = integers_(model)
     scale = one_way.point("u").scale[:, 0]
     assert torch.equal(scale, scale.sort().values)
@@ -111,7 +111,7 @@ def test_clusters_round_the_input_better():
     for clusters in (1, 4):
         found = []
         config = Quamba2(weight_bits=8, clusters=clusters, rotate=False)
-        mixer = integers_(quamba2_(copy.deepcopy(model), tokens(), config))[0]
+        mixer = integers_(config.apply(copy.deepcopy(model), tokens()))[0]
         point = mixer.point("u")
         point.register_forward_hook(lambda _, inputs, out, found=found: found.append((out - inputs[0]).square().mean()))
         with torch.no_grad():
@@ -121,7 +121,7 @@ def test_clusters_round_the_input_better():
 
 
 def test_bytes_are_those_of_codes_and_scales():
-    model = quamba2_(nn.Sequential(Mamba(16, state=4)), torch.randn(4, 9, 16), Quamba2(group_size=16))
+    model = Quamba2(group_size=16).apply(nn.Sequential(Mamba(16, state=4)), torch.randn(4, 9, 16))
     # in 64×16, x 9×32, out 16×32 of four bits, with two bytes for each row and 16 inputs
     four = 64 * 8 + 9 * 16 + 16 * 16 + 2 * (64 + 9 * 2 + 16 * 2)
     # convolution 32×4, dt 32×1 and its bias 32, A 32×4, D 32: one scale each
@@ -137,14 +137,14 @@ def test_one_scale_reaches_the_largest():
 
 
 def test_once_is_enough():
-    model = quamba2_(stack(), [tokens()])
+    model = Quamba2().apply(stack(), [tokens()])
     with pytest.raises(ValueError, match="model must be in floating point, got one that is quantised"):
-        quamba2_(model, tokens())
+        Quamba2().apply(model, tokens())
 
 
 def test_state_groups_must_divide_the_states():
     with pytest.raises(ValueError, match="state_groups must divide the 4 states, got 3"):
-        quamba2_(stack(), tokens(), Quamba2(state_groups=3))
+        Quamba2(state_groups=3).apply(stack(), tokens())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from foveal.measure.cost import count_macs
 from foveal.models.backbone.plainmamba import plainmamba, plainmamba_l1
 from foveal.models.backbone.vim import vim
 from foveal.ops import selective_scan
-from foveal.shrink.tokens.top_vim import ToPViM, aligned_scan, keep_tokens, prune_tokens, score_tokens
+from foveal.shrink.tokens.top_vim import ToPViM, aligned_scan, keep_tokens, score_tokens
 
 
 def networks(depth=3):
@@ -53,7 +53,7 @@ def test_an_aligned_scan_is_the_whole_scan_of_zeros_elsewhere():
 def test_keeping_all_changes_nothing(align, size):
     x = torch.rand(2, 3, *size)
     for model in networks():
-        pruned = prune_tokens(model, ToPViM(after=(1, 2), keep=1.0, align=align))
+        pruned = ToPViM(after=(1, 2), keep=1.0, align=align).apply(model)
         torch.testing.assert_close(pruned(x), model(x), rtol=0, atol=1e-5)
         tokens, places = pruned.forward_features(x)
         torch.testing.assert_close(tokens, model.forward_features(x), rtol=0, atol=1e-4)
@@ -65,7 +65,7 @@ def test_as_many_stay_as_asked_and_the_class_token_with_them(align):
     x = torch.rand(2, 3, 20, 28)
     for model in networks(4):
         own = model.num_prefix_tokens
-        pruned = prune_tokens(model, ToPViM(after=(1, 3), keep=0.5, align=align))
+        pruned = ToPViM(after=(1, 3), keep=0.5, align=align).apply(model)
         tokens, places = pruned.forward_features(x)
         assert places.shape == (2, 9 + own)  # 35 to 18 to 9 patches
         assert tokens.shape == (2, 9 + own, 8)
@@ -76,7 +76,7 @@ def test_as_many_stay_as_asked_and_the_class_token_with_them(align):
 
 def test_the_class_token_is_what_the_head_reads():
     model = networks()[0]
-    pruned = prune_tokens(model, ToPViM(after=(1,), keep=0.4))
+    pruned = ToPViM(after=(1,), keep=0.4).apply(model)
     x = torch.rand(2, 3, 12, 20)
     tokens, places = pruned.forward_features(x)
     own = torch.stack([row[at == 7][0] for row, at in zip(tokens, places, strict=True)])
@@ -85,7 +85,7 @@ def test_the_class_token_is_what_the_head_reads():
 
 def test_a_pruned_network_learns():
     for model in networks():
-        pruned = prune_tokens(model.train(), ToPViM(after=(1, 2), keep=0.6))
+        pruned = ToPViM(after=(1, 2), keep=0.6).apply(model.train())
         F.cross_entropy(pruned(torch.rand(2, 3, 16, 12)), torch.tensor([0, 1])).backward()
         assert {name for name, value in pruned.named_parameters() if value.grad is None} == set()
         assert pruned.model is model
@@ -93,7 +93,7 @@ def test_a_pruned_network_learns():
 
 def test_multiply_adds_fall_with_the_tokens():
     model = vim(16, 4, 4, 4)
-    half = prune_tokens(model, ToPViM(after=(1,), keep=0.5))
+    half = ToPViM(after=(1,), keep=0.5).apply(model)
     whole, fewer = (count_macs(network, (1, 3, 64, 64)) for network in (model, half))
     assert fewer / whole == pytest.approx(1 / 4 + 3 / 8, abs=0.05)
 
@@ -109,16 +109,16 @@ def test_wrong_schedules_raise():
 
 def test_networks_that_cannot_be_pruned_raise():
     with pytest.raises(TypeError, match="model must be a Vim or a PlainMamba, got Linear"):
-        prune_tokens(nn.Linear(2, 2), ToPViM())
+        ToPViM().apply(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"after must stay below the 3 blocks, got \(1, 3\)"):
-        prune_tokens(networks()[0], ToPViM(after=(1, 3)))
+        ToPViM(after=(1, 3)).apply(networks()[0])
     with pytest.raises(ValueError, match="block 1 convolves the whole map; prune after 2 or later"):
-        prune_tokens(plainmamba_l1(dim=8, depth=3, state=2), ToPViM(after=(1,)))
+        ToPViM(after=(1,)).apply(plainmamba_l1(dim=8, depth=3, state=2))
     with pytest.raises(ValueError, match="build the network with released=False"):
-        prune_tokens(plainmamba(8, 3, 0, 2, released=True), ToPViM(after=(1,)))
+        ToPViM(after=(1,)).apply(plainmamba(8, 3, 0, 2, released=True))
 
 
 def test_after_a_convolving_block_it_can_be_pruned():
     torch.manual_seed(0)
     model = plainmamba_l1(dim=8, depth=3, state=2, patch_size=4, num_classes=3).eval()
-    assert prune_tokens(model, ToPViM(after=(2,), keep=0.5))(torch.rand(1, 3, 16, 12)).shape == (1, 3)
+    assert ToPViM(after=(2,), keep=0.5).apply(model)(torch.rand(1, 3, 16, 12)).shape == (1, 3)

@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foveal.record import Method, Paper
-from foveal.shrink.quantize.mamba import Codes, Watch, integers_, per_tensor, watched
+from foveal.nn.mamba import Mamba
+from foveal.record import Method, Paper, Transform
+from foveal.shrink.quantize.mamba import Codes, IntegerMamba, Watch, integers_, per_tensor, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from foveal.shrink.step import Inputs
 
-__all__ = ["Quamba", "Rotation", "hadamard", "quamba_", "rotate", "rotate_"]
+__all__ = ["Quamba", "Rotation", "floating", "given", "hadamard", "rotate", "rotate_", "tiny_mixers", "tiny_tokens"]
 
 ROUNDED = ("in_proj", "out_proj", "conv1d", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
 
@@ -120,9 +121,46 @@ def rotate_(model: nn.Module) -> nn.Module:
     return model
 
 
+def floating(model: nn.Module) -> list[IntegerMamba]:
+    """The mixers of a model that was not quantised yet, ready to be.
+
+    Args:
+        model: a model that holds mixers of `foveal.nn.mamba`.
+
+    Returns:
+        Its mixers.
+
+    Raises:
+        ValueError: it was quantised before.
+    """
+    mixers = integers_(model)
+    if any(isinstance(part, Codes) for mixer in mixers for part in mixer.modules()):
+        raise ValueError("model must be in floating point, got one that is quantised; load its weights again")
+    return mixers
+
+
+def given(data: Inputs | None) -> Inputs:
+    """Calibration inputs, or an error where there are none.
+
+    Args:
+        data: as `Step.apply` takes it.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if data is None:
+        raise ValueError(
+            "calibration inputs are needed, got None; give a tensor of pictures or batches of them as data"
+        )
+    return data
+
+
 @dataclass(frozen=True)
 class Quamba:
-    """What `quamba_` does.
+    """Quantise the Mamba mixers of a trained model to eight bits; `Quamba(1.0, rotate=False)` is plain rounding.
 
     Args:
         percentile: p, share of the scan's input in (0, 1] that is not clipped.
@@ -139,42 +177,61 @@ class Quamba:
         if not 0 < self.percentile <= 1:
             raise ValueError(f"percentile must be in (0, 1], got {self.percentile}; 1 clips nothing")
 
+    def apply(self, model: nn.Module, data: Inputs | None = None) -> nn.Module:
+        """Quantise the Mamba mixers of a trained model to eight bits, in place.
 
-def quamba_(
-    model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
-    config: Quamba = Quamba(),
-) -> nn.Module:
-    """Quantise the Mamba mixers of a trained model to eight bits, in place.
+        Args:
+            model: a model that holds mixers of `foveal.nn.mamba`.
+            data: calibration inputs of the model, as one tensor or in batches.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: no calibration inputs, or a model that was quantised before.
+        """
+        mixers = floating(model)
+        data = given(data)
+        if self.rotate:
+            rotate_(model)
+        watches = {
+            mixer.point(name): Watch(percentile=self.percentile if name in ("u", "u_b") else 1.0)
+            for mixer in mixers
+            for name in mixer.points
+        }
+        for point, watch in watched(model, data, watches).items():
+            point.set(watch.clip())
+        for mixer in mixers:
+            for name in mixer.weights:
+                if name.removesuffix("_b") in ROUNDED:
+                    mixer.put(name, Codes(*per_tensor(mixer.weight(name))))
+        return model
+
+
+def tiny_mixers(seed: int) -> nn.Module:
+    """Two small mixers, for the common suite.
 
     Args:
-        model: holds mixers of `foveal.nn.mamba`.
-        calibration: inputs of the model, in batches or as one tensor.
-        config: what to do; `Quamba(percentile=1, rotate=False)` is plain rounding with one scale a tensor.
+        seed: seed of their weights.
 
     Returns:
-        The model.
-
-    Raises:
-        ValueError: it was quantised before.
+        (B, N, 16) to the same.
     """
-    mixers = integers_(model)
-    if any(isinstance(part, Codes) for mixer in mixers for part in mixer.modules()):
-        raise ValueError("model must be in floating point, got one that is quantised; load its weights again")
-    if config.rotate:
-        rotate_(model)
-    watches = {
-        mixer.point(name): Watch(percentile=config.percentile if name in ("u", "u_b") else 1.0)
-        for mixer in mixers
-        for name in mixer.points
-    }
-    for point, watch in watched(model, calibration, watches).items():
-        point.set(watch.clip())
-    for mixer in mixers:
-        for name in mixer.weights:
-            if name.removesuffix("_b") in ROUNDED:
-                mixer.put(name, Codes(*per_tensor(mixer.weight(name))))
-    return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(Mamba(16, state=4), Mamba(16, state=4, bidirectional=True))
+
+
+def tiny_tokens(seed: int) -> Tensor:
+    """Inputs of `tiny_mixers`.
+
+    Args:
+        seed: seed of the values.
+
+    Returns:
+        (2, 9, 16).
+    """
+    return torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(seed))
 
 
 METHOD = Method(
@@ -182,6 +239,11 @@ METHOD = Method(
     name="Quamba",
     kind="transform",
     summary="Eight-bit Mamba after training: the scan's input is clipped, its output rotated.",
+    cases={
+        "two mixers": Transform(
+            lambda model: Quamba().apply(model, tiny_tokens(1)), tiny_mixers, tiny_tokens, rotate_, twice="is quantised"
+        )
+    },
     paper=Paper(
         "Quamba: A Post-Training Quantization Recipe for Selective State Space Models",
         "H.-Y. Chiang et al.",

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foveal.record import Method, Paper
+from foveal.record import Method, Paper, Transform
 from foveal.shrink.quantize.mamba import (
     Codes,
     IntegerMamba,
@@ -41,12 +41,12 @@ from foveal.shrink.quantize.mamba import (
     round_to,
     watched,
 )
-from foveal.shrink.quantize.quamba import ROUNDED, rotate_
+from foveal.shrink.quantize.quamba import ROUNDED, floating, given, rotate_, tiny_mixers, tiny_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from foveal.shrink.step import Inputs
 
-__all__ = ["Quamba2", "cluster", "gptq", "packed_bytes", "permute_", "quamba2_"]
+__all__ = ["Quamba2", "clips", "cluster", "clustered", "gptq", "packed_bytes", "permute_", "sort_"]
 
 SEEN_BY = {"in_proj": "tokens", "x_proj": "u", "out_proj": "y"}  # weights of four bits and the point before them
 
@@ -127,9 +127,73 @@ def permute_(mixer: IntegerMamba, order: Tensor) -> None:
             mixer.put(f"{name}{way}", mixer.weight(f"{name}{way}")[order])
 
 
+def sort_(mixers: list[IntegerMamba], model: nn.Module, calibration: Tensor | list[Tensor]) -> None:
+    """Order the channels of every mixer by the largest value of either way, in place.
+
+    Args:
+        mixers: the model's mixers.
+        model: the model.
+        calibration: its inputs.
+    """
+    watches = {mixer.point(f"u{way}"): Watch() for mixer in mixers for way in mixer.ways}
+    watched(model, calibration, watches)
+    for mixer in mixers:
+        largest = torch.stack([_largest(watches[mixer.point(f"u{way}")]) for way in mixer.ways]).amax(0)
+        permute_(mixer, largest.argsort())
+
+
+def _largest(watch: Watch) -> Tensor:
+    assert watch.largest is not None
+    return watch.largest
+
+
+def clips(watch: Watch, label: Tensor) -> Tensor:
+    """Largest value of each channel's group.
+
+    Args:
+        watch: what was seen of the channels.
+        label: group of each channel, (C,).
+
+    Returns:
+        (C,).
+    """
+    largest = _largest(watch)
+    return largest.new_zeros(int(label.max()) + 1).scatter_reduce(0, label, largest, "amax")[label]
+
+
+def clustered(mixer: IntegerMamba, watches: dict[str, Watch], clusters: int) -> Tensor:
+    """Clusters of the sorted channels of a mixer; both ways share them.
+
+    Args:
+        mixer: the mixer.
+        watches: what was seen at its points.
+        clusters: number of clusters.
+
+    Returns:
+        Cluster of each channel, (C,).
+    """
+    largest = torch.stack([_largest(watches[f"u{way}"]) for way in mixer.ways]).amax(0)
+    return cluster(largest.sort().values, min(clusters, len(largest)))
+
+
+def _scales_(mixer: IntegerMamba, watches: dict[str, Watch], config: Quamba2) -> None:
+    clusters = clustered(mixer, watches, config.clusters)
+    for name, watch in watches.items():
+        kind, largest = name.removesuffix("_b"), _largest(watch)
+        if kind == "u":
+            mixer.point(name).set(clips(watch, clusters))
+        elif kind in ("B", "C"):
+            if len(largest) % config.state_groups:
+                raise ValueError(f"state_groups must divide the {len(largest)} states, got {config.state_groups}")
+            label = torch.arange(len(largest), device=largest.device) * config.state_groups // len(largest)
+            mixer.point(name).set(clips(watch, label))
+        else:
+            mixer.point(name).set(watch.clip())
+
+
 @dataclass(frozen=True)
 class Quamba2:
-    """What `quamba2_` does.
+    """Quantise the Mamba mixers of a trained model with weights of four or eight bits.
 
     Args:
         weight_bits: of the projections in, to step, B and C, and out: 4 or 8.
@@ -166,98 +230,51 @@ class Quamba2:
         if self.damping <= 0:
             raise ValueError(f"damping must be above 0, got {self.damping}")
 
+    def apply(self, model: nn.Module, data: Inputs | None = None) -> nn.Module:
+        """Quantise the Mamba mixers of a trained model, in place.
 
-def _sort_(mixers: list[IntegerMamba], model: nn.Module, calibration: Tensor | list[Tensor]) -> None:
-    """Order the channels of every mixer by the largest value of either way."""
-    watches = {mixer.point(f"u{way}"): Watch() for mixer in mixers for way in mixer.ways}
-    watched(model, calibration, watches)
-    for mixer in mixers:
-        largest = torch.stack([_largest(watches[mixer.point(f"u{way}")]) for way in mixer.ways]).amax(0)
-        permute_(mixer, largest.argsort())
+        Args:
+            model: a model that holds mixers of `foveal.nn.mamba`.
+            data: calibration inputs of the model, as one tensor or in batches.
 
+        Returns:
+            The model.
 
-def _largest(watch: Watch) -> Tensor:
-    assert watch.largest is not None
-    return watch.largest
-
-
-def _clips(watch: Watch, label: Tensor) -> Tensor:
-    """Largest value of each channel's group, (C,)."""
-    largest = _largest(watch)
-    return largest.new_zeros(int(label.max()) + 1).scatter_reduce(0, label, largest, "amax")[label]
-
-
-def _clustered(mixer: IntegerMamba, watches: dict[str, Watch], clusters: int) -> Tensor:
-    """Clusters of the sorted channels of a mixer; both ways share them."""
-    largest = torch.stack([_largest(watches[f"u{way}"]) for way in mixer.ways]).amax(0)
-    return cluster(largest.sort().values, min(clusters, len(largest)))
-
-
-def _scales_(mixer: IntegerMamba, watches: dict[str, Watch], config: Quamba2) -> None:
-    clusters = _clustered(mixer, watches, config.clusters)
-    for name, watch in watches.items():
-        kind, largest = name.removesuffix("_b"), _largest(watch)
-        if kind == "u":
-            mixer.point(name).set(_clips(watch, clusters))
-        elif kind in ("B", "C"):
-            if len(largest) % config.state_groups:
-                raise ValueError(f"state_groups must divide the {len(largest)} states, got {config.state_groups}")
-            label = torch.arange(len(largest), device=largest.device) * config.state_groups // len(largest)
-            mixer.point(name).set(_clips(watch, label))
-        else:
-            mixer.point(name).set(watch.clip())
-
-
-def quamba2_(
-    model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
-    config: Quamba2 = Quamba2(),
-) -> nn.Module:
-    """Quantise the Mamba mixers of a trained model, in place.
-
-    Args:
-        model: holds mixers of `foveal.nn.mamba`.
-        calibration: inputs of the model, in batches or as one tensor.
-        config: what to do.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: it was quantised before, or its states cannot be grouped as asked.
-    """
-    mixers = integers_(model)
-    if any(isinstance(part, Codes) for mixer in mixers for part in mixer.modules()):
-        raise ValueError("model must be in floating point, got one that is quantised; load its weights again")
-    batches = calibration if isinstance(calibration, Tensor) else list(calibration)
-    _sort_(mixers, model, batches)
-    if config.rotate:
-        rotate_(model)
-    before = set(SEEN_BY.values())
-    watches = {
-        mixer: {name: Watch(gram=name.removesuffix("_b") in before) for name in mixer.points} for mixer in mixers
-    }
-    watched(model, batches, {m.point(name): watch for m, seen in watches.items() for name, watch in seen.items()})
-    for mixer, seen in watches.items():
-        if config.activation_bits == 8:
-            _scales_(mixer, seen, config)
-        for name in mixer.weights:
-            kind = name.removesuffix("_b")
-            if kind in SEEN_BY and config.weight_bits == 4:
-                gram = seen[name.replace(kind, SEEN_BY[kind])].gram
-                assert gram is not None
-                codes, scale = gptq(mixer.weight(name), gram, group_size=config.group_size, damping=config.damping)
-                mixer.put(name, Codes(codes, scale, bits=4, group_size=config.group_size))
-            elif kind in ROUNDED:
-                mixer.put(name, Codes(*per_tensor(mixer.weight(name))))
-    return model
+        Raises:
+            ValueError: no calibration inputs, a model that was quantised before, or states that cannot be grouped as
+                asked.
+        """
+        mixers = floating(model)
+        data = given(data)
+        batches = data if isinstance(data, Tensor) else list(data)
+        sort_(mixers, model, batches)
+        if self.rotate:
+            rotate_(model)
+        before = set(SEEN_BY.values())
+        watches = {
+            mixer: {name: Watch(gram=name.removesuffix("_b") in before) for name in mixer.points} for mixer in mixers
+        }
+        watched(model, batches, {m.point(name): watch for m, seen in watches.items() for name, watch in seen.items()})
+        for mixer, seen in watches.items():
+            if self.activation_bits == 8:
+                _scales_(mixer, seen, self)
+            for name in mixer.weights:
+                kind = name.removesuffix("_b")
+                if kind in SEEN_BY and self.weight_bits == 4:
+                    gram = seen[name.replace(kind, SEEN_BY[kind])].gram
+                    assert gram is not None
+                    codes, scale = gptq(mixer.weight(name), gram, group_size=self.group_size, damping=self.damping)
+                    mixer.put(name, Codes(codes, scale, bits=4, group_size=self.group_size))
+                elif kind in ROUNDED:
+                    mixer.put(name, Codes(*per_tensor(mixer.weight(name))))
+        return model
 
 
 def packed_bytes(model: nn.Module) -> tuple[int, int]:
     """What the quantised weights of a model take.
 
     Args:
-        model: after `quamba_` or `quamba2_`.
+        model: a model that `Quamba` or `Quamba2` was applied to.
 
     Returns:
         Bytes of codes and scales; bytes of the same weights in half precision.
@@ -271,6 +288,15 @@ METHOD = Method(
     name="Quamba2",
     kind="transform",
     summary="Mamba with four-bit weights: channels are sorted and clustered, and each cluster has its scale.",
+    cases={
+        "two mixers": Transform(
+            lambda model: Quamba2(state_groups=2, group_size=4).apply(model, tiny_tokens(1)),
+            tiny_mixers,
+            tiny_tokens,
+            lambda model: sort_(integers_(model), model, tiny_tokens(1)),
+            twice="is quantised",
+        )
+    },
     paper=Paper(
         "Quamba2: A Robust and Scalable Post-training Quantization Framework for Selective State Space Models",
         "H.-Y. Chiang et al.",

@@ -22,20 +22,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.models.backbone.plainmamba import PlainMambaMixer
-from foveal.nn.isotropic import Isotropic
 from foveal.nn.mamba import Mamba
 from foveal.nn.snake import moves
 from foveal.ops import selective_scan
 from foveal.ops.scan2d import routes
-from foveal.record import Method, Paper
+from foveal.record import Method, Paper, Transform
+from foveal.shrink.tokens.network import Tokens
 
-__all__ = ["PrunedTokens", "ToPViM", "aligned_scan", "keep_tokens", "prune_tokens", "score_tokens"]
+if TYPE_CHECKING:
+    from foveal.shrink.step import Inputs
+
+__all__ = ["PrunedTokens", "ToPViM", "aligned_scan", "keep_tokens", "mix", "score_tokens"]
 
 
 def score_tokens(y: Tensor) -> Tensor:
@@ -157,10 +161,22 @@ def _over_map(mixer: PlainMambaMixer, x: Tensor, places: Tensor, size: tuple[int
     return _take(y.transpose(1, 2), order.argsort(-1)).unflatten(0, (-1, count)).sum(1)
 
 
-def _mix(
+def mix(
     mixer: Mamba | PlainMambaMixer, tokens: Tensor, places: Tensor, size: tuple[int, int], length: int, align: bool
 ) -> tuple[Tensor, Tensor]:
-    """A mixer on kept tokens, (B, M, C): what it gives, and the scan's output, (B, E, M)."""
+    """A mixer on kept tokens.
+
+    Args:
+        mixer: the mixer.
+        tokens: the kept ones, (B, M, C).
+        places: where they stand among all, rising, (B, M).
+        size: rows and columns of patches.
+        length: number of all tokens, N.
+        align: whether the state decays over what was dropped.
+
+    Returns:
+        What the mixer gives, (B, M, C), and the scan's output, (B, E, M).
+    """
     x, z = mixer.in_proj(tokens).chunk(2, dim=2)
     if isinstance(mixer, Mamba):
         y = _along_tokens(mixer, x, places, length, align)
@@ -192,16 +208,45 @@ class ToPViM:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be in (0, 1], got {self.keep}; 0.7 keeps 70% of the patches each time")
 
+    def apply(self, model: nn.Module, data: Inputs | None = None) -> PrunedTokens:  # noqa: ARG002 - nothing is calibrated
+        """Let a network drop tokens on its way. It can be trained further like this, which the paper does.
+
+        Args:
+            model: one of `vim_*` or `plainmamba_*`.
+            data: not needed.
+
+        Returns:
+            The network around the same parameters.
+
+        Raises:
+            TypeError: another network.
+            ValueError: fewer blocks than `after` speaks of, or blocks that cannot run on a part of the map.
+        """
+        blocks = model.blocks if isinstance(model, Tokens) else ()
+        mixers = [getattr(block, "mixer", None) for block in blocks]
+        if not (mixers and all(isinstance(mixer, Mamba | PlainMambaMixer) for mixer in mixers)):
+            raise TypeError(f"model must be a Vim or a PlainMamba, got {type(model).__name__}; build one by its name")
+        if self.after[-1] >= len(mixers):
+            raise ValueError(
+                f"after must stay below the {len(mixers)} blocks, got {self.after}; the last has no use of it"
+            )
+        for number, block in enumerate(blocks, 1):
+            if number >= self.after[0] and getattr(block, "convolve", None) is not None:
+                raise ValueError(f"block {number} convolves the whole map; prune after {number + 1} or later")
+        if any(isinstance(mixer, PlainMambaMixer) and mixer.scan.released for mixer in mixers):
+            raise ValueError("pruning needs scans that follow the routes; build the network with released=False")
+        return PrunedTokens(model, self)  # type: ignore[arg-type]
+
 
 class PrunedTokens(nn.Module):
-    """A network that drops tokens on its way, (B, in_channels, H, W) to (B, num_classes). Made by `prune_tokens`.
+    """A network that drops tokens on its way, (B, in_channels, H, W) to (B, num_classes). Made by `ToPViM.apply`.
 
     Args:
         model: the network; its parameters are shared, not copied.
         config: when and how many.
     """
 
-    def __init__(self, model: Isotropic, config: ToPViM) -> None:
+    def __init__(self, model: Tokens, config: ToPViM) -> None:
         super().__init__()
         self.model, self.config = model, config
 
@@ -227,7 +272,7 @@ class PrunedTokens(nn.Module):
             if number < config.after[0]:
                 tokens = block(tokens, size)
                 continue
-            out, y = _mix(block.mixer, block.norm(tokens), places, size, length, config.align)  # type: ignore[arg-type, operator]
+            out, y = mix(block.mixer, block.norm(tokens), places, size, length, config.align)  # type: ignore[arg-type, operator]
             tokens = tokens + block.drop_path(out)  # type: ignore[operator]
             if number in config.after:
                 score = score_tokens(y)
@@ -246,34 +291,12 @@ class PrunedTokens(nn.Module):
         return self.model.forward_head(tokens)
 
 
-def prune_tokens(model: nn.Module, config: ToPViM) -> PrunedTokens:
-    """Let a network drop tokens on its way. It can be trained further like this, which the paper does.
+def _tiny(seed: int) -> nn.Module:
+    from foveal.models.backbone.vim import vim
 
-    Args:
-        model: one of `vim_*` or `plainmamba_*`.
-        config: when and how many.
-
-    Returns:
-        The network around the same parameters.
-
-    Raises:
-        TypeError: another network.
-        ValueError: fewer blocks than `config` speaks of, or blocks that cannot run on a part of the map.
-    """
-    mixers = [getattr(block, "mixer", None) for block in model.blocks] if isinstance(model, Isotropic) else []
-    if not mixers or not all(isinstance(mixer, Mamba | PlainMambaMixer) for mixer in mixers):
-        raise TypeError(f"model must be a Vim or a PlainMamba, got {type(model).__name__}; build one by its name")
-    assert isinstance(model, Isotropic)
-    if config.after[-1] >= len(mixers):
-        raise ValueError(
-            f"after must stay below the {len(mixers)} blocks, got {config.after}; the last has no use of it"
-        )
-    for number, block in enumerate(model.blocks, 1):
-        if number >= config.after[0] and getattr(block, "convolve", None) is not None:
-            raise ValueError(f"block {number} convolves the whole map; prune after {number + 1} or later")
-    if any(isinstance(mixer, PlainMambaMixer) and mixer.scan.released for mixer in mixers):
-        raise ValueError("pruning needs scans that follow the routes; build the network with released=False")
-    return PrunedTokens(model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return vim(8, 3, 2, 4, num_classes=3)
 
 
 METHOD = Method(
@@ -281,5 +304,14 @@ METHOD = Method(
     name="ToP-ViM",
     kind="transform",
     summary="Tokens of a state-space network are dropped on its way and its state decays as if they were still there.",
+    cases={
+        "vim": Transform(
+            ToPViM(after=(1, 2), keep=0.6).apply,
+            _tiny,
+            lambda seed: torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(seed)),
+            ToPViM(after=(1, 2), keep=1.0).apply,
+            twice="model must be a Vim or a PlainMamba, got PrunedTokens",
+        )
+    },
     paper=Paper("Exploring Token Pruning in Vision State Space Models", "Z. Zhan et al.", 2024, "arXiv:2409.18962"),
 )
