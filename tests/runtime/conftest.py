@@ -8,15 +8,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveal.runtime import plan
-from foveal.runtime.bundle import Bundle, Card
+from foveal.runtime import throughput
+from foveal.runtime.bundle import Bundle
+from foveal.runtime.card import Card
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or changes the cache of whoever runs it, and none measures for long."""
     monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(plan, "_TRIED", (32,))
+    monkeypatch.setattr(throughput, "_TRIED", (32,))
 
 
 def _weights(rng, *shape):

@@ -30,7 +30,7 @@ def test_keys_from_the_future_are_left_alone(tmp_path):
         ({"margin": -1}, "margin must be a whole number of at least 0, got -1"),
         ({"multiple": 1.5}, "multiple must be a whole number"),
         ({"trims": "yes"}, "trims must be true or false, got 'yes'"),
-        ({"version": 2}, "card version 2, this foveal reads 1; update foveal"),
+        ({"version": 3}, "card version 3, this foveal reads 2; update foveal"),
         ({"channels": 1}, r"channels must be 3 \(RGB\), got 1"),
         ({"quality": "good"}, "quality must be one of fast, balanced, best, got 'good'"),
         ({"files": {"uint8": "a"}}, "files must name at least a float file"),
@@ -112,7 +112,7 @@ def test_choose_the_quality_or_the_nearest_and_say_so(shelf):
     assert choose(4, "best")[1] == "no bundle of quality best ×4 yet; using d", "mirror images would not help"
     assert choose(2, "balanced")[1] == ""
     assert choose(3, "fast")[0].card.name == "c"
-    with pytest.raises(BundleError, match="no bundle enlarges by 5; there are some for 2, 3, 4"):
+    with pytest.raises(BundleError, match="no super-resolution bundle enlarges by 5; there are some for 2, 3, 4"):
         choose(5)
     with pytest.raises(ValueError, match="quality must be one of fast, balanced, best, got 'great'"):
         choose(2, "great")

@@ -11,10 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
+from foveal._install import install_hint
+
 __all__ = ["doctor"]
 
 # Instructions that make convolutions fast, from the oldest to the newest.
-_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
+_FEATURES = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+)
 
 
 def doctor(
@@ -67,8 +81,8 @@ def doctor(
 def _examine() -> dict[str, Any]:
     import foveal
     from foveal.runtime.bundle import available
-    from foveal.runtime.engines import ENGINES, cpu_model, default_threads
-    from foveal.runtime.plan import cache_folder
+    from foveal.runtime.engines import ENGINES
+    from foveal.runtime.machine import cache_folder, cores, cpu_flags, cpu_model
 
     folder = cache_folder()
     problems: list[str] = []
@@ -83,8 +97,8 @@ def _examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": cpu_model(),
-        "features": _features(),
-        "threads": default_threads(),
+        "features": [feature for feature in _FEATURES if feature in cpu_flags()],
+        "threads": cores(),
         "cache": {"folder": str(folder), "writable": _writable(folder)},
         "packages": {name: _version(name) for name in ("numpy", "pillow", "pyvips", "libvips", "typer", "rich")},
         "engines": {name: _engine(name, bundles) for name in ENGINES},
@@ -117,15 +131,6 @@ def _tell(report: dict[str, Any]) -> None:
 def _state(entry: dict[str, Any]) -> str:
     version_text = f" {entry['version']}" if entry.get("version") else ""
     return f"works{version_text}" if entry["works"] else f"does not work: {entry['why']}"
-
-
-def _features() -> list[str]:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return []
-    have = set(flags)
-    return [feature for feature in _FEATURES if feature in have] + (["neon"] if "asimd" in have else [])
 
 
 def _version(name: str) -> str:
@@ -166,7 +171,7 @@ def _kernels() -> dict[str, Any]:
             used = {"version": "in use" if name == usable[0] else ""} if reason is None else {"why": reason}
             found[name] = {"works": reason is None, **used}
     if importlib.util.find_spec("torch") is None:
-        reason = "torch is not installed; pip install 'foveal[torch]'"
+        reason = f"torch is not installed; {install_hint('torch')}"
     else:
         from foveal.ops.selective_scan import explain
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from foveal.export.onnx import to_onnx
 from foveal.measure import benchmarks
 from foveal.measure.quality import benchmark_pairs, bicubic, from_torch, luma, psnr
+from foveal.runtime.ort import load_onnxruntime
 from foveal.train.fit import learning_rate
 from foveal.train.pairs import Pairs
 
@@ -175,9 +176,7 @@ class _Onnx(torch.nn.Module):
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
-        import onnxruntime
-
-        self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        self.session = load_onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self.session.run(None, {"image": x.numpy()})[0])
@@ -199,8 +198,7 @@ def quantized(
     Returns:
         A module that runs the quantised file.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
+    quantization = load_onnxruntime("quantization")
     pairs = Pairs.from_folder(folder or benchmarks.find("bsds400"), scale, patch=patch)
     low, _ = pairs.batch(pictures, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as place:
@@ -208,13 +206,13 @@ def quantized(
         to_onnx(model, plain, torch.rand(1, 3, 24, 20))
         logging.disable(logging.WARNING)  # it recommends a pass for graphs that are not folded yet; ours is
         try:
-            quantize_static(
+            quantization.quantize_static(
                 plain,
                 eight,
                 _Calibration(_tensor(low, luminance=False)),  # type: ignore[arg-type]
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
             )
         finally:

@@ -221,10 +221,11 @@ def _projection(*, eight_bits: bool) -> Callable[[], Any]:
     import logging
 
     import numpy as np
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from foveal.runtime.ort import load_onnxruntime
+
+    onnxruntime, quantization = load_onnxruntime(), load_onnxruntime("quantization")
     rng = np.random.default_rng(0)
     tokens, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((197, 192), (192, 768)))
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
@@ -237,7 +238,7 @@ def _projection(*, eight_bits: bool) -> Callable[[], Any]:
         if eight_bits:
             logging.disable(logging.WARNING)  # it recommends a pass for graphs that are not folded yet
             try:
-                quantize_dynamic(path, path, weight_type=QuantType.QInt8)
+                quantization.quantize_dynamic(path, path, weight_type=quantization.QuantType.QInt8)
             finally:
                 logging.disable(logging.NOTSET)
         data = path.read_bytes()
