@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,14 @@ def test_plan_grows_with_the_picture(bundles):
     assert animation.seconds == pytest.approx(0.25 + 10 * (small.seconds - 0.25))
     assert "64×64 → 128×128 × 10 frames" in str(animation)
     assert json.loads(json.dumps(large.to_dict()))["tile"] == [64, 64]
+
+
+def test_overlapping_tiles_take_memory_for_their_sums(bundles):
+    card = bundles["same"].card
+    grid = make_grid(100, 1000, 50, card)
+    exact, overlap = (memory(grid, replace(card, tiling=t), "torch", 3, whole=False) for t in ("exact", "overlap"))
+    # A band of 50 rows and twice the margin of 1, twice as wide; four channels and a weight, four bytes each.
+    assert overlap - exact == (50 + 2) * 1000 * 4 * 20
 
 
 def test_hundred_megapixels_stay_under_two_gigabytes(bundles):

@@ -7,11 +7,12 @@ from PIL import Image
 
 from foveal.images.resize import imresize
 from foveal.runtime.bundle import available
+from foveal.runtime.card import BundleError
 from foveal.runtime.engines import EngineError, EngineMemoryError, why_not
 from foveal.runtime.throughput import remembered
 from foveal.runtime.upscaler import Upscaler
 
-KINDS = ("trims", "x3", "same", "blocks", "same_blocks", "float")
+KINDS = ("trims", "x1", "x3", "same", "blocks", "same_blocks", "float")
 
 
 def make(bundle, **options):
@@ -301,7 +302,7 @@ class Spoiled:
 @pytest.fixture
 def spoil(bundles):
     def with_change(change, kind="trims", **options):
-        upscale = make(bundles[kind], **options)
+        upscale = make(bundles[kind] if isinstance(kind, str) else kind, **options)
         opened = upscale._network._open
         engines = []
 
@@ -373,6 +374,68 @@ def test_out_of_memory_halves_the_tile(spoil, natural):
     starved, _ = spoil(lambda y, x: (_ for _ in ()).throw(EngineMemoryError("none at all")))
     with pytest.raises(MemoryError, match="none at all"):
         starved(image)
+
+
+def test_a_note_belongs_to_one_picture(spoil, natural, tmp_path):
+    def starve(y, x):
+        if x.shape[1] > 30:
+            raise EngineMemoryError("no")
+        return y
+
+    upscale, _ = spoil(starve, tile=64)
+    for name, height in (("large", 90), ("small", 20)):
+        Image.fromarray(natural(height, 20)).save(tmp_path / f"{name}.png")
+    noted = upscale.upscale_file(tmp_path / "large.png", tmp_path / "a.png").notes
+    assert noted == ("out of memory: went on with tiles of 22",)
+    assert upscale.upscale_file(tmp_path / "small.png", tmp_path / "b.png").notes == ()
+    assert upscale.notes == ()
+
+
+def test_what_fails_inside_names_bundle_engine_and_tile(spoil, natural, bundles):
+    def fail(y, x):
+        raise ZeroDivisionError("inside")
+
+    upscale, _ = spoil(fail, tile=16)
+    with pytest.raises(ZeroDivisionError, match="inside") as caught:
+        upscale(natural(30, 40))
+    assert caught.value.__notes__ == ["while tiny ran in onnxruntime with tiles of 14×15 on a picture of 40×30"]
+    assert caught.traceback[-1].name == "fail"
+
+
+def test_only_pictures_are_upscaled(bundles):
+    for purpose in ("classification", "dense"):
+        bundle = replace(bundles["x1"], card=replace(bundles["x1"].card, purpose=purpose))
+        with pytest.raises(
+            BundleError, match=f"tiny: its purpose is {purpose}, an Upscaler runs super-resolution and "
+        ):
+            make(bundle)
+
+
+def test_restoration_is_a_purpose_of_its_own(bundles, natural, monkeypatch):
+    card = replace(bundles["x1"].card, purpose="restoration", quality="balanced")
+    monkeypatch.setattr("foveal.runtime.bundle.available", lambda: [replace(bundles["x1"], card=card)])
+    image = natural(20, 30)
+    restore = Upscaler(1, purpose="restoration", engine="onnxruntime", threads=1)
+    assert restore.card == card
+    np.testing.assert_array_equal(restore(image), make(bundles["x1"])(image))
+    assert restore.plan(image).scale == 1
+    with pytest.raises(
+        BundleError, match="no super-resolution bundle enlarges by 1; none is installed for that purpose"
+    ):
+        Upscaler(1)
+
+
+@pytest.mark.parametrize("kind", ["trims", "same_blocks"])
+def test_small_pictures_are_mirrored_up_to_the_minimum(kind, spoil, bundles, natural):
+    card = replace(bundles[kind].card, minimum=37)
+    least = -(-37 // card.multiple) * card.multiple
+    upscale, engines = spoil(lambda y, x: y, replace(bundles[kind], card=card), tile=16)
+    for height, width in [(1, 1), (5, 70), (40, 40)]:
+        image = natural(height, width)
+        for picture in (image, image.astype(np.uint16) * 257):
+            np.testing.assert_array_equal(upscale(picture), make(bundles[kind], tile=16)(picture))
+    sides = {min(s[1:3] if s[-1] == 3 else s[2:]) for engine in engines for s in engine.shapes}
+    assert sides == {least}
 
 
 # Progress and plans
