@@ -16,19 +16,7 @@ from foveal._install import install_hint
 __all__ = ["doctor"]
 
 # Instructions that make convolutions fast, from the oldest to the newest.
-_FEATURES = (
-    "sse4_2",
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_bf16",
-    "asimd",
-)
+_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
 
 
 def doctor(
@@ -40,7 +28,7 @@ def doctor(
     pictures cannot be upscaled here.
 
     Args:
-        json: machine-readable.
+        json: print one JSON document.
 
     Raises:
         typer.Exit: with 1 if pictures cannot be upscaled here.
@@ -54,12 +42,16 @@ def doctor(
         packages   numpy 2.4.6, pillow 13.0.0, pyvips 3.2.0, libvips 8.18.7, typer 0.29.2, rich 15.0.0
         bundles    fast_x2, balanced_x2, fast_x3, balanced_x3, fast_x4, balanced_x4
         engines
+          native       works 0.2.0
           onnxruntime  works 1.31.1
-          openvino     does not work: openvino not installed; pip install 'foveal[openvino]'
-          torch        does not work: torch and onnx not installed; pip install 'foveal[torch]'
+          openvino     does not work: openvino not installed; pip install '.[openvino]'
+          torch        does not work: torch not installed; pip install '.[torch]'
         kernels
-          native       does not work: foveal-kernels is not installed; pip install 'foveal[torch]'
-          triton       does not work: torch is not installed; pip install 'foveal[torch]'
+          avx512_vnni  works in use
+          avx512       works
+          avx2         works
+          plain        works
+          triton       does not work: torch is not installed; pip install '.[torch]'
         formats
           png          works
           jpeg         works
@@ -82,7 +74,7 @@ def _examine() -> dict[str, Any]:
     import foveal
     from foveal.runtime.bundle import available
     from foveal.runtime.engines import ENGINES
-    from foveal.runtime.machine import cache_folder, cores, cpu_flags, cpu_model
+    from foveal.runtime.machine import cache_folder, cores, cpu_model
 
     folder = cache_folder()
     problems: list[str] = []
@@ -97,7 +89,7 @@ def _examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": cpu_model(),
-        "features": [feature for feature in _FEATURES if feature in cpu_flags()],
+        "features": _features(),
         "threads": cores(),
         "cache": {"folder": str(folder), "writable": _writable(folder)},
         "packages": {name: _version(name) for name in ("numpy", "pillow", "pyvips", "libvips", "typer", "rich")},
@@ -131,6 +123,13 @@ def _tell(report: dict[str, Any]) -> None:
 def _state(entry: dict[str, Any]) -> str:
     version_text = f" {entry['version']}" if entry.get("version") else ""
     return f"works{version_text}" if entry["works"] else f"does not work: {entry['why']}"
+
+
+def _features() -> list[str]:
+    from foveal.runtime.machine import cpu_flags
+
+    have = cpu_flags()
+    return [feature for feature in _FEATURES if feature in have] + (["neon"] if "asimd" in have else [])
 
 
 def _version(name: str) -> str:
