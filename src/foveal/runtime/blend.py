@@ -105,7 +105,7 @@ class Blend:
             tile: pixels in [0, 1], (h, w, C); changed.
             top: row of the result that it begins with.
             left: column of the result that it begins with.
-            weights: of its rows, (h,), and of its columns, (w,).
+            weights: weights of its rows, (h,), and of its columns, (w,).
         """
         if self._alpha:
             tile[..., :-1] *= tile[..., -1:]

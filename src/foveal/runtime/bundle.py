@@ -115,7 +115,7 @@ def choose(scale: int, quality: str = "balanced", *, purpose: Purpose = "super-r
     Args:
         scale: output side over input side: 2, 3 or 4 to enlarge, 1 to restore.
         quality: "fast", "balanced" or "best".
-        purpose: what the bundle must be for; one of another purpose is never taken.
+        purpose: purpose of the bundle; one of another purpose is never taken.
 
     Returns:
         The bundle, and a sentence for the user when it is not of the quality asked for ("" otherwise).

@@ -50,7 +50,7 @@ class Card:
             is another of them that computes in bytes inside. Overlapping tiles are blended in floats, so they use the
             float file only.
         sha256: file name → hash, hexadecimal.
-        purpose: what the network is for: "super-resolution" enlarges, "restoration" (denoising, deblurring, …) returns
+        purpose: purpose of the network: "super-resolution" enlarges, "restoration" (denoising, deblurring, …) returns
             a better picture, "classification" gives one answer for a picture, "dense" (segmentation, depth, …) one for
             each pixel.
         tiling: "exact" if the receptive field is known, so that tiles with `margin` pixels around them give what the
@@ -63,7 +63,7 @@ class Card:
         data: training data.
         measured: figures by the usual benchmarks, name → value.
         parameters: number of parameters.
-        model: how to build the network again with torch: "name" and "arguments"; empty if that cannot be done.
+        model: "name" and "arguments" that build the network again with torch; empty if that cannot be done.
         equivariant: True if a turned or mirrored input gives the turned or mirrored output.
         version: version of the card's own format.
 

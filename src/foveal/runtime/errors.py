@@ -20,7 +20,7 @@ class EngineUnsupportedError(EngineError):
 
 
 def failure(engine: str, error: BaseException) -> EngineError:
-    """The error of a library in our words; out of memory is told apart, because it can be helped.
+    """The error of a library in our words; out of memory has a class of its own, because a smaller tile helps.
 
     Args:
         engine: name of the engine.

@@ -382,7 +382,7 @@ def enlarge(
 
     Yields:
         Bands, (s·n, s·W, C), the parts of `out` if there is one. With overlapping tiles, the rows that no further tile
-        changes; the parts of which `step` is told are then the tiles' cores.
+        changes; `step` is then called with the tiles' cores.
 
     Raises:
         MemoryError: even the smallest tile is too large.

@@ -8,7 +8,7 @@ larger input than that is given more of the picture, or of its mirror image, bel
 network see too little whatever the margin; `blend.py` hides their borders.
 
 All tiles of a picture have one size, because engines prepare themselves anew for each size and because equal tiles can
-be run in batches: the last row and column are shifted inward and overlap the ones before. The picture is worked off in
+be run in batches: the last row and column are shifted inward and overlap the ones before. The picture is processed in
 bands, one row of tiles each, from top to bottom, so that finished rows can leave memory.
 """
 
@@ -195,7 +195,8 @@ def cut(image: NDArray, top: int, left: int, into: NDArray, factor: float = 1.0)
         image: picture, (H, W, C).
         top: row of the first pixel wanted, may be negative.
         left: column of the first pixel wanted, may be negative.
-        into: takes the part, (h, w, C), or (h, w, 3) of a grey picture (three equal channels); any dtype and strides.
+        into: array for the part, (h, w, C), or (h, w, 3) of a grey picture (three equal channels); of any dtype and
+            strides.
         factor: multiplies the values; 1 copies them.
     """
     bottom, right = top + into.shape[0], left + into.shape[1]

@@ -138,7 +138,7 @@ class Upscaler:
             image: a path; a PIL image; a NumPy array (H, W) or (H, W, C), uint8, uint16 or floating point in [0, 1],
                 where the last of two or four channels is alpha; a torch tensor (C, H, W) or (B, C, H, W), uint8,
                 uint16 or floating point in [0, 1]; or a `foveal.images.Picture`.
-            progress: called after every batch of tiles.
+            progress: function called after every batch of tiles.
 
         Returns:
             The same kind, `scale` times as large: for a path a `foveal.images.Picture`, which keeps profile and
@@ -205,7 +205,7 @@ class Upscaler:
 
         Args:
             image: anything that can be enlarged, the path of an animation, or (width, height) of an 8-bit RGB picture.
-            file_format: that the result will be written in ("png", "jpeg", …); by default that of the path, or none
+            file_format: format of the result's file ("png", "jpeg", …); by default that of the path, or none
                 for a picture in memory.
 
         Returns:
@@ -251,7 +251,7 @@ class Upscaler:
             overwrite: replace a target that exists.
             limit_pixels: refuse larger pictures; by default what `foveal.images.read` allows.
             background: colour, 0 to 255, to put below transparent pixels where the format has no transparency.
-            progress: called after every batch of tiles.
+            progress: function called after every batch of tiles.
 
         Returns:
             What was done.
