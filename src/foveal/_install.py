@@ -1,12 +1,21 @@
-"""The command that installs an optional part of foveal."""
+"""Where foveal runs from, and the command that installs an optional part of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["install_hint"]
+__all__ = ["checkout", "install_hint"]
 
 _ROOT = Path(__file__).resolve().parents[2]
+
+
+def checkout() -> Path | None:
+    """The repository this package runs from.
+
+    Returns:
+        Its root, or None for an installed package.
+    """
+    return _ROOT if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "src" / "foveal").is_dir() else None
 
 
 def install_hint(extra: str) -> str:
@@ -18,5 +27,4 @@ def install_hint(extra: str) -> str:
     Returns:
         `pip install '.[torch]'` in a checkout (to be run in its root), `pip install 'foveal[torch]'` otherwise.
     """
-    checkout = (_ROOT / "pyproject.toml").is_file() and (_ROOT / "src" / "foveal").is_dir()
-    return f"pip install '{'.' if checkout else 'foveal'}[{extra}]'"
+    return f"pip install '{'foveal' if checkout() is None else '.'}[{extra}]'"

@@ -4,6 +4,7 @@ import pytest
 
 from foveal.cli import doctor as module
 from foveal.cli.main import main
+from foveal.runtime.engines import why_not
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,25 @@ def test_report_names_what_works_and_why_the_rest_does_not(capsys, monkeypatch, 
     out = run(capsys)[1]
     assert "torch        does not work: torch is away" in out
     assert "onnxruntime  works" in out
+
+
+def test_the_transcript_in_the_help_says_what_is_printed(monkeypatch):
+    def without(*away):
+        return lambda name: None if name in away else object()
+
+    shown = [line.strip() for line in module.doctor.__doc__.splitlines()]
+    for name in ("openvino", "torch"):
+        monkeypatch.setattr("foveal.runtime.engines.find_spec", without(name))
+        assert f"{name:<12} does not work: {why_not(name)}" in shown
+    monkeypatch.setattr("importlib.util.find_spec", without("torch"))
+    assert f"{'triton':<12} {module._state(module._kernels()['triton'])}" in shown
+
+
+def test_features_are_those_that_matter(monkeypatch):
+    monkeypatch.setattr("foveal.runtime.machine.cpu_flags", lambda: {"avx2", "fpu", "sse4_2"})
+    assert module._features() == ["sse4_2", "avx2"]
+    monkeypatch.setattr("foveal.runtime.machine.cpu_flags", lambda: {"asimd"})
+    assert module._features() == ["neon"]
 
 
 def test_kernels_say_which_is_in_use_and_why_others_are_not(monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 from foveal.cli import _progress
 from foveal.cli._progress import Show, duration
 from foveal.cli.main import main
-from foveal.runtime import plan
+from foveal.runtime import throughput
 from foveal.runtime.batch import RECORD
 from foveal.runtime.compare import MARK
 
@@ -23,7 +23,7 @@ QUICK = ("-s", "2", "--quality", "fast", "--engine", "onnxruntime", "--threads",
 def place(tmp_path, monkeypatch):
     """An empty folder with two pictures, a broken one, and a cache of its own."""
     monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plan, "_TRIED", (32,))
+    monkeypatch.setattr(throughput, "_TRIED", (32,))
     folder = tmp_path / "work"
     (folder / "in" / "deep").mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -216,8 +216,8 @@ def test_the_best_says_what_it_is(capsys):
 
 SLOW = """
 import os, signal, sys, threading
-from foveal.runtime import plan, upscaler
-plan._TRIED = (32,)
+from foveal.runtime import throughput, upscaler
+throughput._TRIED = (32,)
 # What a shell started in the background ignores, its children ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 counted = upscaler._counter

@@ -11,6 +11,7 @@ from foveal.models import create_model
 from foveal.models.registry import load_model
 from foveal.models.restore.luma_sr import LumaSR
 from foveal.runtime.bundle import Bundle
+from foveal.runtime.card import BundleError, Card
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,19 @@ def test_card_says_whether_the_network_is_equivariant(tmp_path, made):
     tied = create_model("luma_sr_fast", scale=2, channels=8, depth=1, expand=0, equivariant=True)
     bundle = export_bundle(tied, tmp_path / "tied", name="tied", model_name="luma_sr_fast", scale=2)
     assert bundle.card["equivariant"]
+
+
+def test_card_is_checked_when_it_is_written(tmp_path, made, model, monkeypatch):
+    assert Card.read(made.folder / "card.json").to_dict() == made.card
+    assert made.card["purpose"] == "super-resolution"
+    whole = (made.folder / "model.onnx").read_bytes()
+    monkeypatch.setattr("foveal.export.bundle.to_onnx", lambda model, path, example: path.write_bytes(whole))
+    keywords = {"name": "b", "model_name": "luma_sr_fast", "scale": 2}
+    with pytest.raises(BundleError, match="b: quality must be one of fast, balanced, best, got 'great'"):
+        export_bundle(model, tmp_path / "b", quality="great", **keywords)
+    with pytest.raises(BundleError, match=r"b: purpose must be one of super-resolution, restoration, .*got 'art'"):
+        export_bundle(model, tmp_path / "b", purpose="art", **keywords)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_standing_bundle_is_kept_unless_told(made, model, monkeypatch):

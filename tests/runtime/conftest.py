@@ -8,15 +8,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveal.runtime import plan
-from foveal.runtime.bundle import Bundle, Card
+from foveal.runtime import throughput
+from foveal.runtime.bundle import Bundle
+from foveal.runtime.card import Card
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or changes the cache of whoever runs it, and none measures for long."""
     monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(plan, "_TRIED", (32,))
+    monkeypatch.setattr(throughput, "_TRIED", (32,))
 
 
 def _weights(rng, *shape):
@@ -93,6 +94,49 @@ def make_bundle(folder: Path, *, scale=2, trims=True, multiple=1, with_uint8=Tru
     return Bundle(folder, card)
 
 
+def make_global(folder: Path, *, scale=1, share=0.5, margin=4, multiple=1, minimum=1, **card) -> Bundle:
+    """y = (1 - share)·x + share·mean(x), each pixel repeated: what a tile becomes depends on all of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {"own": np.float32(1 - share), "share": np.float32(share), "scales": np.float32([1, 1, scale, scale])}
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
+        helper.make_node("Mul", ["mean", "share"], ["all"]),
+        helper.make_node("Mul", ["image", "own"], ["one"]),
+        helper.make_node("Add", ["one", "all"], ["both"]),
+        helper.make_node(
+            "Resize",
+            ["both", "", "scales"],
+            ["upscaled"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+    ]
+    write_graph(folder / "model.onnx", nodes, weights, TensorProto.FLOAT, ["n", 3, "h", "w"], ["n", 3, "hh", "ww"])
+    made = Card(
+        name="global",
+        scale=scale,
+        margin=margin,
+        trims=False,
+        files={"float": "model.onnx"},
+        multiple=multiple,
+        minimum=minimum,
+        **{"tiling": "overlap", "purpose": "restoration" if scale == 1 else "super-resolution", **card},
+    )
+    (folder / "card.json").write_text(made.to_json())
+    return Bundle(folder, made)
+
+
+@pytest.fixture
+def whole_picture(tmp_path):
+    """Function that makes a bundle of a global network."""
+
+    def make(**options):
+        return make_global(tmp_path / "-".join(f"{key}{value}" for key, value in options.items()), **options)
+
+    return make
+
+
 @pytest.fixture
 def save_graph():
     """Function that writes nodes and weights as an ONNX file."""
@@ -101,10 +145,11 @@ def save_graph():
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory):
-    """Bundle by its kind: trims, same, blocks (trims, multiple 2), same_blocks, bytes_only_float."""
+    """Bundle by its kind: trims, x1, x3, same, blocks (trims, multiple 2), same_blocks, float (no uint8 file)."""
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "trims": make_bundle(folder / "trims", scale=2),
+        "x1": make_bundle(folder / "x1", scale=1),
         "x3": make_bundle(folder / "x3", scale=3),
         "same": make_bundle(folder / "same", scale=2, trims=False),
         "blocks": make_bundle(folder / "blocks", scale=2, multiple=2),

@@ -1,60 +1,12 @@
-import json
-
 import pytest
 
 from foveal.runtime import bundle as module
-from foveal.runtime.bundle import Bundle, BundleError, Card, available, choose
+from foveal.runtime.bundle import Bundle, available, choose
+from foveal.runtime.card import BundleError, Card
 
 
 def card(**changes):
     return Card(**{"name": "t", "scale": 2, "margin": 1, "trims": True, "files": {"float": "m.onnx"}, **changes})
-
-
-def test_card_survives_its_file(tmp_path):
-    one = card(sha256={"m.onnx": "ab"}, measured={"Set5": 30.0}, data=["a", "b"], model={"name": "m"})
-    (tmp_path / "card.json").write_text(one.to_json())
-    assert Card.read(tmp_path / "card.json") == one
-
-
-def test_keys_from_the_future_are_left_alone(tmp_path):
-    values = {**json.loads(card().to_json()), "colour_of_the_cover": "red"}
-    (tmp_path / "card.json").write_text(json.dumps(values))
-    assert Card.read(tmp_path / "card.json") == card()
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"scale": 0}, "scale must be a whole number of at least 1, got 0"),
-        ({"scale": True}, "scale must be a whole number"),
-        ({"margin": -1}, "margin must be a whole number of at least 0, got -1"),
-        ({"multiple": 1.5}, "multiple must be a whole number"),
-        ({"trims": "yes"}, "trims must be true or false, got 'yes'"),
-        ({"version": 2}, "card version 2, this foveal reads 1; update foveal"),
-        ({"channels": 1}, r"channels must be 3 \(RGB\), got 1"),
-        ({"quality": "good"}, "quality must be one of fast, balanced, best, got 'good'"),
-        ({"files": {"uint8": "a"}}, "files must name at least a float file"),
-        ({"files": {"float": "a", "int4": "b"}}, "files may be float, uint8 and int8, got int4"),
-    ],
-)
-def test_wrong_values_are_named(changes, text):
-    with pytest.raises(BundleError, match=text):
-        card(**changes)
-
-
-def test_card_that_is_missing_broken_or_incomplete(tmp_path):
-    path = tmp_path / "card.json"
-    with pytest.raises(BundleError, match=r"no card\.json here, so this is no bundle"):
-        Card.read(path)
-    path.write_text("{")
-    with pytest.raises(BundleError, match="cannot be read as JSON"):
-        Card.read(path)
-    path.write_text("[]")
-    with pytest.raises(BundleError, match="must be one JSON object, got list"):
-        Card.read(path)
-    path.write_text('{"name": "t", "scale": 2}')
-    with pytest.raises(BundleError, match="the card lacks files, margin, trims"):
-        Card.read(path)
 
 
 def test_damaged_file_is_refused(tmp_path):
@@ -112,10 +64,27 @@ def test_choose_the_quality_or_the_nearest_and_say_so(shelf):
     assert choose(4, "best")[1] == "no bundle of quality best ×4 yet; using d", "mirror images would not help"
     assert choose(2, "balanced")[1] == ""
     assert choose(3, "fast")[0].card.name == "c"
-    with pytest.raises(BundleError, match="no bundle enlarges by 5; there are some for 2, 3, 4"):
+    with pytest.raises(BundleError, match="no super-resolution bundle enlarges by 5; there are some for 2, 3, 4"):
         choose(5)
     with pytest.raises(ValueError, match="quality must be one of fast, balanced, best, got 'great'"):
         choose(2, "great")
+
+
+def test_choose_obeys_purpose(shelf):
+    shelf(
+        card(name="denoise", scale=1, purpose="restoration", quality="fast"),
+        card(name="sharpen", purpose="restoration", quality="balanced"),
+        card(name="larger", quality="fast"),
+    )
+    assert choose(2)[0].card.name == "larger"
+    assert choose(2, purpose="restoration")[0].card.name == "sharpen"
+    assert choose(1, "fast", purpose="restoration")[0].card.name == "denoise"
+    with pytest.raises(BundleError, match=r"no super-resolution bundle enlarges by 1; there are some for 2$"):
+        choose(1)
+    with pytest.raises(BundleError, match="no dense bundle enlarges by 1; none is installed for that purpose"):
+        choose(1, purpose="dense")
+    with pytest.raises(ValueError, match=r"purpose must be one of super-resolution, .*, dense, got 'art'"):
+        choose(1, purpose="art")
 
 
 def test_choose_among_bundles_without_quality(shelf):

@@ -12,7 +12,6 @@ from foveal.runtime.engines import (
     EngineMemoryError,
     available,
     create,
-    default_threads,
     file_kind,
     why_not,
 )
@@ -65,13 +64,13 @@ def test_engines_run_every_shipped_file_of_bytes(name, bundle):
 
 
 def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):
-    monkeypatch.setattr(engines, "_processor_flags", lambda: {"avx2", "avx512_vnni"})
+    monkeypatch.setattr(engines, "cpu_flags", lambda: {"avx2", "avx512_vnni"})
     kinds = ["float", "uint8", "int8"]
     given = {name: engines.file_kind(name, "uint8", kinds) for name in ENGINES if name != "native"}
     assert given == {"onnxruntime": "uint8", "openvino": "int8", "torch": "uint8"}
     assert engines.file_kind("openvino", "float", kinds) == "float"
     assert engines.file_kind("openvino", "uint8", kinds[:2]) == "uint8"
-    monkeypatch.setattr(engines, "_processor_flags", lambda: {"avx2"})
+    monkeypatch.setattr(engines, "cpu_flags", lambda: {"avx2"})
     assert engines.file_kind("openvino", "uint8", kinds) == "uint8"
     kernels = pytest.importorskip("foveal_kernels")
     for can, kind in ((True, "int8"), (False, "uint8")):
@@ -86,7 +85,7 @@ def test_available_engines_are_those_without_a_reason():
 
 def test_missing_library_names_the_command(monkeypatch, bundles):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"engine torch: torch and onnx not installed; pip install 'foveal\[torch\]'"):
+    with pytest.raises(EngineError, match=r"engine torch: torch and onnx not installed; pip install '\.\[torch\]'"):
         create("torch", bundles["trims"].file("float"), 1)
     assert available() == []
 
@@ -184,8 +183,15 @@ def test_out_of_memory_is_told_apart():
     assert str(failure("x", RuntimeError("\n"))) == "x failed: RuntimeError"
 
 
-def test_threads_and_processor_have_sensible_values():
-    assert default_threads() >= 1
-    assert engines.cpu_model()
+def test_versions_are_those_of_the_distributions(monkeypatch):
     assert engines.library_version("onnxruntime") == sys.modules["onnxruntime"].__version__
-    assert engines.library_version("no-such-library") == "?"
+    engines.library_version.cache_clear()
+
+    def missing(name):
+        raise engines.PackageNotFoundError(name)
+
+    monkeypatch.setattr(engines, "version", missing)
+    assert engines.library_version("native") == "?"
+    engines.library_version.cache_clear()
+    with pytest.raises(ValueError, match=r"engine must be auto or one of native, .* got 'no-such-library'"):
+        engines.library_version("no-such-library")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveal.runtime.bundle import SHIPPED, Bundle, available
 from foveal.runtime.engines import EngineError, EngineUnsupportedError, create, why_not
-from foveal.runtime.plan import pick_engine
+from foveal.runtime.throughput import pick_engine
 from foveal.runtime.upscaler import Upscaler
 
 if reason := why_not("native"):

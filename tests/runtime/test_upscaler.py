@@ -7,11 +7,12 @@ from PIL import Image
 
 from foveal.images.resize import imresize
 from foveal.runtime.bundle import available
+from foveal.runtime.card import BundleError
 from foveal.runtime.engines import EngineError, EngineMemoryError, why_not
-from foveal.runtime.plan import remembered
+from foveal.runtime.throughput import remembered
 from foveal.runtime.upscaler import Upscaler
 
-KINDS = ("trims", "x3", "same", "blocks", "same_blocks", "float")
+KINDS = ("trims", "x1", "x3", "same", "blocks", "same_blocks", "float")
 
 
 def make(bundle, **options):
@@ -301,7 +302,7 @@ class Spoiled:
 @pytest.fixture
 def spoil(bundles):
     def with_change(change, kind="trims", **options):
-        upscale = make(bundles[kind], **options)
+        upscale = make(bundles[kind] if isinstance(kind, str) else kind, **options)
         opened = upscale._network._open
         engines = []
 
@@ -367,13 +368,74 @@ def test_out_of_memory_halves_the_tile(spoil, natural):
     upscale, engines = spoil(starve, tile=64)
     image = natural(90, 70)
     large = upscale(image)
-    assert upscale.notes[-1].startswith("out of memory: went on with tiles of ")
     assert max(shape[1] for shape in engines[0].shapes[-3:]) <= 30
     plain, _ = spoil(lambda y, x: y)
     assert worst(large, plain(image)) <= 1
     starved, _ = spoil(lambda y, x: (_ for _ in ()).throw(EngineMemoryError("none at all")))
     with pytest.raises(MemoryError, match="none at all"):
         starved(image)
+
+
+def test_a_note_belongs_to_one_picture(spoil, natural, tmp_path):
+    def starve(y, x):
+        if x.shape[1] > 30:
+            raise EngineMemoryError("no")
+        return y
+
+    upscale, _ = spoil(starve, tile=64)
+    for name, height in (("large", 90), ("small", 20)):
+        Image.fromarray(natural(height, 20)).save(tmp_path / f"{name}.png")
+    noted = upscale.upscale_file(tmp_path / "large.png", tmp_path / "a.png").notes
+    assert noted == ("out of memory: went on with tiles of 22",)
+    assert upscale.upscale_file(tmp_path / "small.png", tmp_path / "b.png").notes == ()
+    assert upscale.notes == ()
+
+
+def test_what_fails_inside_names_bundle_engine_and_tile(spoil, natural, bundles):
+    def fail(y, x):
+        raise ZeroDivisionError("inside")
+
+    upscale, _ = spoil(fail, tile=16)
+    with pytest.raises(ZeroDivisionError, match="inside") as caught:
+        upscale(natural(30, 40))
+    assert caught.value.__notes__ == ["while tiny ran in onnxruntime with tiles of 14×15 on a picture of 40×30"]
+    assert caught.traceback[-1].name == "fail"
+
+
+def test_only_pictures_are_upscaled(bundles):
+    for purpose in ("classification", "dense"):
+        bundle = replace(bundles["x1"], card=replace(bundles["x1"].card, purpose=purpose))
+        with pytest.raises(
+            BundleError, match=f"tiny: its purpose is {purpose}, an Upscaler runs super-resolution and "
+        ):
+            make(bundle)
+
+
+def test_restoration_is_a_purpose_of_its_own(bundles, natural, monkeypatch):
+    card = replace(bundles["x1"].card, purpose="restoration", quality="balanced")
+    monkeypatch.setattr("foveal.runtime.bundle.available", lambda: [replace(bundles["x1"], card=card)])
+    image = natural(20, 30)
+    restore = Upscaler(1, purpose="restoration", engine="onnxruntime", threads=1)
+    assert restore.card == card
+    np.testing.assert_array_equal(restore(image), make(bundles["x1"])(image))
+    assert restore.plan(image).scale == 1
+    with pytest.raises(
+        BundleError, match="no super-resolution bundle enlarges by 1; none is installed for that purpose"
+    ):
+        Upscaler(1)
+
+
+@pytest.mark.parametrize("kind", ["trims", "same_blocks"])
+def test_small_pictures_are_mirrored_up_to_the_minimum(kind, spoil, bundles, natural):
+    card = replace(bundles[kind].card, minimum=37)
+    least = -(-37 // card.multiple) * card.multiple
+    upscale, engines = spoil(lambda y, x: y, replace(bundles[kind], card=card), tile=16)
+    for height, width in [(1, 1), (5, 70), (40, 40)]:
+        image = natural(height, width)
+        for picture in (image, image.astype(np.uint16) * 257):
+            np.testing.assert_array_equal(upscale(picture), make(bundles[kind], tile=16)(picture))
+    sides = {min(s[1:3] if s[-1] == 3 else s[2:]) for engine in engines for s in engine.shapes}
+    assert sides == {least}
 
 
 # Progress and plans
@@ -401,15 +463,13 @@ def test_plan_of_every_kind(bundles, natural):
         assert (plan.width, plan.height, plan.tiles, plan.tile) == (40, 20, 6, (14, 10))
         assert (plan.engine, plan.threads, plan.bundle) == ("onnxruntime", 1, "tiny")
         assert plan.seconds > 0
-    with pytest.raises(TypeError, match="no plan for a list"):
-        upscale.plan([1])
 
 
 def test_automatic_tile_is_the_measured_one(bundles, natural):
     upscale = make(bundles["trims"])
-    assert upscale._tile("uint8") == 256
+    assert upscale._choice.tile("uint8") == 256
     assert upscale.plan((200, 20)).tile[0] <= 48  # conftest measures tiles of 32, half as much again is allowed
-    assert upscale._tile("uint8") == 32
+    assert upscale._choice.tile("uint8") == 32
 
 
 @pytest.mark.parametrize("kind", ["trims", "same", "blocks", "x3"])
@@ -431,8 +491,11 @@ def test_the_best_is_the_mean_over_mirror_images(kind, dtype, bundles, natural):
     assert best.name == "tiny mirrored"
     assert best.notes == ()
     assert best.plan(image).bundle == "tiny mirrored"
-    pace = remembered(bundles[kind], "onnxruntime", 1, "float")
-    assert best._pace("float", measure=False).seconds == 4 * pace.seconds
+    found = remembered(bundles[kind], "onnxruntime", 1, "float")
+    plan = best.plan(image)
+    assert plan.seconds - plan.start == pytest.approx(
+        4 * found.seconds * best._grid(20, 24, found.tile, 3).pixels / 1e6
+    )
 
 
 def test_an_equivariant_network_is_asked_once(bundles, natural):

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from foveal._install import install_hint
+
 __all__ = ["doctor"]
 
 # Instructions that make convolutions fast, from the oldest to the newest.
@@ -26,7 +28,7 @@ def doctor(
     pictures cannot be upscaled here.
 
     Args:
-        json: machine-readable.
+        json: print one JSON document.
 
     Raises:
         typer.Exit: with 1 if pictures cannot be upscaled here.
@@ -40,12 +42,16 @@ def doctor(
         packages   numpy 2.4.6, pillow 13.0.0, pyvips 3.2.0, libvips 8.18.7, typer 0.29.2, rich 15.0.0
         bundles    fast_x2, balanced_x2, fast_x3, balanced_x3, fast_x4, balanced_x4
         engines
+          native       works 0.2.0
           onnxruntime  works 1.31.1
-          openvino     does not work: openvino not installed; pip install 'foveal[openvino]'
-          torch        does not work: torch and onnx not installed; pip install 'foveal[torch]'
+          openvino     does not work: openvino not installed; pip install '.[openvino]'
+          torch        does not work: torch not installed; pip install '.[torch]'
         kernels
-          native       does not work: foveal-kernels is not installed; pip install 'foveal[torch]'
-          triton       does not work: torch is not installed; pip install 'foveal[torch]'
+          avx512_vnni  works in use
+          avx512       works
+          avx2         works
+          plain        works
+          triton       does not work: torch is not installed; pip install '.[torch]'
         formats
           png          works
           jpeg         works
@@ -67,8 +73,8 @@ def doctor(
 def _examine() -> dict[str, Any]:
     import foveal
     from foveal.runtime.bundle import available
-    from foveal.runtime.engines import ENGINES, cpu_model, default_threads
-    from foveal.runtime.plan import cache_folder
+    from foveal.runtime.engines import ENGINES
+    from foveal.runtime.machine import cache_folder, cores, cpu_model
 
     folder = cache_folder()
     problems: list[str] = []
@@ -84,7 +90,7 @@ def _examine() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": cpu_model(),
         "features": _features(),
-        "threads": default_threads(),
+        "threads": cores(),
         "cache": {"folder": str(folder), "writable": _writable(folder)},
         "packages": {name: _version(name) for name in ("numpy", "pillow", "pyvips", "libvips", "typer", "rich")},
         "engines": {name: _engine(name, bundles) for name in ENGINES},
@@ -120,11 +126,9 @@ def _state(entry: dict[str, Any]) -> str:
 
 
 def _features() -> list[str]:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return []
-    have = set(flags)
+    from foveal.runtime.machine import cpu_flags
+
+    have = cpu_flags()
     return [feature for feature in _FEATURES if feature in have] + (["neon"] if "asimd" in have else [])
 
 
@@ -166,7 +170,7 @@ def _kernels() -> dict[str, Any]:
             used = {"version": "in use" if name == usable[0] else ""} if reason is None else {"why": reason}
             found[name] = {"works": reason is None, **used}
     if importlib.util.find_spec("torch") is None:
-        reason = "torch is not installed; pip install 'foveal[torch]'"
+        reason = f"torch is not installed; {install_hint('torch')}"
     else:
         from foveal.ops.selective_scan import explain
 

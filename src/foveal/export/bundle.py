@@ -19,6 +19,7 @@ import torch
 from foveal.export.int8 import calibration_pictures, int8
 from foveal.export.onnx import ExportError, Parity, deployed, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
+from foveal.runtime.card import Card, Purpose
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +57,7 @@ def export_bundle(
     model_name: str,
     arguments: dict[str, Any] | None = None,
     scale: int = 4,
+    purpose: Purpose = "super-resolution",
     quality: str = "",
     licence: str = "",
     data: str = "",
@@ -74,6 +76,7 @@ def export_bundle(
         model_name: registered name that `create_model` knows.
         arguments: keyword arguments for it, besides `scale`.
         scale: s.
+        purpose: what the network is for, a word of `foveal.runtime.card.PURPOSES`.
         quality: "fast", "balanced", "best" or "".
         licence: of the weights.
         data: what they were trained on.
@@ -86,6 +89,7 @@ def export_bundle(
         The bundle and its agreement with torch.
 
     Raises:
+        BundleError: a card that cannot be, of an unknown quality or purpose for example.
         ExportError: something stands in `folder`, torch cannot export, or the file computes something else; a network
             that has no int8 form, or loses too much by it.
         ValueError: no pictures in `calibration`, or none large enough.
@@ -126,32 +130,30 @@ def export_bundle(
         described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
         tensors = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
         save_file(tensors, place / "model.safetensors", metadata={"recipe": described})
-        card = {
-            "version": 1,
-            "name": name,
-            "task": "super-resolution",
-            "scale": scale,
-            "margin": margin,
-            "trims": trims,
-            "multiple": multiple,
-            "channels": 3,
-            "quality": quality,
-            "licence": licence,
-            "data": data,
-            "measured": measured or {},
-            "parameters": count_parameters(network),
-            "model": {"name": model_name, "arguments": arguments or {}},
-            "equivariant": bool(getattr(model, "equivariant", False)),
-            "files": files,
-            "sha256": {f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
-        }
-        (place / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        card = Card(
+            name=name,
+            scale=scale,
+            margin=margin,
+            trims=trims,
+            files=files,
+            sha256={f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
+            purpose=purpose,
+            multiple=multiple,
+            quality=quality,
+            licence=licence,
+            data=data,
+            measured=measured or {},
+            parameters=count_parameters(network),
+            model={"name": model_name, "arguments": arguments or {}},
+            equivariant=bool(getattr(model, "equivariant", False)),
+        )
+        (place / "card.json").write_text(card.to_json(), encoding="utf-8")
         for file in place.iterdir():
             file.chmod(0o644)
         if folder.exists():
             folder.rename(Path(made) / "replaced")
         shutil.move(place, folder)
-    return Exported(folder, card, agreement, fast, psnr)
+    return Exported(folder, card.to_dict(), agreement, fast, psnr)
 
 
 @torch.no_grad()

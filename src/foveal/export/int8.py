@@ -29,6 +29,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from foveal.images.resize import imresize
+from foveal.runtime.ort import load_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,13 +160,11 @@ def _run(
     keep: Callable[[NDArray], Any] = lambda made: made,
 ) -> list[list[Any]]:
     """Tensors of a graph: for each name, what is kept of it for each picture."""
-    import onnxruntime
-
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
     known = {value.name for value in asked.graph.output}
     asked.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
-    session = onnxruntime.InferenceSession(asked.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = load_onnxruntime().InferenceSession(asked.SerializeToString(), providers=["CPUExecutionProvider"])
     image = session.get_inputs()[0].name
     kept = [[keep(made) for made in session.run(names, {image: one[None]})] for one in pictures]
     return [list(made) for made in zip(*kept, strict=True)]

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from foveal.export.scan import lower_scans
+from foveal.runtime.ort import load_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,9 +171,7 @@ def parity(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...]], *, t
     Raises:
         ExportError: a difference above `tolerance`.
     """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    session = load_onnxruntime().InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     found = []
     for shape in shapes:
         x = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foveal.errors import FovealError
+
 __all__ = ["PictureError"]
 
 
-class PictureError(ValueError):
+class PictureError(FovealError, ValueError):
     """A picture cannot be read or written; the text names the file, what is wrong and what to do.
 
     Args:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveal.runtime.ort import load_onnxruntime
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -272,8 +274,7 @@ class _Session:
         self._open()
 
     def _open(self) -> None:
-        import onnxruntime
-
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         self.session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
@@ -357,10 +358,8 @@ def measure_onnx(
     Returns:
         The cost, without multiply-adds.
     """
-    import onnxruntime
-
     run = _Session(path, shape, threads)
     peak = peak_memory(run, threads=threads) if memory else None
     taken = latency(run, threads=threads, repeats=repeats, warmup=warmup)
-    versions = {"python": sys.version.split()[0], "onnxruntime": onnxruntime.__version__}
+    versions = {"python": sys.version.split()[0], "onnxruntime": load_onnxruntime().__version__}
     return Cost(name or path.name, shape, parameters, None, taken, peak, versions)

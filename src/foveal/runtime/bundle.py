@@ -1,135 +1,21 @@
-"""Bundles: a folder with a model's ONNX files and one `card.json` that says what they are.
-
-The card is all that the rest of `runtime` knows of a network: nobody asks which network it is, only how much it
-enlarges, how far it looks, and what sizes it takes.
-"""
+"""Bundles: a folder with a model's ONNX files and the `card.json` (`card.py`) that says what they are."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["QUALITIES", "SHIPPED", "Bundle", "BundleError", "Card", "available", "choose"]
+from foveal.runtime.card import PURPOSES, QUALITIES, BundleError, Card, Purpose
 
-QUALITIES = ("fast", "balanced", "best")
+if TYPE_CHECKING:
+    from foveal.runtime.engines import FileKind
+
+__all__ = ["SHIPPED", "Bundle", "BundleError", "Card", "available", "choose"]
+
 SHIPPED = Path(__file__).resolve().parent.parent / "bundles"
-VERSION = 1
-
-
-class BundleError(ValueError):
-    """A bundle that is not there, or is not what its card says."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a bundle says of itself.
-
-    Args:
-        name: as the user names it.
-        scale: output side over input side.
-        margin: radius of the receptive field in input pixels.
-        trims: True if the network uses no padding and so takes `margin` pixels off every side itself; False if its
-            output has `scale` times the size of its input.
-        files: kind → file name; "float" always, "uint8" if there is a faster file for 8-bit pictures, "int8" if there
-            is another of them that computes in bytes inside.
-        sha256: file name → hash, hexadecimal.
-        task: what it is for.
-        multiple: sides of the input must be a multiple of this.
-        channels: of the input; 3 is RGB.
-        quality: "fast", "balanced", "best", or "" when it is none of them.
-        licence: of the weights.
-        data: what they were trained on.
-        measured: figures by the usual benchmarks, name → value.
-        parameters: how many.
-        model: how to build the network again with torch: "name" and "arguments"; empty if that cannot be done.
-        equivariant: True if a turned or mirrored input gives the turned or mirrored output.
-        version: of the card's own format.
-
-    Raises:
-        BundleError: a value that cannot be.
-    """
-
-    name: str
-    scale: int
-    margin: int
-    trims: bool
-    files: Mapping[str, str]
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    task: str = "super-resolution"
-    multiple: int = 1
-    channels: int = 3
-    quality: str = ""
-    licence: str = ""
-    data: str | list[str] = ""
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    parameters: int = 0
-    model: Mapping[str, Any] = field(default_factory=dict)
-    equivariant: bool = False
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        for name, low in (("scale", 1), ("margin", 0), ("multiple", 1), ("channels", 1), ("parameters", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise BundleError(f"{self.name}: {name} must be a whole number of at least {low}, got {value!r}")
-        for name in ("trims", "equivariant"):
-            if not isinstance(getattr(self, name), bool):
-                raise BundleError(f"{self.name}: {name} must be true or false, got {getattr(self, name)!r}")
-        if self.version != VERSION:
-            raise BundleError(f"{self.name}: card version {self.version}, this foveal reads {VERSION}; update foveal")
-        if self.channels != 3:
-            raise BundleError(f"{self.name}: channels must be 3 (RGB), got {self.channels}")
-        if self.quality not in ("", *QUALITIES):
-            raise BundleError(f"{self.name}: quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
-        if not isinstance(self.files, Mapping) or "float" not in self.files:
-            raise BundleError(f"{self.name}: files must name at least a float file, got {self.files!r}")
-        if unknown := set(self.files) - {"float", "uint8", "int8"}:
-            raise BundleError(f"{self.name}: files may be float, uint8 and int8, got {', '.join(sorted(unknown))}")
-        for name in ("files", "sha256", "measured", "model"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-
-    @classmethod
-    def read(cls, path: Path) -> Card:
-        """Read a card.
-
-        Args:
-            path: of a `card.json`.
-
-        Returns:
-            The card.
-
-        Raises:
-            BundleError: it is not there, not JSON, or lacks something; keys that this version does not know are left
-                alone.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BundleError(f"{path.parent}: no card.json here, so this is no bundle") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot be read as JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise BundleError(f"{path}: a card must be one JSON object, got {type(values).__name__}")
-        known = {f.name for f in fields(cls)}
-        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-        if missing := required - values.keys():
-            raise BundleError(f"{path}: the card lacks {', '.join(sorted(missing))}")
-        return cls(**{key: value for key, value in values.items() if key in known})
-
-    def to_json(self) -> str:
-        """The card as the text of `card.json`.
-
-        Returns:
-            JSON, indented.
-        """
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps({k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -137,8 +23,8 @@ class Bundle:
     """A bundle on disk.
 
     Args:
-        folder: where its files are.
-        card: what they are.
+        folder: folder of its files.
+        card: card that says what they are.
     """
 
     folder: Path
@@ -149,7 +35,7 @@ class Bundle:
         """One bundle by name or path.
 
         Args:
-            name: of a bundle that ships with foveal, or the path of a bundle's folder or of its `card.json`.
+            name: name of a bundle that ships with foveal, or the path of a bundle's folder or of its `card.json`.
 
         Returns:
             The bundle.
@@ -172,11 +58,11 @@ class Bundle:
             "and not a folder; `foveal models` lists them"
         )
 
-    def file(self, kind: str) -> Path:
+    def file(self, kind: FileKind) -> Path:
         """Path of one of the bundle's ONNX files, checked against the card.
 
         Args:
-            kind: "float", "uint8" or "int8".
+            kind: kind of the file.
 
         Returns:
             The path.
@@ -212,7 +98,7 @@ def available(folder: Path | None = None) -> list[Bundle]:
     """All bundles of a folder, those that ship with foveal by default.
 
     Args:
-        folder: that holds a folder for each bundle.
+        folder: folder that holds a folder for each bundle.
 
     Returns:
         The bundles, by scale, then from the fastest to the best.
@@ -223,26 +109,31 @@ def available(folder: Path | None = None) -> list[Bundle]:
     return sorted(bundles, key=lambda b: (b.card.scale, rank[b.card.quality], b.card.name))
 
 
-def choose(scale: int, quality: str = "balanced") -> tuple[Bundle, str]:
-    """The shipped bundle for a scale and a quality.
+def choose(scale: int, quality: str = "balanced", *, purpose: Purpose = "super-resolution") -> tuple[Bundle, str]:
+    """The shipped bundle for a purpose, a scale and a quality.
 
     Args:
-        scale: 2, 3 or 4.
+        scale: output side over input side: 2, 3 or 4 to enlarge, 1 to restore.
         quality: "fast", "balanced" or "best".
+        purpose: purpose of the bundle; one of another purpose is never taken.
 
     Returns:
         The bundle, and a sentence for the user when it is not of the quality asked for ("" otherwise).
 
     Raises:
-        BundleError: none for that scale.
-        ValueError: an unknown quality.
+        BundleError: none for that purpose and scale.
+        ValueError: an unknown quality or purpose.
     """
     if quality not in QUALITIES:
         raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
-    bundles = [bundle for bundle in available() if bundle.card.scale == scale]
+    if purpose not in PURPOSES:
+        raise ValueError(f"purpose must be one of {', '.join(PURPOSES)}, got {purpose!r}")
+    fitting = [bundle for bundle in available() if bundle.card.purpose == purpose]
+    bundles = [bundle for bundle in fitting if bundle.card.scale == scale]
     if not bundles:
-        scales = sorted({bundle.card.scale for bundle in available()})
-        raise BundleError(f"no bundle enlarges by {scale}; there are some for {', '.join(map(str, scales)) or 'none'}")
+        scales = sorted({bundle.card.scale for bundle in fitting})
+        there = f"there are some for {', '.join(map(str, scales))}" if scales else "none is installed for that purpose"
+        raise BundleError(f"no {purpose} bundle enlarges by {scale}; {there}")
     wanted = QUALITIES.index(quality)
     ranked = {QUALITIES.index(b.card.quality): b for b in reversed(bundles) if b.card.quality}
     if not ranked:

@@ -40,8 +40,8 @@ class Pair:
         note: one line shown below.
         before: data URI of the source, not enlarged.
         after: data URI of the result.
-        width: of the result shown, in pixels.
-        height: of the result shown.
+        width: width of the result shown, in pixels.
+        height: height of the result shown.
     """
 
     title: str
@@ -70,7 +70,7 @@ def make_pair(upscaler: Upscaler, picture: Picture, title: str, note: str = "") 
     """A picture, or the middle of a large one, before and after.
 
     Args:
-        upscaler: that enlarges it.
+        upscaler: upscaler that enlarges it.
         picture: the source.
         title: shown above.
         note: one line shown below.
@@ -101,9 +101,9 @@ def write_page(path: Path, pairs: list[Pair], *, title: str = "Before and after"
     """Write the page.
 
     Args:
-        path: of the HTML file; one that stands there is replaced.
+        path: path of the HTML file; an existing one is replaced.
         pairs: the pictures.
-        title: of the page.
+        title: title of the page.
     """
     figures = "\n".join(_figure(pair, index) for index, pair in enumerate(pairs))
     page = _PAGE.replace("{title}", html.escape(title)).replace("{mark}", MARK).replace("{figures}", figures)

@@ -11,19 +11,21 @@ faster than floats here; `onnxruntime` and `torch` always compute in floats.
 
 from __future__ import annotations
 
-import os
-import platform
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from foveal._install import install_hint
 from foveal.runtime import kernels
 from foveal.runtime.errors import EngineError, EngineMemoryError, EngineUnsupportedError, failure
+from foveal.runtime.machine import cpu_flags
+from foveal.runtime.ort import load_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -32,23 +34,29 @@ __all__ = [
     "ENGINES",
     "Engine",
     "EngineError",
+    "EngineKind",
     "EngineMemoryError",
     "EngineUnsupportedError",
+    "FileKind",
+    "PixelKind",
     "available",
-    "cpu_model",
     "create",
-    "default_threads",
+    "engine_kind",
     "file_kind",
     "library_version",
     "why_not",
 ]
+
+# What a picture's pixels are to a network, and what a bundle's file computes in.
+PixelKind = Literal["float", "uint8"]
+FileKind = Literal["float", "uint8", "int8"]
 
 
 class Engine(Protocol):
     """What computes a network.
 
     Attributes:
-        name: one of `ENGINES`.
+        name: name of the engine, one of `ENGINES`.
         threads: processor threads it uses.
     """
 
@@ -72,8 +80,7 @@ class _OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, path: Path, threads: int, exact: bool) -> None:  # noqa: ARG002 - it always computes in float32
-        import onnxruntime
-
+        onnxruntime = load_onnxruntime()
         self.threads = threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -150,27 +157,109 @@ def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG00
         raise failure("torch", error) from error
 
 
-_OPEN: dict[str, Callable[[Path, int, bool], Engine]] = {
-    "native": _open_native,
-    "onnxruntime": _OnnxRuntime,
-    "openvino": _OpenVino,
-    "torch": _open_torch,
-}
-_NEEDS = {
-    "native": ("foveal_kernels", "onnx"),
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "torch": ("torch", "onnx"),
-}
-_EXTRA = {
-    "native": "'foveal[native]'",
-    "onnxruntime": "onnxruntime",
-    "openvino": "'foveal[openvino]'",
-    "torch": "'foveal[torch]'",
+def _native_multiplies_bytes() -> bool:
+    import foveal_kernels
+
+    return foveal_kernels.multiplies_bytes()
+
+
+def _openvino_multiplies_bytes() -> bool:
+    # Without dot products OpenVINO's sums of two products would saturate at 16 bits.
+    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni"})
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """One engine: what it needs and what it is good for.
+
+    Args:
+        name: name that the user types.
+        open: function from an ONNX file, the number of threads and whether to compute in float32 to the engine.
+        needs: modules that must be installed.
+        install: command that installs them.
+        distribution: distribution whose version the results depend on.
+        auto: whether `auto` chooses among engines with this one.
+        process_bytes: memory of a process with the engine loaded and nothing to do.
+        multiplies_bytes: function that says whether an int8 file is faster than an 8-bit one here.
+        why_not: function that says why the engine cannot be used although its modules are installed; None if it can.
+    """
+
+    name: str
+    open: Callable[[Path, int, bool], Engine]
+    needs: tuple[str, ...]
+    install: str
+    distribution: str
+    auto: bool
+    process_bytes: int
+    multiplies_bytes: Callable[[], bool] = lambda: False
+    why_not: Callable[[], str | None] = lambda: None
+
+
+_KINDS = {
+    kind.name: kind
+    for kind in (
+        EngineKind(
+            name="native",
+            open=_open_native,
+            needs=("foveal_kernels", "onnx"),
+            install=install_hint("native"),
+            distribution="foveal-kernels",
+            auto=True,
+            process_bytes=60 << 20,
+            multiplies_bytes=_native_multiplies_bytes,
+            why_not=kernels.why_not,
+        ),
+        EngineKind(
+            # Its rounding between layers takes longer than its int8 saves.
+            name="onnxruntime",
+            open=_OnnxRuntime,
+            needs=("onnxruntime",),
+            install="pip install onnxruntime",
+            distribution="onnxruntime",
+            auto=True,
+            process_bytes=130 << 20,
+        ),
+        EngineKind(
+            name="openvino",
+            open=_OpenVino,
+            needs=("openvino",),
+            install=install_hint("openvino"),
+            distribution="openvino",
+            auto=True,
+            process_bytes=260 << 20,
+            multiplies_bytes=_openvino_multiplies_bytes,
+        ),
+        EngineKind(
+            name="torch",
+            open=_open_torch,
+            needs=("torch", "onnx"),
+            install=install_hint("torch"),
+            distribution="torch",
+            auto=False,
+            process_bytes=450 << 20,
+        ),
+    )
 }
 
-ENGINES = tuple(_OPEN)
-AUTO = ("native", "onnxruntime", "openvino")  # those that `auto` chooses from
+ENGINES = tuple(_KINDS)
+AUTO = tuple(name for name, kind in _KINDS.items() if kind.auto)
+
+
+def engine_kind(name: str) -> EngineKind:
+    """What is known of an engine.
+
+    Args:
+        name: one of `ENGINES`.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: no such engine.
+    """
+    if name not in _KINDS:
+        raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
+    return _KINDS[name]
 
 
 def why_not(name: str) -> str:
@@ -185,48 +274,24 @@ def why_not(name: str) -> str:
     Raises:
         ValueError: no such engine.
     """
-    if name not in ENGINES:
-        raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
-    missing = [module for module in _NEEDS[name] if find_spec(module) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed; pip install {_EXTRA[name]}"
-    if name == "native":
-        return kernels.why_not() or ""
-    return ""
+    kind = engine_kind(name)
+    if missing := [module for module in kind.needs if find_spec(module) is None]:
+        return f"{' and '.join(missing)} not installed; {kind.install}"
+    return kind.why_not() or ""
 
 
-def file_kind(engine: str, kind: str, files: Collection[str]) -> str:
-    """Which of a bundle's files an engine runs for pictures of a kind.
+def file_kind(engine: str, kind: PixelKind, files: Collection[str]) -> FileKind:
+    """Which of a bundle's files an engine runs for pixels of a kind.
 
     Args:
         engine: one of `ENGINES`.
-        kind: "float" or "uint8".
+        kind: kind of the pixels.
         files: kinds of files that the bundle has.
 
     Returns:
         "int8" for 8-bit pictures where there is such a file and the engine is faster with it here, else `kind`.
     """
-    return "int8" if kind == "uint8" and "int8" in files and _multiplies_bytes(engine) else kind
-
-
-def _multiplies_bytes(engine: str) -> bool:
-    if engine == "native":
-        import foveal_kernels
-
-        return foveal_kernels.multiplies_bytes()
-    # ONNX Runtime's rounding between layers takes longer than its int8 saves. Without dot products OpenVINO's sums of
-    # two products would saturate at 16 bits.
-    return engine == "openvino" and bool(_processor_flags() & {"avx512_vnni", "avx_vnni"})
-
-
-@cache
-def _processor_flags() -> set[str]:
-    """What an x86 processor can do, in the kernel's words; empty where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+    return "int8" if kind == "uint8" and "int8" in files and engine_kind(engine).multiplies_bytes() else kind
 
 
 def available() -> list[str]:
@@ -243,7 +308,7 @@ def create(name: str, path: Path, threads: int, *, exact: bool = False) -> Engin
 
     Args:
         name: one of `ENGINES`.
-        path: of the ONNX file.
+        path: the ONNX file.
         threads: processor threads, at least 1.
         exact: compute in float32 even where the processor has something faster.
 
@@ -258,7 +323,7 @@ def create(name: str, path: Path, threads: int, *, exact: bool = False) -> Engin
         raise EngineError(f"engine {name}: {reason}")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    return _OPEN[name](path, threads, exact)
+    return engine_kind(name).open(path, threads, exact)
 
 
 @cache
@@ -269,41 +334,9 @@ def library_version(name: str) -> str:
         name: one of `ENGINES`.
 
     Returns:
-        As its package says; "?" if it does not.
+        The version that its distribution states; "?" if it states none.
     """
     try:
-        return version("foveal-kernels" if name == "native" else name)
+        return version(engine_kind(name).distribution)
     except PackageNotFoundError:
         return "?"
-
-
-@cache
-def default_threads() -> int:
-    """How many threads to use when nobody says.
-
-    Returns:
-        The processors this process may use: those it is bound to, fewer if a container grants it less time.
-    """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or quota "max"
-        pass
-    return count
-
-
-@cache
-def cpu_model() -> str:
-    """Name of the processor.
-
-    Returns:
-        As the system prints it.
-    """
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

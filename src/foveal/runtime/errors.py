@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from foveal.errors import FovealError
+
 __all__ = ["EngineError", "EngineMemoryError", "EngineUnsupportedError", "failure"]
 
 
-class EngineError(RuntimeError):
+class EngineError(FovealError, RuntimeError):
     """An engine that cannot be had, or that failed."""
 
 
@@ -18,14 +20,14 @@ class EngineUnsupportedError(EngineError):
 
 
 def failure(engine: str, error: BaseException) -> EngineError:
-    """The error of a library in our words; out of memory is told apart, because it can be helped.
+    """The error of a library in our words; out of memory has a class of its own, because a smaller tile helps.
 
     Args:
-        engine: its name.
-        error: what the library raised.
+        engine: name of the engine.
+        error: error that the library raised.
 
     Returns:
-        What to raise.
+        The error to raise.
     """
     text = str(error)
     lower = text.lower()

@@ -36,14 +36,14 @@ class Chain:
     """A network of the family, as numbers.
 
     Args:
-        weights: of the convolutions, (out, in, 3, 3) each; int8 for all but the first where there are `scales`.
-        biases: of the convolutions, (out,) each.
+        weights: weights of the convolutions, (out, in, 3, 3) each; int8 for all but the first where there are `scales`.
+        biases: biases of the convolutions, (out,) each.
         slopes: below 0 after each convolution; 1 for none.
         base: linear upsampler of each colour, (s², k, k).
         bytes: the file takes (N, h, w, 3) bytes and makes (N, h', w', s²·3), not floats by planes.
-        scales: of the int8 weights, (out,) for each convolution but the first; empty for a network of floats.
+        scales: scales of the int8 weights, (out,) for each convolution but the first; empty for a network of floats.
         steps: scale of the bytes that each convolution but the last makes, after its slope; empty likewise.
-        zeros: what stands for 0 in each of their channels, (out,).
+        zeros: zero points of each of their channels, (out,).
         back: of back-projection, what it reads of the picture, (3, k + 4, k + 4), and of the detail, (s², 5, 5), and
             what it adds to the detail, (s², 5, 5); empty for none.
     """
@@ -220,7 +220,7 @@ def read_chain(path: Path) -> Chain:
     """Recognise a network of the family in an ONNX file.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         Its numbers.
@@ -331,7 +331,7 @@ class NativeEngine:
     """A network of the family, run by the compiled kernels. Not for two threads at a time.
 
     Args:
-        path: of the ONNX file, of floats or of bytes.
+        path: path of the ONNX file, of floats or of bytes.
         threads: processor threads.
         library: compiled kernels; those for this processor by default.
 

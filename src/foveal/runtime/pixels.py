@@ -6,6 +6,7 @@ transparent pixels cannot shine through as a halo. Where alpha is the same extre
 
 8-bit colour takes the bundle's uint8 file if there is one: the bytes of the picture go in, bytes come out, and the last
 step, depth to space, is one copy here straight into the picture (a strided view does what costs the engine a pass).
+Overlapping tiles (`blend.py`) are blended in floats, and so take the float file.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from foveal.runtime.engines import Engine, EngineError
+from foveal.runtime.blend import Blend, ramp, widened
+from foveal.runtime.engines import Engine, EngineError, PixelKind
 from foveal.runtime.tiles import SMALLEST_TILE, Grid, Piece, cut
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foveal.runtime.bundle import Card
+    from foveal.runtime.card import Card
 
 __all__ = ["Network", "Step", "enlarge", "largest_value"]
 
@@ -45,7 +47,7 @@ def largest_value(dtype: np.dtype) -> float:
     """The value of white.
 
     Args:
-        dtype: of a picture.
+        dtype: dtype of a picture.
 
     Returns:
         255, 65535, or 1 for floats.
@@ -64,39 +66,39 @@ class Network:
     """A bundle's files, opened in one engine when they are first needed.
 
     Args:
-        card: of the bundle.
-        open_file: "float" or "uint8" → engine with that file.
+        card: card of the bundle.
+        open_file: function from the kind of pixels to an engine with the file for them.
         mirrored: take the mean of what the network makes of a tile and of its mirror images, which costs four times as
             much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016);
             an equivariant network would say the same four times, and is asked once.
     """
 
-    def __init__(self, card: Card, open_file: Callable[[str], Engine], *, mirrored: bool = False) -> None:
+    def __init__(self, card: Card, open_file: Callable[[PixelKind], Engine], *, mirrored: bool = False) -> None:
         self.card = card
         self.seconds = 0.0
         self.ways = _MIRRORED if mirrored and not card.equivariant else _MIRRORED[:1]
         self._open = open_file
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[PixelKind, Engine] = {}
         self._white: NDArray | None = None
 
-    def kind(self, dtype: np.dtype) -> str:
+    def kind(self, dtype: np.dtype) -> PixelKind:
         """Which file runs pixels of a dtype.
 
         Args:
-            dtype: of a picture.
+            dtype: dtype of a picture.
 
         Returns:
             "uint8" or "float".
         """
-        # The mean is taken of what has not been rounded yet.
-        one = len(self.ways) == 1
-        return "uint8" if dtype == np.uint8 and "uint8" in self.card.files and one else "float"
+        # The mean, of mirror images or of tiles, is taken of what has not been rounded yet.
+        once = len(self.ways) == 1 and self.card.tiling == "exact"
+        return "uint8" if dtype == np.uint8 and "uint8" in self.card.files and once else "float"
 
-    def prepare(self, kind: str) -> Engine:
+    def prepare(self, kind: PixelKind) -> Engine:
         """Open a file, if it is not open.
 
         Args:
-            kind: "uint8" or "float".
+            kind: kind of the pixels.
 
         Returns:
             The engine that runs it.
@@ -114,14 +116,14 @@ class Network:
         if self._white is None:
             card = self.card
             first = -(-card.margin // card.multiple) * card.multiple
-            side = 2 * first + card.multiple
+            side = max(2 * first + card.multiple, -(-card.minimum // card.multiple) * card.multiple)
             y = self.run("float", np.ones((1, 3, side, side), np.float32))[0].mean(axis=0)
             at = card.scale * (first - card.margin if card.trims else first)
             size = card.scale * card.multiple
             self._white = y[at : at + size, at : at + size].copy()
         return self._white
 
-    def run(self, kind: str, x: NDArray) -> NDArray:
+    def run(self, kind: PixelKind, x: NDArray) -> NDArray:
         """Compute the network once and look at what it made.
 
         Args:
@@ -167,7 +169,7 @@ class Network:
         total /= len(self.ways)
         return total
 
-    def _look_for_black(self, engine: str, kind: str, x: NDArray, y: NDArray) -> None:
+    def _look_for_black(self, engine: str, kind: PixelKind, x: NDArray, y: NDArray) -> None:
         """Raise if a pixel that is bright, as are all its neighbours, became black: no network means to do that."""
         lost, s = self.card.margin if self.card.trims else 0, self.card.scale
         first = max(lost, 1)
@@ -298,7 +300,7 @@ def _on_window(block: NDArray, window: tuple[slice, slice], grid: Grid, scale: i
 def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into: NDArray) -> None:
     """One tile of a picture whose last channel is alpha."""
     scale, m = network.card.scale, grid.margin
-    white = largest_value(image.dtype)
+    white, white_out = largest_value(image.dtype), largest_value(into.dtype)
     y0, y1 = max(0, piece.top - m), piece.top - m + grid.side[0]
     x0, x1 = max(0, piece.left - m), piece.left - m + grid.side[1]
     alpha = image[y0:y1, x0:x1, -1]
@@ -306,12 +308,14 @@ def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into
     colours = image.shape[2] - 1
     if low >= white:
         _colour(image[..., :-1], network, grid, [piece], [into[..., :-1]])
-        into[..., -1] = into.dtype.type(white)
+        into[..., -1] = into.dtype.type(white_out)
         return
     used = (piece.top + piece.rows[0], piece.top + piece.rows[1], piece.left + piece.columns[0])
     under = image[used[0] : used[1], used[2] : piece.left + piece.columns[1], :-1]
     # Behind transparent pixels is whatever was there before, each pixel repeated.
     hidden = under.repeat(scale, axis=0).repeat(scale, axis=1)
+    if into.dtype != image.dtype:
+        hidden = hidden.astype(into.dtype) * into.dtype.type(white_out / white)
     if high <= 0:
         into[..., :-1] = hidden
         into[..., -1] = 0
@@ -368,16 +372,17 @@ def enlarge(
 
     Args:
         image: picture, (H, W, C), C from 1 to 4, uint8, uint16 or floating point in [0, 1].
-        network: that runs.
-        grid_for: side of a tile → the picture's grid.
+        network: network to run.
+        grid_for: function from the side of a tile to the picture's grid.
         tile: side of a tile to begin with; halved whenever memory does not suffice.
         alpha: the last channel is alpha.
-        out: takes the result, (s·H, s·W, C) of the dtype of `image`; by default each band is an array of its own.
-        step: called after each batch of tiles.
-        smaller: called with the new side when a tile was halved.
+        out: array for the result, (s·H, s·W, C) of the dtype of `image`; by default each band is an array of its own.
+        step: function called after each batch of tiles.
+        smaller: function called with the new side when a tile was halved.
 
     Yields:
-        Bands, (s·n, s·W, C), the parts of `out` if there is one.
+        Bands, (s·n, s·W, C), the parts of `out` if there is one. With overlapping tiles, the rows that no further tile
+        changes; `step` is then called with the tiles' cores.
 
     Raises:
         MemoryError: even the smallest tile is too large.
@@ -385,28 +390,30 @@ def enlarge(
     scale = network.card.scale
     height, width, channels = image.shape
     grid = grid_for(tile)
-    top = 0
+    blend = Blend(width * scale, channels, alpha=alpha) if network.card.tiling == "overlap" else None
+    top = 0  # first row of the picture that no core covers yet
     while top < height:
         try:
             bottom, pieces = grid.band(top)
-            if out is None:
-                band = np.empty(((bottom - top) * scale, width * scale, channels), image.dtype)
+            if blend is None:
+                band = _rows_of(out, top, bottom, image, scale)
+                for batch in grid.batches(pieces):
+                    parts = []
+                    for piece in batch:
+                        first, last = (scale * (piece.left + edge) for edge in piece.columns)
+                        parts.append(band[:, first:last])
+                    _tiles(image, network, grid, batch, parts, alpha=alpha)
+                    _report(step, batch, top, bottom, scale)
             else:
-                band = out[top * scale : bottom * scale]
-            for batch in grid.batches(pieces):
-                parts = []
-                for piece in batch:
-                    first, last = (scale * (piece.left + edge) for edge in piece.columns)
-                    parts.append(band[:, first:last])
-                if alpha:
-                    for piece, part in zip(batch, parts, strict=True):
-                        _with_alpha(image, network, grid, piece, part)
-                else:
-                    _colour(image, network, grid, batch, parts)
-                if step is not None:
-                    first = scale * (batch[0].left + batch[0].columns[0])
-                    last = scale * (batch[-1].left + batch[-1].columns[1])
-                    step((first, top * scale, last, bottom * scale))
+                adding = blend.extended(min(height, bottom + grid.margin) * scale)
+                for batch in grid.batches(pieces):
+                    _add_tiles(image, network, grid, batch, adding, alpha=alpha)
+                    _report(step, batch, top, bottom, scale)
+                first, last = adding.top // scale, height if bottom == height else bottom - grid.margin
+                if last > first:
+                    band = _rows_of(out, first, last, image, scale)
+                    _store(adding.take(last * scale, _hidden(image[first:last], scale)), band)
+                blend = adding
         except MemoryError:
             now = max(grid.tile)
             if now <= SMALLEST_TILE:
@@ -417,5 +424,52 @@ def enlarge(
             if smaller is not None:
                 smaller(tile)
             continue
-        yield band
         top = bottom
+        if blend is None or last > first:
+            yield band
+
+
+def _rows_of(out: NDArray | None, top: int, bottom: int, image: NDArray, scale: int) -> NDArray:
+    """The part of `out` for some rows of the picture, or an array of its own."""
+    if out is not None:
+        return out[top * scale : bottom * scale]
+    return np.empty(((bottom - top) * scale, image.shape[1] * scale, image.shape[2]), image.dtype)
+
+
+def _hidden(under: NDArray, scale: int) -> NDArray[np.float32]:
+    """Colours behind transparent pixels, each pixel repeated, (h, w, C) to (s·h, s·w, C - 1) in [0, 1]."""
+    values = under[..., :-1].astype(np.float32) / np.float32(largest_value(under.dtype))
+    return values.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _tiles(
+    image: NDArray, network: Network, grid: Grid, batch: list[Piece], parts: list[NDArray], *, alpha: bool
+) -> None:
+    """Tiles of any picture."""
+    if not alpha:
+        _colour(image, network, grid, batch, parts)
+        return
+    for piece, part in zip(batch, parts, strict=True):
+        _with_alpha(image, network, grid, piece, part)
+
+
+def _add_tiles(image: NDArray, network: Network, grid: Grid, batch: list[Piece], blend: Blend, *, alpha: bool) -> None:
+    """Tiles of any picture, added to a blend with all that they reach."""
+    scale = network.card.scale
+    wide = [widened(piece, grid) for piece in batch]
+    spans = [(scale * (piece.rows[1] - piece.rows[0]), scale * (piece.columns[1] - piece.columns[0])) for piece in wide]
+    parts = [np.empty((*span, image.shape[2]), np.float32) for span in spans]
+    _tiles(image, network, grid, wide, list(parts), alpha=alpha)
+    for piece, reach, part in zip(batch, wide, parts, strict=True):
+        weights = (
+            ramp(piece.top + piece.rows[0], piece.top + piece.rows[1], grid.height, grid.margin, scale),
+            ramp(piece.left + piece.columns[0], piece.left + piece.columns[1], grid.width, grid.margin, scale),
+        )
+        blend.add(part, scale * (piece.top + reach.rows[0]), scale * (piece.left + reach.columns[0]), weights)
+
+
+def _report(step: Step | None, batch: list[Piece], top: int, bottom: int, scale: int) -> None:
+    if step is not None:
+        first = scale * (batch[0].left + batch[0].columns[0])
+        last = scale * (batch[-1].left + batch[-1].columns[1])
+        step((first, top * scale, last, bottom * scale))

@@ -3,10 +3,12 @@
 Every tile is `tile` pixels of the picture (its core) with `margin` pixels of surroundings on each side, where `margin`
 is the radius of the network's receptive field; beyond its edge the picture is mirrored. What the network makes
 of the core therefore depends on exactly the pixels it would see in the whole picture: tiled equals untiled. A network
-that trims its borders itself returns just the core; of any other the margin is cut away here.
+that trims its borders itself returns just the core; of any other the margin is cut away here. A network that wants a
+larger input than that is given more of the picture, or of its mirror image, below and to the right. Tiles of a global
+network see too little whatever the margin; `blend.py` hides their borders.
 
 All tiles of a picture have one size, because engines prepare themselves anew for each size and because equal tiles can
-be run in batches: the last row and column are shifted inward and overlap the ones before. The picture is worked off in
+be run in batches: the last row and column are shifted inward and overlap the ones before. The picture is processed in
 bands, one row of tiles each, from top to bottom, so that finished rows can leave memory.
 """
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foveal.runtime.bundle import Card
+    from foveal.runtime.card import Card
 
 __all__ = ["SMALLEST_TILE", "Grid", "Piece", "cut", "make_grid"]
 
@@ -56,14 +58,14 @@ class Grid:
     """A picture's tiles.
 
     Args:
-        height: of the picture, in pixels.
-        width: of the picture.
+        height: height of the picture, in pixels.
+        width: width of the picture.
         tile: (rows, columns) of every core.
         side: (rows, columns) of what the network is given for every tile, margins included.
         margin: pixels of surroundings above and left of the core.
         trims: whether the network takes the margin off itself.
         multiple: tiles start at multiples of this.
-        batch: tiles run together.
+        batch: number of tiles run together.
     """
 
     height: int
@@ -118,7 +120,7 @@ class Grid:
         """Tiles in groups that run together.
 
         Args:
-            pieces: of one band.
+            pieces: tiles of one band.
 
         Yields:
             Up to `batch` of them.
@@ -146,11 +148,11 @@ def make_grid(height: int, width: int, tile: int, card: Card, *, automatic: bool
     """Cut a picture into tiles.
 
     Args:
-        height: of the picture, in pixels.
-        width: of the picture.
+        height: height of the picture, in pixels.
+        width: width of the picture.
         tile: side of a tile's core in input pixels.
-        card: of the bundle that will run.
-        automatic: `tile` is a wish: tiles may be up to half as large again if that saves one, and are made flatter
+        card: card of the bundle to run.
+        automatic: take `tile` as a wish: tiles may be up to half as large again if that saves one, and are made flatter
             where a band of the output would take too much memory.
         pixel_bytes: bytes of an output pixel.
 
@@ -171,7 +173,8 @@ def make_grid(height: int, width: int, tile: int, card: Card, *, automatic: bool
     core = (_core(height, rows, automatic, card.multiple), _core(width, columns, automatic, card.multiple))
     # A network that trims takes exactly its margin; another is given whole multiples so that its phases stay in place.
     margin = card.margin if card.trims else _up(card.margin, card.multiple)
-    side = (_up(core[0] + 2 * margin, card.multiple), _up(core[1] + 2 * margin, card.multiple))
+    least = _up(card.minimum, card.multiple)
+    side = (max(least, _up(core[0] + 2 * margin, card.multiple)), max(least, _up(core[1] + 2 * margin, card.multiple)))
     batch = max(1, _BATCH_PIXELS // (side[0] * side[1]))
     return Grid(height, width, core, side, margin, card.trims, card.multiple, batch)
 
@@ -192,7 +195,8 @@ def cut(image: NDArray, top: int, left: int, into: NDArray, factor: float = 1.0)
         image: picture, (H, W, C).
         top: row of the first pixel wanted, may be negative.
         left: column of the first pixel wanted, may be negative.
-        into: takes the part, (h, w, C), or (h, w, 3) of a grey picture (three equal channels); any dtype and strides.
+        into: array for the part, (h, w, C), or (h, w, 3) of a grey picture (three equal channels); of any dtype and
+            strides.
         factor: multiplies the values; 1 copies them.
     """
     bottom, right = top + into.shape[0], left + into.shape[1]

@@ -115,7 +115,7 @@ class TorchEngine:
     """An ONNX file, run by PyTorch on the CPU.
 
     Args:
-        path: of the ONNX file.
+        path: path of the ONNX file.
         threads: processor threads.
 
     Raises:

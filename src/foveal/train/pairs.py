@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from foveal.images.resize import imresize
-from foveal.runtime.plan import cache_folder
+from foveal.runtime.machine import cache_folder
 from foveal.train.sampling_aug import informative, patch_scores
 from foveal.train.teacher import answers
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from foveal.export.onnx import to_onnx
+from foveal.runtime.ort import load_onnxruntime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,9 +35,7 @@ class _Onnx(torch.nn.Module):
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
-        import onnxruntime
-
-        self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        self.session = load_onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self.session.run(None, {"image": x.numpy()})[0])
@@ -52,6 +51,7 @@ def static_int8(model: nn.Module, pictures: Tensor) -> nn.Module:
     Returns:
         A module that runs the quantised file.
     """
+    load_onnxruntime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory() as place:
