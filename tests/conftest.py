@@ -1,7 +1,18 @@
 """What tests of several folders share."""
 
-import pytest
-from documents import ROOT
+import os
+
+# Before anything imports torch: with several test processes, tiny tensors gain nothing from a second thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+from budget import Budget  # noqa: E402
+from documents import ROOT  # noqa: E402
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Budget(), "budget")
 
 
 @pytest.fixture(scope="session")

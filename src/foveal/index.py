@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from foveal.errors import FovealError
+
 __all__ = ["Indexed", "RecordError", "evidence_of", "index", "models", "scan"]
 
 ROOT = Path(__file__).resolve().parent
@@ -20,7 +22,7 @@ _RECORD = re.compile(r"^METHOD\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
 SKIPPED = ("cli", "serve", "catalogue")  # these read records, they hold none
 
 
-class RecordError(ValueError):
+class RecordError(FovealError, ValueError):
     """A record whose id, name, kind or model names cannot be read from the text, or that contradicts another."""
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from foveal.errors import FovealError
+
 __all__ = ["SETS", "DataError", "find", "folders"]
 
 # Name → places it may have below a data folder, first match wins.
@@ -26,7 +28,7 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 
 
-class DataError(FileNotFoundError):
+class DataError(FovealError, FileNotFoundError):
     """Benchmark data that is not on this machine, or a name that no set has."""
 
 

@@ -3,7 +3,7 @@
 An engine runs one ONNX file. It knows nothing of tiles or pictures, and it imports its library only when it is opened,
 so a machine that has no OpenVINO or no torch never notices. `native` runs plain super-resolution networks by foveal's
 own kernels (`native_engine.py`) and leaves every other to the rest. `torch` runs the same ONNX graph
-(`torch_engine.py`); it is there to compare with and is never chosen by `auto`.
+(`foveal.export.torch_engine`); it is there to compare with and is never chosen by `auto`.
 
 Where a bundle has an int8 file, `native` and `openvino` are given that one for 8-bit pictures, if they multiply bytes
 faster than floats here; `onnxruntime` and `torch` always compute in floats.
@@ -11,6 +11,7 @@ faster than floats here; `onnxruntime` and `torch` always compute in floats.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -147,7 +148,8 @@ def _open_native(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG0
 
 
 def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG001 - it always computes in float32
-    from foveal.runtime.torch_engine import TorchEngine
+    # By name: it stands above this folder, which does without torch.
+    TorchEngine = importlib.import_module("foveal.export.torch_engine").TorchEngine  # noqa: N806 - a class
 
     try:
         return TorchEngine(path, threads)
