@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from released import same_names_and_shapes
 
 from foveal.measure.cost import count_macs
 from foveal.models.backbone.vim import VimBlock, from_authors, vim, vim_tiny
@@ -81,9 +82,5 @@ def test_weights_of_the_authors_load():
 
 
 def test_the_released_tiny_has_the_same_names_and_shapes():
-    names = authors(192, 24)
-    assert len(names) == 415
-    with torch.device("meta"):
-        ours = {name: tuple(value.shape) for name, value in vim_tiny().state_dict().items()}
-        weights = {name: torch.empty(shape) for name, shape in names.items()}
-    assert {name: tuple(value.shape) for name, value in from_authors(weights).items()} == ours
+    assert len(authors(192, 24)) == 415
+    same_names_and_shapes(vim_tiny, from_authors, authors(192, 24))
