@@ -69,7 +69,7 @@ def test_without_classes_it_gives_pooled_features():
 
 
 def authors(dim, depths, expand=1, classes=1000):
-    """Names and shapes in MzeroMiko/VMamba (commit 2ed52ea), `VSSM` as the files vmambav2v_*.yaml configure it."""
+    """Names and shapes in MzeroMiko/VMamba (commit 2ed52ea), `VSSM` as the files vmambav2*.yaml configure it."""
     half = dim // 2
     found = {
         "patch_embed.0.weight": (half, 3, 3, 3),

@@ -132,10 +132,11 @@ vmamba_base = partial(VMamba, dim=128, depths=(2, 2, 15, 2), expand=2.0)  # VMam
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' last networks under the names, and in the shapes, that they have here.
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        state_dict: name → tensor, what the files of "vmambav2v" hold under "model" or "model_ema".
+        state_dict: name → tensor, what their files hold under "model"; of a network of the last version, without a
+            gate: T[s1l8], S[s2l15] or B[s2l15].
 
     Returns:
         State dict of `vmamba_tiny`, `vmamba_small` or `vmamba_base`.

@@ -124,7 +124,7 @@ CLAIMS = (
         _small,
         "Without order a small network is at least as accurate as the same one with Mamba-2's causal mixers.",
         than=partial(_small, causal=True),
-        steps=400,
+        steps=350,
         paper="above causal SSD on ImageNet",
         beyond="above causal state space duality",
     ),
