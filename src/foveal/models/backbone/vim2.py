@@ -17,8 +17,8 @@ stages. In a stage each mixer is fed a weighted sum of the stage's input and all
   (section 4.1): the projections take positions in any order.
 - Two token mixers to a channel mixer, state 16 and twice the channels in a token mixer follow the table of appendix A;
   shortcuts within mixers, norms, patch merging and the order of the mixers are guessed, by VMamba, which section 4.2
-  says the network becomes when channel mixers and earlier features are left out. With that the
-  networks come out smaller than the paper's 20 M, 43 M and 74 M, Tiny by 3 %, Small and Base by 21 and 22 %.
+  says the network becomes when channel mixers and earlier features are left out. With that the networks come out
+  smaller than the paper's 20 M, 43 M and 74 M, Tiny by 3 %, Small by 21 % and Base by 22 %.
 - Weights of both mixers' features are learned for the stage's input once, not twice; they begin as a plain chain.
 
 *Provenance*: written from the paper.
