@@ -1,25 +1,16 @@
-import pytest
 import timm
 import torch
+from released import same_names_and_shapes, with_batch_norms
 from torch import nn
 
-from foveal.measure.cost import count_macs, count_parameters
+from foveal.measure.cost import count_macs
 from foveal.models.backbone.plainmamba import (
     PlainMambaBlock,
+    from_authors,
     plainmamba,
     plainmamba_l1,
     plainmamba_l2,
-    plainmamba_l3,
 )
-
-
-@pytest.mark.parametrize(
-    ("build", "depth", "count"),
-    [(plainmamba_l1, 24, 7_551_656), (plainmamba_l2, 24, 26_145_832), (plainmamba_l3, 36, 50_956_456)],
-)
-def test_parameters_are_those_of_the_authors(build, depth, count):
-    one, two = (count_parameters(build(depth=blocks)) for blocks in (1, 2))
-    assert one + (depth - 1) * (two - one) == count
 
 
 def test_macs_grow_as_the_pixels_do():
@@ -61,3 +52,57 @@ def test_the_released_way_is_another():
     code.load_state_dict(paper.state_dict())
     x = torch.rand(1, 3, 16, 12)
     assert (paper(x) - code(x)).abs().max() > 1e-6
+
+
+def authors(dim, depth, state=16, patch_size=16, classes=1000, *, convolutions=1, convolved=1):
+    """Names and shapes in ChenhongyiYang/PlainMamba (commit 0a3aae7), its classifier in mmcls."""
+    inner, rank = 2 * dim, -(-dim // 16)
+    found = {
+        "backbone.pos_embed": (1, 196, dim),
+        "backbone.patch_embed.stem.0.weight": (64, 3, 7, 7),
+        "backbone.patch_embed.stem.1": 64,
+        "backbone.patch_embed.projection.weight": (dim, 64, patch_size // 2, patch_size // 2),
+        "backbone.patch_embed.projection.bias": (dim,),
+        "backbone.ln1.weight": (dim,),
+        "backbone.ln1.bias": (dim,),
+        "head.fc.weight": (classes, dim),
+        "head.fc.bias": (classes,),
+    }
+    for i in range(convolutions):
+        found[f"backbone.patch_embed.convs.{3 * i}.weight"] = (64, 64, 3, 3)
+        found[f"backbone.patch_embed.convs.{3 * i + 1}"] = 64
+    for i in range(depth):
+        layer = {
+            "norm.weight": (dim,),
+            "norm.bias": (dim,),
+            "mamba.A_log": (inner, state),
+            "mamba.D": (inner,),
+            "mamba.direction_Bs": (5, state),
+            "mamba.in_proj.weight": (2 * inner, dim),
+            "mamba.in_proj.bias": (2 * inner,),
+            "mamba.conv2d.weight": (inner, 1, 7, 7),
+            "mamba.conv2d.bias": (inner,),
+            "mamba.x_proj.weight": (rank + 2 * state, inner),
+            "mamba.dt_proj.weight": (inner, rank),
+            "mamba.dt_proj.bias": (inner,),
+            "mamba.out_proj.weight": (dim, inner),
+            "mamba.out_proj.bias": (dim,),
+        }
+        if i < convolved:
+            layer |= {"dw.0.weight": (dim, 1, 3, 3), "dw.1": dim}
+        found |= {f"backbone.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return with_batch_norms(found)
+
+
+def test_weights_of_the_authors_load():
+    weights = {name: torch.rand(shape) for name, shape in authors(8, 2, 2, 4, 3).items()}
+    model = plainmamba_l1(dim=8, depth=2, state=2, patch_size=4, num_classes=3, released=True)
+    model.load_state_dict(from_authors(weights))
+    mixer = model.blocks[1].mixer
+    assert torch.equal(mixer.scan.D, weights["backbone.layers.1.mamba.D"])
+    assert torch.equal(mixer.scan.dt_proj.bias, weights["backbone.layers.1.mamba.dt_proj.bias"])
+    assert torch.equal(model.norm.bias, weights["backbone.ln1.bias"])
+
+
+def test_the_released_l2_has_the_same_names_and_shapes():
+    same_names_and_shapes(plainmamba_l2, from_authors, authors(384, 24, convolutions=2, convolved=0))

@@ -1,21 +1,20 @@
+import pytest
 import timm
 import torch
+from released import same_names_and_shapes, with_batch_norms
 from torch import nn
 
 from foveal.measure.cost import count_parameters
-from foveal.models.backbone.vcmamba import ConvBlock, MambaBlock, VCMamba, vcmamba_m, vcmamba_s
+from foveal.models.backbone.plainmamba import plainmamba
+from foveal.models.backbone.vcmamba import ConvBlock, MambaBlock, VCMamba, from_authors, vcmamba_m, vcmamba_s
 
 TINY = {"dims": (4, 4, 8, 8), "depths": (1, 1, 1, 2)}
 
 
-def test_parameters_are_those_of_the_authors():
-    """Blocks of one stage are alike, so a few of them say how many parameters all have."""
-    depths, fewest = (4, 4, 12, 8), [1, 1, 1, 5]
-    found = least = count_parameters(vcmamba_s(depths=fewest))
-    for i, depth in enumerate(depths):
-        one_more = [blocks + (j == i) for j, blocks in enumerate(fewest)]
-        found += (depth - fewest[i]) * (count_parameters(vcmamba_s(depths=one_more)) - least)
-    assert found == 10_478_720
+def test_the_rival_of_equal_size_has_as_many_parameters():
+    with torch.device("meta"):
+        ours, one, two = (count_parameters(net) for net in (vcmamba_m(), plainmamba(340, 1), plainmamba(340, 2)))
+    assert one + 23 * (two - one) == pytest.approx(ours, rel=0.01)
 
 
 def test_scans_end_the_last_stage():
@@ -58,3 +57,81 @@ def test_positions_are_resized():
     x = torch.rand(1, 8, 7, 7)
     torch.testing.assert_close(place(x), x + place.embed)
     assert place(torch.rand(1, 8, 3, 5)).shape == (1, 8, 3, 5)
+
+
+def authors(dims, depths, scanning=4, classes=1000):
+    """Names and shapes in Wertyuui345/VCMamba (commit 3433dc0), `EfficientFormer`; a number stands for a batch norm."""
+    half, last = dims[0] // 2, dims[-1]
+    found = {
+        "patch_embed.0.weight": (half, 3, 3, 3),
+        "patch_embed.0.bias": (half,),
+        "patch_embed.1": half,
+        "patch_embed.3.weight": (dims[0], half, 3, 3),
+        "patch_embed.3.bias": (dims[0],),
+        "patch_embed.4": dims[0],
+        "pos_embed": (1, last, 7, 7),
+        "norm.weight": (last,),
+        "norm.bias": (last,),
+    }
+    for head in ("head", "dist_head"):
+        found |= {f"{head}.weight": (classes, last), f"{head}.bias": (classes,)}
+    for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+        wide, inner, rank = 4 * dim, 2 * dim, -(-dim // 16)
+        mlp = {
+            "mlp.fc1.weight": (wide, dim, 1, 1),
+            "mlp.fc1.bias": (wide,),
+            "mlp.norm1": wide,
+            "mlp.mid.weight": (wide, 1, 3, 3),
+            "mlp.mid.bias": (wide,),
+            "mlp.mid_norm": wide,
+            "mlp.fc2.weight": (dim, wide, 1, 1),
+            "mlp.fc2.bias": (dim,),
+            "mlp.norm2": dim,
+        }
+        scan = {
+            "norm": dim,
+            "norm2": dim,
+            "mamba.A_log": (inner, 16),
+            "mamba.D": (inner,),
+            "mamba.direction_Bs": (5, 16),
+            "mamba.in_conv.0.weight": (inner, dim, 1, 1),
+            "mamba.in_conv.0.bias": (inner,),
+            "mamba.in_conv.1": inner,
+            "mamba.conv2d.weight": (inner, 1, 7, 7),
+            "mamba.conv2d.bias": (inner,),
+            "mamba.x_proj.weight": (rank + 32, inner),
+            "mamba.dt_proj.weight": (inner, rank),
+            "mamba.dt_proj.bias": (inner,),
+            "mamba.norm.weight": (inner,),
+            "mamba.norm.bias": (inner,),
+            "mamba.out_conv.1.weight": (dim, inner, 1, 1),
+            "mamba.out_conv.1.bias": (dim,),
+            "mamba.out_conv.2": dim,
+        }
+        for j in range(depth):
+            scans = i == 3 and j >= depth - scanning
+            block = mlp | (scan if scans else {"layer_scale_2": (dim, 1, 1)})
+            found |= {f"network.{2 * i}.{j}.{name}": shape for name, shape in block.items()}
+        if i < 3:
+            down = f"network.{2 * i + 1}"
+            found |= {f"{down}.proj.weight": (dims[i + 1], dim, 3, 3), f"{down}.proj.bias": (dims[i + 1],)}
+            found[f"{down}.norm"] = dims[i + 1]
+    return with_batch_norms(found)
+
+
+def test_weights_of_the_authors_load():
+    dims, depths = (4, 6, 8, 10), (2, 1, 1, 5)
+    weights = {name: torch.rand(shape) for name, shape in authors(dims, depths, 3, 7).items()}
+    model = VCMamba(dims, depths, scanning=3, num_classes=7, released=True)
+    model.load_state_dict(from_authors(weights))
+    convolution, scan = model.stages[3][3], model.stages[3][6]
+    assert torch.equal(convolution.gamma, weights["network.6.1.layer_scale_2"])
+    assert torch.equal(scan.norm1.bias, weights["network.6.3.norm.bias"])
+    assert torch.equal(scan.norm2.bias, weights["network.6.3.norm2.bias"])
+    assert torch.equal(scan.ffn[7].bias, weights["network.6.3.mlp.norm2.bias"])
+    assert torch.equal(model.stages[2][1].bias, weights["network.3.norm.bias"])
+    assert torch.equal(model.stages[3][4].embed, weights["pos_embed"])
+
+
+def test_the_released_small_has_the_same_names_and_shapes():
+    same_names_and_shapes(vcmamba_s, from_authors, authors((32, 64, 144, 288), (4, 4, 12, 8)))

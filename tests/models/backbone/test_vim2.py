@@ -2,16 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from foveal.models.backbone.vim2 import METHOD, ChannelMixer, MixerStage, ViM2, vim2_tiny
+from foveal.models.backbone.vim2 import ChannelMixer, MixerStage, ViM2, vim2_tiny
 from foveal.nn.ss2d import SS2D
 
 TINY = {"dim": 8, "state": 2, "window": 2, "num_classes": 4}
-
-
-@pytest.mark.parametrize("claim", [c for c in METHOD.claims if c.kind == "equal"][:2], ids=lambda c: c.says[:20])
-def test_claims_that_cost_nothing_hold(claim):
-    ours, theirs = claim.check["ours"](), claim.check["theirs"]()
-    assert (ours - theirs).abs().max() <= claim.check["tolerance"] * theirs.abs().max()
 
 
 @pytest.mark.parametrize("size", [(7, 7), (6, 13), (1, 2)])

@@ -17,15 +17,30 @@ looked up in the authors' code.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from foveal.nn.isotropic import Isotropic
+from foveal.nn.renamed import renamed
 from foveal.nn.snake import SnakeScan
 from foveal.record import Method, Paper
 
-__all__ = ["PlainMambaBlock", "PlainMambaMixer", "plainmamba", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "PlainMambaBlock",
+    "PlainMambaMixer",
+    "from_authors",
+    "plainmamba",
+    "plainmamba_l1",
+    "plainmamba_l2",
+    "plainmamba_l3",
+]
 
 
 class PlainMambaMixer(nn.Module):
@@ -113,8 +128,8 @@ class _Patches(nn.Module):
 
 
 def plainmamba(
-    dim: int,
-    depth: int,
+    dim: int = 192,
+    depth: int = 24,
     convolutions: int = 2,
     state: int = 16,
     patch_size: int = 16,
@@ -134,12 +149,12 @@ def plainmamba(
         convolutions: 3×3 convolutions before the patches.
         state: D.
         patch_size: side of a patch in pixels, even.
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block; the others' grow to it.
+        in_channels: channels of the picture.
+        num_classes: classes of the head; 0 gives features.
+        drop_path: probability of dropping the last block's mixer; it rises to that from 0.
         convolve_first: whether the first block has a convolution of its own.
-        released: see `SnakeScan`.
-        grid: patches that the position embedding is made for.
+        released: whether the scans are those of the authors' code, see `SnakeScan`.
+        grid: patches that the position embedding is made for, (H', W').
 
     Returns:
         The network, (B, in_channels, H, W) to (B, num_classes).
@@ -165,92 +180,38 @@ def plainmamba(
     )
 
 
-def plainmamba_l1(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 192,
-    depth: int = 24,
-    state: int = 16,
-    patch_size: int = 16,
-    released: bool = False,
-) -> Isotropic:
-    """24 blocks of width 192.
+plainmamba_l1 = partial(plainmamba, dim=192, depth=24, convolutions=1, convolve_first=True)  # L1
+plainmamba_l2 = partial(plainmamba, dim=384, depth=24)  # L2
+plainmamba_l3 = partial(plainmamba, dim=448, depth=36)  # L3
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names that they have here.
+
+    They were trained with the scans of the authors' code: build the network with `released=True`.
 
     Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dim: C.
-        depth: number of blocks.
-        state: D.
-        patch_size: side of a patch in pixels, even.
-        released: see `SnakeScan`.
+        state_dict: name → tensor, what their files hold under "state_dict".
 
     Returns:
-        The network.
+        State dict of `plainmamba_l1`, `plainmamba_l2` or `plainmamba_l3`.
     """
-    sizes = (dim, depth, 1, state, patch_size, in_channels, num_classes)
-    return plainmamba(*sizes, drop_path, convolve_first=True, released=released)
-
-
-def plainmamba_l2(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 384,
-    depth: int = 24,
-    state: int = 16,
-    patch_size: int = 16,
-    released: bool = False,
-) -> Isotropic:
-    """24 blocks of width 384.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dim: C.
-        depth: number of blocks.
-        state: D.
-        patch_size: side of a patch in pixels, even.
-        released: see `SnakeScan`.
-
-    Returns:
-        The network.
-    """
-    return plainmamba(dim, depth, 2, state, patch_size, in_channels, num_classes, drop_path, released=released)
-
-
-def plainmamba_l3(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 448,
-    depth: int = 36,
-    state: int = 16,
-    patch_size: int = 16,
-    released: bool = False,
-) -> Isotropic:
-    """36 blocks of width 448.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dim: C.
-        depth: number of blocks.
-        state: D.
-        patch_size: side of a patch in pixels, even.
-        released: see `SnakeScan`.
-
-    Returns:
-        The network.
-    """
-    return plainmamba(dim, depth, 2, state, patch_size, in_channels, num_classes, drop_path, released=released)
+    return renamed(
+        state_dict,
+        [
+            (r"^backbone\.", ""),
+            (r"^head\.fc\.", "head."),
+            (r"^ln1\.", "norm."),
+            # the convolutions after the first one and its norm and activation
+            (r"^patch_embed\.convs\.(\d+)", lambda found: f"patch_embed.stem.{int(found[1]) + 3}"),
+            (r"^patch_embed\.projection\.", "patch_embed.proj."),
+            (r"^layers\.", "blocks."),
+            (r"\.dw\.", ".convolve."),
+            (r"\.mamba\.", ".mixer."),
+            (r"\.mixer\.(x_proj|dt_proj|A_log|D\b)", r".mixer.scan.\1"),
+            (r"\.direction_Bs", ".scan.directions"),
+        ],
+    )
 
 
 _TINY = {"dim": 8, "depth": 1, "state": 2, "patch_size": 4, "num_classes": 5}
@@ -268,8 +229,8 @@ METHOD = Method(
     ),
     models={"plainmamba_l1": plainmamba_l1, "plainmamba_l2": plainmamba_l2, "plainmamba_l3": plainmamba_l3},
     cases={
-        "plainmamba_l1": _TINY,
-        "plainmamba_l2": {**_TINY, "depth": 2, "released": True},
-        "plainmamba_l3": {**_TINY, "in_channels": 1},
+        "plainmamba_l1": {**_TINY, "depth": 2, "in_channels": 1},
+        "plainmamba_l2": {**_TINY, "released": True},
+        "plainmamba_l3": _TINY,
     },
 )

@@ -20,6 +20,7 @@ parameters begin were looked up in the authors' code.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,21 +32,42 @@ from foveal.models.backbone.vmamba import init_weights
 from foveal.nn.conv_stem import ConvStem, halving
 from foveal.nn.fused_states import FusedStates
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "SpatialMamba",
     "StateFusion",
     "StructureAwareMixer",
+    "from_authors",
+    "repeat_border",
     "spatial_mamba_base",
     "spatial_mamba_small",
     "spatial_mamba_tiny",
 ]
 
 DILATIONS = (1, 3, 5)
+
+
+def repeat_border(x: Tensor, margin: int) -> Tensor:
+    """Pad a map with copies of its border.
+
+    `F.pad` does this too, but its gradient breaks networks that `torch.compile` compiled.
+
+    Args:
+        x: (B, C, H, W).
+        margin: m, at each side.
+
+    Returns:
+        (B, C, H + 2m, W + 2m).
+    """
+    top, bottom = (row.expand(-1, -1, margin, -1) for row in (x[:, :, :1], x[:, :, -1:]))
+    x = torch.cat((top, x, bottom), 2)
+    left, right = (column.expand(-1, -1, -1, margin) for column in (x[..., :1], x[..., -1:]))
+    return torch.cat((left, x, right), 3)
 
 
 class StateFusion(nn.Module):
@@ -59,16 +81,16 @@ class StateFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.kernels = nn.Parameter(torch.ones(len(DILATIONS), channels, 1, 3, 3))
+        self.kernels = nn.ParameterList(torch.ones(channels, 1, 3, 3) for _ in DILATIONS)
         self.alpha = nn.Parameter(torch.ones(len(DILATIONS)))
         self.as_one = True
 
     def forward(self, h: Tensor) -> Tensor:
         most = max(DILATIONS)
-        wide = F.pad(h, (most,) * 4, mode="replicate")
-        kernels = self.alpha[:, None, None, None, None] * self.kernels
+        wide = repeat_border(h, most)
+        kernels = [alpha * kernel for alpha, kernel in zip(self.alpha, self.kernels, strict=True)]
         if self.as_one and not self.training:
-            whole = kernels.new_zeros(h.shape[1], 1, 2 * most + 1, 2 * most + 1)
+            whole = kernels[0].new_zeros(h.shape[1], 1, 2 * most + 1, 2 * most + 1)
             for kernel, dilation in zip(kernels, DILATIONS, strict=True):
                 taps = slice(most - dilation, most + dilation + 1, dilation)
                 whole[:, :, taps, taps] += kernel
@@ -83,7 +105,9 @@ class StateFusion(nn.Module):
     def make_identity_(self) -> None:
         """Make it pass on what it gets: the mixer is then a plain scan."""
         with torch.no_grad():
-            self.kernels.zero_()[0, :, 0, 1, 1] = 1
+            for kernel in self.kernels:
+                kernel.zero_()
+            self.kernels[0][:, :, 1, 1] = 1
             self.alpha.fill_(1)
 
 
@@ -140,8 +164,8 @@ class SpatialMamba(Pyramid):
         state: D of the scans.
         mlp_ratio: hidden channels over a block's.
         mixer: makes a block's mixer from its channels; None takes `StructureAwareMixer`.
-        in_channels: of the picture.
-        num_classes: 0 gives pooled features.
+        in_channels: channels of the picture.
+        num_classes: classes of the head; 0 gives pooled features.
         drop_path: probability of dropping a branch of the last block; it rises to that from 0.
     """
 
@@ -179,85 +203,55 @@ class SpatialMamba(Pyramid):
         self.head.apply(init_weights)
 
 
-def spatial_mamba_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 64,
-    depths: Sequence[int] = (2, 4, 8, 4),
-    state: int = 1,
-) -> SpatialMamba:
-    """Spatial-Mamba-T, 27 M parameters; trained with `drop_path` 0.2.
+spatial_mamba_tiny = SpatialMamba  # Spatial-Mamba-T, 27 M parameters, trained with `drop_path` 0.2
+spatial_mamba_small = partial(SpatialMamba, depths=(2, 4, 21, 5))  # Spatial-Mamba-S, 43 M, trained with 0.3
+spatial_mamba_base = partial(SpatialMamba, dim=96, depths=(2, 4, 21, 5))  # Spatial-Mamba-B, 96 M, trained with 0.5
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
+        state_dict: name → tensor, what their files hold under "model".
 
     Returns:
-        The network.
+        State dict of `spatial_mamba_tiny`, `spatial_mamba_small` or `spatial_mamba_base`.
     """
-    return SpatialMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    found = renamed(
+        state_dict,
+        [
+            (r"^patch_embed\.conv1\.", "stem.first."),
+            (r"^patch_embed\.conv2\.", "stem.middle."),
+            (r"^patch_embed\.conv3\.", "stem.last."),
+            # their stages end with what begins the next ones here
+            (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
+            (r"^layers\.(\d+)\.downsample\.conv\.2\.norm", lambda at: f"stages.{int(at[1]) + 1}.0.5"),
+            (
+                r"^layers\.(\d+)\.downsample\.conv\.(\d)\.conv",
+                lambda at: f"stages.{int(at[1]) + 1}.0.{2 * int(at[2])}",
+            ),
+            (r"^(stem\..*)\.conv\.", r"\1.0."),
+            (r"^(stem\..*)\.norm\.", r"\1.1."),
+            (r"\.cpe(\d)\.", r".local\1."),
+            (r"\.ln_(\d)\.", r".norm\1."),
+            (r"\.self_attention\.", ".mixer."),
+            (r"\.conv2d\.", ".conv."),
+            (r"\.out_norm\.", ".norm."),
+            (r"\.state_fusion\.kernel_3(_1|_2)?$", lambda at: f".fusion.kernels.{(at[1] or '_0')[1]}"),
+            (r"\.state_fusion\.", ".fusion."),
+            (r"\.x_proj_weight$", ".ssm.s6.x_proj"),
+            (r"\.dt_projs_weight$", ".ssm.s6.dt_proj"),
+            (r"\.dt_projs_bias$", ".ssm.s6.dt_bias"),
+            (r"\.A_logs$", ".ssm.s6.A_log"),
+            (r"\.Ds$", ".ssm.s6.D"),
+        ],
     )
-
-
-def spatial_mamba_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 64,
-    depths: Sequence[int] = (2, 4, 21, 5),
-    state: int = 1,
-) -> SpatialMamba:
-    """Spatial-Mamba-S, 43 M parameters; trained with `drop_path` 0.3.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
-
-    Returns:
-        The network.
-    """
-    return SpatialMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
-
-
-def spatial_mamba_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 4, 21, 5),
-    state: int = 1,
-) -> SpatialMamba:
-    """Spatial-Mamba-B, 96 M parameters; trained with `drop_path` 0.5.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
-
-    Returns:
-        The network.
-    """
-    return SpatialMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
+    for name, value in found.items():
+        if name.endswith((".x_proj", ".dt_proj")):
+            found[name] = value[None]  # of one route
+        elif name.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")):
+            found[name] = value[..., None, None]  # linear layers, 1×1 convolutions here
+    return found
 
 
 _TINY = {"dim": 8, "depths": (1, 1), "num_classes": 5}
@@ -279,8 +273,8 @@ METHOD = Method(
         "spatial_mamba_base": spatial_mamba_base,
     },
     cases={
-        "spatial_mamba_tiny": _TINY,
-        "spatial_mamba_small": {**_TINY, "state": 2},
-        "spatial_mamba_base": {**_TINY, "in_channels": 1, "drop_path": 0.1},
+        "spatial_mamba_tiny": {**_TINY, "state": 2, "in_channels": 1, "drop_path": 0.1},
+        "spatial_mamba_small": _TINY,
+        "spatial_mamba_base": _TINY,
     },
 )

@@ -22,6 +22,8 @@ code.
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,13 +32,14 @@ from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.nn.snake import SnakeScan
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["ConvBlock", "MambaBlock", "SnakeMixer", "VCMamba", "vcmamba_b", "vcmamba_m", "vcmamba_s"]
+__all__ = ["ConvBlock", "MambaBlock", "SnakeMixer", "VCMamba", "from_authors", "vcmamba_b", "vcmamba_m", "vcmamba_s"]
 
 
 def _ffn(dim: int, hidden: int) -> nn.Sequential:
@@ -141,9 +144,9 @@ class VCMamba(Pyramid):
         dims: width of each stage.
         depths: blocks of each stage.
         scanning: how many of the last stage's blocks scan.
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block; the others' grow to it.
+        in_channels: channels of the picture.
+        num_classes: classes of the heads; 0 gives pooled features.
+        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
         state: D of the scans.
         released: see `foveal.nn.snake.SnakeScan`.
         distilled: whether there is a second classifier.
@@ -151,8 +154,8 @@ class VCMamba(Pyramid):
 
     def __init__(
         self,
-        dims: Sequence[int],
-        depths: Sequence[int],
+        dims: Sequence[int] = (32, 64, 144, 288),
+        depths: Sequence[int] = (4, 4, 12, 8),
         *,
         scanning: int = 4,
         in_channels: int = 3,
@@ -227,108 +230,53 @@ class VCMamba(Pyramid):
         return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
 
 
-def vcmamba_s(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: Sequence[int] = (32, 64, 144, 288),
-    depths: Sequence[int] = (4, 4, 12, 8),
-    released: bool = False,
-    distilled: bool = True,
-) -> VCMamba:
-    """28 blocks, widths up to 288.
+vcmamba_s = VCMamba  # VCMamba-S
+vcmamba_m = partial(VCMamba, dims=(48, 96, 224, 448), depths=(4, 4, 12, 6))  # VCMamba-M
+vcmamba_b = partial(VCMamba, dims=(64, 128, 320, 512), depths=(4, 4, 12, 6))  # VCMamba-B
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names that they have here.
+
+    They were trained with the scans of the authors' code: build the network with `released=True`.
 
     Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dims: width of each stage.
-        depths: blocks of each stage.
-        released: see `foveal.nn.snake.SnakeScan`.
-        distilled: whether there is a second classifier.
+        state_dict: name → tensor, of one of their networks with four stages.
 
     Returns:
-        The network.
+        State dict of `vcmamba_s`, `vcmamba_m` or `vcmamba_b`.
     """
-    return VCMamba(
-        dims,
-        depths,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-        released=released,
-        distilled=distilled,
-    )
+    scans = [int(found[1]) for name in state_dict if (found := re.match(r"network\.6\.(\d+)\.mamba\.", name))]
+    first = min(scans, default=0)
 
+    def block(found: re.Match[str]) -> str:
+        """Blocks behind the layers that halve the map; scans also behind the positions."""
+        stage, place = int(found[1]) // 2, int(found[2])
+        return f"stages.{stage}.{place + 2 * (stage > 0) + (stage == 3 and bool(scans) and place >= first)}."
 
-def vcmamba_m(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    released: bool = False,
-    distilled: bool = True,
-    dims: Sequence[int] = (48, 96, 224, 448),
-    depths: Sequence[int] = (4, 4, 12, 6),
-) -> VCMamba:
-    """26 blocks, widths up to 448.
+    def halving(found: re.Match[str]) -> str:
+        return f"stages.{int(found[1]) // 2 + 1}.{int(found[2] == 'norm')}."
 
-    Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        released: see `foveal.nn.snake.SnakeScan`.
-        distilled: whether there is a second classifier.
-        dims: width of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return vcmamba_s(
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-        dims=dims,
-        depths=depths,
-        released=released,
-        distilled=distilled,
-    )
-
-
-def vcmamba_b(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    released: bool = False,
-    distilled: bool = True,
-    dims: Sequence[int] = (64, 128, 320, 512),
-    depths: Sequence[int] = (4, 4, 12, 6),
-) -> VCMamba:
-    """26 blocks, widths up to 512.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        released: see `foveal.nn.snake.SnakeScan`.
-        distilled: whether there is a second classifier.
-        dims: width of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return vcmamba_s(
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-        dims=dims,
-        depths=depths,
-        released=released,
-        distilled=distilled,
+    return renamed(
+        state_dict,
+        [
+            (r"^patch_embed\.", "stem."),
+            (r"^network\.([0246])\.(\d+)\.", block),
+            (r"^network\.([135])\.(proj|norm)\.", halving),
+            (r"^pos_embed$", f"stages.3.{first + 2}.embed"),
+            (r"^dist_head\.", "head_dist."),
+            (r"\.layer_scale_2$", ".gamma"),
+            (r"^(stages\.\d+\.\d+\.)norm\.", r"\1norm1."),
+            (r"\.mlp\.fc1\.", ".ffn.0."),
+            (r"\.mlp\.norm1\.", ".ffn.1."),
+            (r"\.mlp\.mid\.", ".ffn.3."),
+            (r"\.mlp\.mid_norm\.", ".ffn.4."),
+            (r"\.mlp\.fc2\.", ".ffn.6."),
+            (r"\.mlp\.norm2\.", ".ffn.7."),
+            (r"\.mamba\.", ".mixer."),
+            (r"\.mixer\.(x_proj|dt_proj|A_log|D\b)", r".mixer.scan.\1"),
+            (r"\.direction_Bs", ".scan.directions"),
+        ],
     )
 
 
@@ -347,7 +295,7 @@ METHOD = Method(
     ),
     models={"vcmamba_s": vcmamba_s, "vcmamba_m": vcmamba_m, "vcmamba_b": vcmamba_b},
     cases={
-        "vcmamba_s": {**_TINY, "depths": (1, 1, 1, 5), "in_channels": 1},
+        "vcmamba_s": {**_TINY, "scanning": 1, "in_channels": 1},
         "vcmamba_m": {**_TINY, "distilled": False},
         "vcmamba_b": {**_TINY, "released": True},
     },

@@ -18,6 +18,8 @@ picture.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import DropPath, lecun_normal_
@@ -25,9 +27,13 @@ from torch import Tensor, nn
 
 from foveal.nn.isotropic import Isotropic, PatchEmbed
 from foveal.nn.mamba import Mamba
+from foveal.nn.renamed import renamed
 from foveal.record import Method, Paper
 
-__all__ = ["VimBlock", "vim", "vim_base", "vim_small", "vim_tiny"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["VimBlock", "from_authors", "vim", "vim_base", "vim_small", "vim_tiny"]
 
 
 class VimBlock(nn.Module):
@@ -50,7 +56,7 @@ class VimBlock(nn.Module):
 
 
 def vim(
-    dim: int,
+    dim: int = 192,
     depth: int = 24,
     state: int = 16,
     patch_size: int = 16,
@@ -67,10 +73,10 @@ def vim(
         depth: number of blocks.
         state: D.
         patch_size: side of a patch in pixels.
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block; the others' grow to it.
-        grid: patches that the position embedding is made for.
+        in_channels: channels of the picture.
+        num_classes: classes of the head; 0 gives features.
+        drop_path: probability of dropping the last block's mixer; it rises to that from 0.
+        grid: patches that the position embedding is made for, (H', W').
 
     Returns:
         The network, (B, in_channels, H, W) to (B, num_classes).
@@ -96,85 +102,21 @@ def vim(
     )
 
 
-def vim_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 192,
-    depth: int = 24,
-    state: int = 16,
-    patch_size: int = 16,
-) -> Isotropic:
-    """Vim-Ti, width 192.
+vim_tiny = partial(vim, dim=192)  # Vim-Ti
+vim_small = partial(vim, dim=384)  # Vim-S
+vim_base = partial(vim, dim=768)  # Vim-B
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dim: C.
-        depth: number of blocks.
-        state: D.
-        patch_size: side of a patch in pixels.
+        state_dict: name → tensor, what their files hold under "model"; of patches that do not overlap.
 
     Returns:
-        The network.
+        State dict of `vim_tiny`, `vim_small` or `vim_base`.
     """
-    return vim(dim, depth, state, patch_size, in_channels, num_classes, drop_path)
-
-
-def vim_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 384,
-    depth: int = 24,
-    state: int = 16,
-    patch_size: int = 16,
-) -> Isotropic:
-    """Vim-S, width 384.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dim: C.
-        depth: number of blocks.
-        state: D.
-        patch_size: side of a patch in pixels.
-
-    Returns:
-        The network.
-    """
-    return vim(dim, depth, state, patch_size, in_channels, num_classes, drop_path)
-
-
-def vim_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 768,
-    depth: int = 24,
-    state: int = 16,
-    patch_size: int = 16,
-) -> Isotropic:
-    """Vim-B, width 768.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: of the head; 0 gives features.
-        drop_path: of the last block.
-        dim: C.
-        depth: number of blocks.
-        state: D.
-        patch_size: side of a patch in pixels.
-
-    Returns:
-        The network.
-    """
-    return vim(dim, depth, state, patch_size, in_channels, num_classes, drop_path)
+    return renamed(state_dict, [(r"^layers\.", "blocks."), (r"^norm_f\.", "norm.")])
 
 
 _TINY = {"dim": 8, "depth": 1, "state": 2, "patch_size": 4, "num_classes": 5}
@@ -191,5 +133,5 @@ METHOD = Method(
         "arXiv:2401.09417",
     ),
     models={"vim_tiny": vim_tiny, "vim_small": vim_small, "vim_base": vim_base},
-    cases={"vim_tiny": _TINY, "vim_small": {**_TINY, "depth": 2}, "vim_base": {**_TINY, "in_channels": 1}},
+    cases={"vim_tiny": {**_TINY, "depth": 2, "in_channels": 1}, "vim_small": _TINY, "vim_base": _TINY},
 )

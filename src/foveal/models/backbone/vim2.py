@@ -17,8 +17,8 @@ stages. In a stage each mixer is fed a weighted sum of the stage's input and all
   (section 4.1): the projections take positions in any order.
 - Two token mixers to a channel mixer, state 16 and twice the channels in a token mixer follow the table of appendix A;
   shortcuts within mixers, norms, patch merging and the order of the mixers are guessed, by VMamba, which section 4.2
-  says the network becomes when channel mixers and earlier features are left out. With that, Tiny comes out at the
-  paper's size, Small and Base smaller: the table's blocks do not give the paper's 43 M and 74 M.
+  says the network becomes when channel mixers and earlier features are left out. With that the networks come out
+  smaller than the paper's 20 M, 43 M and 74 M, Tiny by 3 %, Small by 21 % and Base by 22 %.
 - Weights of both mixers' features are learned for the stage's input once, not twice; they begin as a plain chain.
 
 *Provenance*: written from the paper.
@@ -26,6 +26,7 @@ stages. In a stage each mixer is fed a weighted sum of the stage's input and all
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,8 +119,8 @@ class ViM2(Pyramid):
         state: D of all scans.
         window: side of the windows that channel mixers see.
         mix_channels: whether there are channel mixers.
-        in_channels: of the picture.
-        num_classes: 0 gives pooled features.
+        in_channels: channels of the picture.
+        num_classes: classes of the head; 0 gives pooled features.
         drop_path: probability of dropping the last token mixer's branch; it rises to that from 0.
     """
 
@@ -169,110 +170,9 @@ def _init_weights(module: nn.Module) -> None:
         init_weights(module)
 
 
-def vim2_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 6, 2),
-    state: int = 16,
-    window: int = 7,
-) -> ViM2:
-    """ViM2-T, 19 M parameters.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last mixers.
-        dim: channels of the first stage.
-        depths: token mixers of each stage.
-        state: D.
-        window: side of the channel mixers' windows.
-
-    Returns:
-        The network.
-    """
-    return ViM2(
-        dim=dim,
-        depths=depths,
-        state=state,
-        window=window,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-    )
-
-
-def vim2_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 18, 2),
-    state: int = 16,
-    window: int = 7,
-) -> ViM2:
-    """ViM2-S, 34 M parameters.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last mixers.
-        dim: channels of the first stage.
-        depths: token mixers of each stage.
-        state: D.
-        window: side of the channel mixers' windows.
-
-    Returns:
-        The network.
-    """
-    return ViM2(
-        dim=dim,
-        depths=depths,
-        state=state,
-        window=window,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-    )
-
-
-def vim2_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 128,
-    depths: Sequence[int] = (2, 2, 18, 2),
-    state: int = 16,
-    window: int = 7,
-) -> ViM2:
-    """ViM2-B, 58 M parameters.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last mixers.
-        dim: channels of the first stage.
-        depths: token mixers of each stage.
-        state: D.
-        window: side of the channel mixers' windows.
-
-    Returns:
-        The network.
-    """
-    return ViM2(
-        dim=dim,
-        depths=depths,
-        state=state,
-        window=window,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-    )
-
+vim2_tiny = ViM2  # ViM2-T, 19 M parameters
+vim2_small = partial(ViM2, depths=(2, 2, 18, 2))  # ViM2-S, 34 M
+vim2_base = partial(ViM2, dim=128, depths=(2, 2, 18, 2))  # ViM2-B, 58 M
 
 _TINY = {"dim": 8, "depths": (2, 1), "state": 2, "window": 2, "num_classes": 5}
 
@@ -289,8 +189,8 @@ METHOD = Method(
     ),
     models={"vim2_tiny": vim2_tiny, "vim2_small": vim2_small, "vim2_base": vim2_base},
     cases={
-        "vim2_tiny": _TINY,
-        "vim2_small": {**_TINY, "depths": (1,), "window": 3, "in_channels": 1},
-        "vim2_base": {**_TINY, "depths": (1, 1), "drop_path": 0.1},
+        "vim2_tiny": {**_TINY, "in_channels": 1, "drop_path": 0.1},
+        "vim2_small": _TINY,
+        "vim2_base": _TINY,
     },
 )

@@ -14,6 +14,7 @@ are those of the paper's last version: state 1, no gate, overlapping stem and do
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,13 +22,14 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.nn.ss2d import SS2D
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["VMamba", "VSSBlock", "init_weights", "vmamba_base", "vmamba_small", "vmamba_tiny"]
+__all__ = ["VMamba", "VSSBlock", "from_authors", "init_weights", "vmamba_base", "vmamba_small", "vmamba_tiny"]
 
 
 def init_weights(module: nn.Module) -> None:
@@ -80,8 +82,8 @@ class VMamba(Pyramid):
         state: D of the scans.
         expand: scanned channels over a block's.
         mlp_ratio: hidden channels over a block's.
-        in_channels: of the picture.
-        num_classes: 0 gives pooled features.
+        in_channels: channels of the picture.
+        num_classes: classes of the head; 0 gives pooled features.
         drop_path: probability of dropping a branch of the last block; it rises to that from 0.
     """
 
@@ -124,80 +126,50 @@ class VMamba(Pyramid):
         self.apply(init_weights)
 
 
-def vmamba_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 8, 2),
-) -> VMamba:
-    """VMamba-T, 30 M parameters, as many scanned channels as the block has; trained with `drop_path` 0.2.
+vmamba_tiny = VMamba  # VMamba-T, 30 M parameters, trained with `drop_path` 0.2
+vmamba_small = partial(VMamba, depths=(2, 2, 15, 2), expand=2.0)  # VMamba-S, 50 M, trained with 0.3
+vmamba_base = partial(VMamba, dim=128, depths=(2, 2, 15, 2), expand=2.0)  # VMamba-B, 89 M, trained with 0.6
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
+        state_dict: name → tensor, what their files hold under "model"; of a network of the last version, without a
+            gate: T[s1l8], S[s2l15] or B[s2l15].
 
     Returns:
-        The network.
+        State dict of `vmamba_tiny`, `vmamba_small` or `vmamba_base`.
     """
-    return VMamba(dim=dim, depths=depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
-
-
-def vmamba_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 15, 2),
-) -> VMamba:
-    """VMamba-S, 50 M parameters, twice as many scanned channels; trained with `drop_path` 0.3.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return VMamba(
-        dim=dim, depths=depths, expand=2.0, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    stem = {"0": "0", "2": "1", "5": "3", "7": "4"}
+    found = renamed(
+        state_dict,
+        [
+            (r"^patch_embed\.(\d)", lambda at: f"stem.{stem[at[1]]}"),
+            (r"^classifier\.", ""),
+            # their stages end with the convolution and the norm that begin the next ones here
+            (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + 2 * (at[1] != '0')}"),
+            (r"^layers\.(\d+)\.downsample\.(\d)", lambda at: f"stages.{int(at[1]) + 1}.{int(at[2]) // 2}"),
+            (r"^(stages\.\d+\.\d+\.)norm\.", r"\1norm1."),
+            (r"\.op\.", ".mixer."),
+            (r"\.conv2d\.", ".conv."),
+            (r"\.out_norm\.", ".norm."),
+            (r"\.x_proj_weight$", ".s6.x_proj"),
+            (r"\.dt_projs_weight$", ".s6.dt_proj"),
+            (r"\.dt_projs_bias$", ".s6.dt_bias"),
+            (r"\.A_logs$", ".s6.A_log"),
+            (r"\.Ds$", ".s6.D"),
+        ],
     )
+    for name, value in found.items():
+        if name.endswith(".dt_bias"):
+            found[name] = value.flatten()
+        elif value.ndim == 2 and name.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")):
+            found[name] = value[..., None, None]  # linear layers, 1×1 convolutions here
+    return found
 
 
-def vmamba_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 128,
-    depths: Sequence[int] = (2, 2, 15, 2),
-) -> VMamba:
-    """VMamba-B, 89 M parameters, twice as many scanned channels; trained with `drop_path` 0.6.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return VMamba(
-        dim=dim, depths=depths, expand=2.0, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
-
-
-_TINY = {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5}
+_TINY = {"dim": 8, "depths": (1, 1), "num_classes": 5}
 
 METHOD = Method(
     id=None,
@@ -206,5 +178,9 @@ METHOD = Method(
     summary="Blocks that mix a picture by four selective scans, along rows and columns and both ways.",
     paper=Paper("VMamba: Visual State Space Model", "Y. Liu et al.", 2024, "arXiv:2401.10166"),
     models={"vmamba_tiny": vmamba_tiny, "vmamba_small": vmamba_small, "vmamba_base": vmamba_base},
-    cases={"vmamba_tiny": _TINY, "vmamba_small": _TINY, "vmamba_base": {**_TINY, "in_channels": 1}},
+    cases={
+        "vmamba_tiny": {**_TINY, "expand": 2.0, "in_channels": 1, "drop_path": 0.1},
+        "vmamba_small": _TINY,
+        "vmamba_base": _TINY,
+    },
 )

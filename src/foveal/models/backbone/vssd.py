@@ -20,6 +20,7 @@ parameters begin were looked up in the authors' code.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,12 +31,13 @@ from torch import Tensor, nn
 from foveal.nn.conv_stem import ConvStem, halving
 from foveal.nn.nc_ssd import NCSSD
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["VSSD", "Attention", "vssd_base", "vssd_micro", "vssd_small", "vssd_tiny"]
+__all__ = ["VSSD", "Attention", "from_authors", "vssd_base", "vssd_micro", "vssd_small", "vssd_tiny"]
 
 
 class Attention(nn.Module):
@@ -54,8 +56,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG002 - every mixer is told the size
         batch, length, dim = x.shape
+        heads = (self.num_heads, dim // self.num_heads)
         # (3, B, heads, L, P)
-        query, key, value = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(x).view(batch, length, 3, *heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(query, key, value)
         return self.out_proj(y.transpose(1, 2).reshape(batch, length, dim))
 
@@ -90,11 +93,11 @@ class VSSD(Pyramid):
         dim: channels of the first stage; each later one has twice as many.
         depths: blocks of each stage.
         num_heads: heads of each stage.
-        state: N.
-        mlp_ratio: width of the MLPs over that of the tokens.
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block; rises evenly from 0 at the first.
+        state: N, numbers that each channel of the state space remembers.
+        mlp_ratio: hidden channels of the MLPs over those of the tokens.
+        in_channels: channels of the picture.
+        num_classes: classes of the head; 0 gives pooled features.
+        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
         causal: whether the state space mixers have an order, Mamba-2's.
 
     Raises:
@@ -145,97 +148,46 @@ class VSSD(Pyramid):
                     nn.init.zeros_(module.bias)
 
 
-def vssd_micro(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 48,
-    depths: Sequence[int] = (2, 2, 8, 4),
-) -> VSSD:
-    """14 M parameters, 2.4 G multiply-adds at 224×224.
+vssd_tiny = VSSD  # VSSD-T, 24 M parameters
+vssd_micro = partial(VSSD, dim=48, depths=(2, 2, 8, 4), state=48)  # VSSD-M, 14 M
+vssd_small = partial(VSSD, depths=(3, 4, 21, 5))  # VSSD-S, 40 M
+vssd_base = partial(VSSD, dim=96, depths=(3, 4, 21, 5), num_heads=(3, 6, 12, 24))  # VSSD-B, 89 M
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
+        state_dict: name → tensor, what their files hold under "model".
 
     Returns:
-        The network.
+        State dict of `vssd_micro`, `vssd_tiny`, `vssd_small` or `vssd_base`.
     """
-    return VSSD(dim, depths, state=48, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
+    return renamed(
+        state_dict,
+        [
+            (r"^patch_embed\.conv1\.", "stem.first."),
+            (r"^patch_embed\.conv2\.", "stem.middle."),
+            (r"^patch_embed\.conv3\.", "stem.last."),
+            # their stages end with what begins the next ones here
+            (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
+            (r"^layers\.(\d+)\.downsample\.conv\.2\.norm", lambda at: f"stages.{int(at[1]) + 1}.0.5"),
+            (
+                r"^layers\.(\d+)\.downsample\.conv\.(\d)\.conv",
+                lambda at: f"stages.{int(at[1]) + 1}.0.{2 * int(at[2])}",
+            ),
+            (r"^(stem\..*)\.conv\.", r"\1.0."),
+            (r"^(stem\..*)\.norm\.", r"\1.1."),
+            (r"\.cpe(\d)\.", r".local\1."),
+            (r"\.attn\.", ".mixer."),
+            (r"\.conv2d\.", ".conv."),
+            (r"\.to_qkv\.", ".qkv."),
+            (r"\.to_out\.", ".out_proj."),
+        ],
+    )
 
 
-def vssd_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 64,
-    depths: Sequence[int] = (2, 4, 8, 4),
-) -> VSSD:
-    """24 M parameters, 4.7 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return VSSD(dim, depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
-
-
-def vssd_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 64,
-    depths: Sequence[int] = (3, 4, 21, 5),
-) -> VSSD:
-    """40 M parameters, 7.7 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return VSSD(dim, depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
-
-
-def vssd_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (3, 4, 21, 5),
-) -> VSSD:
-    """89 M parameters, 16.6 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return VSSD(dim, depths, (3, 6, 12, 24), in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
-
+_TINY = {"dim": 8, "depths": (1, 1), "num_heads": (2, 2), "state": 4, "num_classes": 3}
 
 METHOD = Method(
     id=289,
@@ -245,9 +197,9 @@ METHOD = Method(
     paper=Paper("VSSD: Vision Mamba with Non-Causal State Space Duality", "Y. Shi et al.", 2024, "arXiv:2407.18559"),
     models={"vssd_micro": vssd_micro, "vssd_tiny": vssd_tiny, "vssd_small": vssd_small, "vssd_base": vssd_base},
     cases={
-        "vssd_micro": {"dim": 16, "depths": (1, 1, 1, 1), "num_classes": 3},
-        "vssd_tiny": {"dim": 16, "depths": (1, 0, 0, 1), "num_classes": 2, "in_channels": 1},
-        "vssd_small": {"dim": 16, "depths": (0, 1, 1, 1), "num_classes": 2},
-        "vssd_base": {"dim": 12, "depths": (1, 1, 1, 1), "num_classes": 2, "drop_path": 0.1},
+        "vssd_micro": {**_TINY, "in_channels": 1, "drop_path": 0.1},
+        "vssd_tiny": _TINY,
+        "vssd_small": _TINY,
+        "vssd_base": _TINY,
     },
 )
