@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from foveal.cli.data import data
 from foveal.cli.export import export
 from foveal.cli.train import train
+from foveal.train.restore.recipe import Recipe
 
 RECIPE = """
 model = "luma_sr_fast"
@@ -72,12 +73,44 @@ def test_recipe_to_weights_to_bundle(place):
         (["none.toml"], "no such recipe"),
         (["{place}/recipe.toml", "--data", "{place}/nothing", "-o", "{place}/x"], "no pictures below it; `foveal data"),
         (["{place}/recipe.toml", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["{place}/recipe.toml", "--device", "tpu"], "--device must be auto or one that is here ("),
     ],
 )
 def test_faults_of_train(place, arguments, message):
     done = run(train, *(a.format(place=place) for a in arguments))
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_a_stop_before_anything_is_saved(place, tmp_path, monkeypatch):
+    def stopped(*arguments, **changes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recipe, "read", stopped)
+    done = run(train, place / "recipe.toml", "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert "stopped; nothing was saved yet" in done.output
+
+
+def test_a_stop_in_the_middle_says_how_to_go_on(place, tmp_path, monkeypatch):
+    def stopped(self, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveal.train.run.Run.log", stopped)
+    done = run(train, place / "recipe.toml", "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert f"stopped; run the same command again to resume from {tmp_path / 'run' / 'checkpoint.pt'}" in done.output
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_a_bug_keeps_its_traceback(place, tmp_path, monkeypatch, error):
+    def broken(*arguments, **keywords):
+        raise error("a bug")
+
+    monkeypatch.setattr("foveal.train.restore.fit.objective", broken)
+    done = run(train, place / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert isinstance(done.exception, error)
+    assert "foveal train" not in done.output
 
 
 def test_mean_of_several_runs(place, tmp_path):

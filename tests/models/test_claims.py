@@ -5,7 +5,7 @@ import torch
 
 from foveal.measure.cost import count_macs, count_parameters
 from foveal.models.restore import espcn, luma_sr, quicksrnet, safmn, sesr
-from foveal.train import sampling_aug
+from foveal.train.restore import sampling_aug
 
 RECORDS = [module.METHOD for module in (espcn, luma_sr, quicksrnet, safmn, sesr, sampling_aug)]
 CLAIMS = [(record, claim) for record in RECORDS for claim in record.claims]

@@ -1,6 +1,6 @@
 """A small trainer for claims: minutes, not hours, and the same result for the same seed.
 
-`foveal.train.fit` is what trains networks to be used. This one keeps no checkpoints and no running average; it answers
+`foveal.train.loop` is what trains networks to be used. This one keeps no checkpoints and no running average; it answers
 "is this method better than that one after as many steps on the same patches?".
 """
 
@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from foveal.export.onnx import to_onnx
 from foveal.measure import benchmarks
 from foveal.measure.quality import benchmark_pairs, bicubic, from_torch, luma, psnr
-from foveal.train.fit import learning_rate
-from foveal.train.pairs import Pairs
+from foveal.train.loop import fast_denormals, learning_rate
+from foveal.train.restore.pairs import Pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +45,7 @@ def _tensor(pictures: NDArray[np.uint8], *, luminance: bool) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
 
 
+@fast_denormals()
 def brief(
     model: nn.Module,
     scale: int,
@@ -89,7 +90,6 @@ def brief(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
     model.train()
     begun, step, share = time.perf_counter(), 0, 0.0
-    denormal = torch.set_flush_denormal(True)  # Adam's second moments begin as denormal numbers, slow on CPUs
     while share < 1:
         low, high = (_tensor(p, luminance=luminance) for p in pairs.batch(batch, np.random.default_rng((seed, step))))
         for group in optimizer.param_groups:
@@ -100,8 +100,6 @@ def brief(
         optimizer.step()
         step += 1
         share = step / steps if steps is not None else (time.perf_counter() - begun) / (seconds or 1.0)
-    if denormal:
-        torch.set_flush_denormal(False)
     return model.eval()
 
 

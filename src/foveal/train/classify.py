@@ -19,7 +19,7 @@ from PIL import Image
 
 from foveal.measure import benchmarks
 from foveal.train.brief import STEPS
-from foveal.train.fit import learning_rate
+from foveal.train.loop import fast_denormals, learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +54,7 @@ def cifar10(part: str, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
     return x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels[:count].astype(np.int64))
 
 
+@fast_denormals()
 def train_classifier(
     build: Callable[[], nn.Module],
     *,
@@ -97,7 +98,6 @@ def train_classifier(
         rest = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-        denormal = torch.set_flush_denormal(True)  # Adam's second moments begin as denormal numbers, slow on CPUs
         begun, step, share = time.perf_counter(), 0, 0.0
         while share < 1:
             for group in optimizer.param_groups:
@@ -113,8 +113,6 @@ def train_classifier(
             optimizer.step()
             step += 1
             share = step / steps if steps is not None else (time.perf_counter() - begun) / (seconds or 1.0)
-        if denormal:
-            torch.set_flush_denormal(False)
     return model.eval()
 
 

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from foveal.errors import FovealError
 from foveal.models import create_model
-from foveal.train.recipe import Recipe, RecipeError
+from foveal.train.restore.recipe import Recipe, RecipeError
 
 GOOD = 'model = "espcn"\nscale = 2\ndata = "pictures"\nsteps = 10\n'
 
@@ -30,7 +32,9 @@ def test_file_becomes_a_recipe_and_changes_win(tmp_path):
         (GOOD + "batch = true\n", "batch must be of type int, got True"),
         (GOOD + "batch = 0\n", "batch must be at least 1, got 0"),
         (GOOD + 'loss = "l3"\n', "loss must be one of l1, l2, l2_luma, luma, luma_root, got 'l3'"),
-        (GOOD.replace("scale = 2", "scale = 5"), "scale must be 2, 3 or 4, got 5"),
+        (GOOD.replace("scale = 2", "scale = 5"), "scale must be 1, 2, 3 or 4, got 5"),
+        (GOOD.replace("scale = 2", "scale = 1"), r"scale 1 needs noise above 0 \(15 for ordinary photographs\)"),
+        (GOOD + "noise = -1\n", "noise must be at least 0, got -1"),
         (GOOD + "fraction = 0.0\n", r"fraction must be in \(0, 1\], got 0.0"),
         (GOOD + "refit = -1\n", "refit must be at least 0, got -1"),
         (GOOD + "ema = 1.0\n", r"ema must be in \[0, 1\), got 1.0"),
@@ -54,5 +58,38 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_recipes_build_their_networks(path):
     recipe = Recipe.read(path)
-    model = create_model(recipe.model, scale=recipe.scale, **recipe.arguments)
-    assert model.scale == recipe.scale
+    assert recipe.build().scale == recipe.scale
+
+
+def test_first_weights_depend_on_the_seed_alone():
+    def first(seed):
+        return Recipe("espcn", 2, "pictures", 1, seed=seed).build().first.weight
+
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one = first(0)
+    assert torch.equal(torch.rand(2), expected), "other random numbers go on"
+    assert torch.equal(one, first(0))
+    assert not torch.equal(one, first(1))
+    torch.manual_seed(0)
+    assert torch.equal(one, create_model("espcn", scale=2).first.weight)
+
+
+def test_a_network_without_a_scale_is_built_at_scale_1():
+    recipe = Recipe("serpent", 1, "pictures", 1, noise=15.0, arguments={"dim": 4, "depths": [1, 1]})
+    assert recipe.build().scale == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe("nobody", 2, "pictures", 1), "no model is called 'nobody'"),
+        (Recipe("espcn", 2, "pictures", 1, arguments={"width": 3}), "espcn takes scale, in_channels; got 'width'"),
+        (Recipe("serpent", 2, "pictures", 1), "serpent takes .* got 'scale'"),
+    ],
+)
+def test_networks_that_cannot_be_built(recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.build()
+    assert issubclass(RecipeError, FovealError)
