@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from foveal.export.bundle import export_bundle
+from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
-from foveal.export.onnx import ExportError, deployed, eight_bit, to_onnx
+from foveal.export.onnx import eight_bit, to_onnx
 from foveal.models.restore.luma_sr import LumaSR
 
 DEPTH = 2
@@ -38,7 +39,8 @@ def pictures():
 @pytest.fixture(scope="module")
 def files(model, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    network, margin, _ = deployed(model)
+    form = deployed(model)
+    network, margin = form.network, form.margin
     to_onnx(network, folder / "float.onnx", torch.rand(1, 3, 20 + 2 * margin, 21 + 2 * margin))
     assert eight_bit(folder / "float.onnx", folder / "u8.onnx")
     return folder, int8(folder / "u8.onnx", folder / "int8.onnx", pictures)
