@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -140,6 +141,50 @@ def test_faults_of_export(place, tmp_path):
     done = run(export, "no_such_model", "-o", tmp_path / "b")
     assert done.exit_code == 2
     assert "no model is called 'no_such_model'" in done.output
+
+
+def test_weights_that_are_none_or_fit_nothing(place, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"none")
+    done = run(export, path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "is no file of weights" in done.output
+    recipe = json.dumps({"model": "espcn", "scale": 2, "arguments": {}})
+    save_file({"a": torch.zeros(1)}, path, metadata={"recipe": recipe})
+    done = run(export, path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "does not fit espcn, which it names" in done.output
+    save_file({"a": torch.zeros(1)}, path)
+    done = run(export, path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "does not say which model it is for; export weights written by foveal train" in done.output
+
+
+def test_only_one_network_can_be_averaged(tmp_path):
+    done = run(export, "espcn", "sesr_m5", "-o", tmp_path / "b", "-s", 2)
+    assert done.exit_code == 2
+    assert "weights can be averaged for one network only, got" in done.output
+
+
+def test_a_bug_in_an_export_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("foveal.export.bundle.deployed", broken)
+    done = run(export, "espcn", "-o", tmp_path / "b")
+    assert str(done.exception) == "a bug"
+    assert "foveal export" not in done.output
+
+
+def test_a_denoiser_from_recipe_to_bundle(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.cli.export._times", lambda model, result: {})
+    text = f'model = "espcn"\nscale = 1\nnoise = 15\ndata = "{place / "pictures"}"\nsteps = 2\npatch = 8\nbatch = 2\n'
+    (tmp_path / "denoise.toml").write_text(text + 'precision = "fp32"\n')
+    done = run(train, tmp_path / "denoise.toml", "-o", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    done = run(export, tmp_path / "run", "-o", tmp_path / "bundle", "--json")
+    card = json.loads(done.output)["card"]
+    assert (card["scale"], card["purpose"], card["tiling"], card["margin"]) == (1, "restoration", "exact", 4)
 
 
 def test_unknown_kind_of_picture(tmp_path):

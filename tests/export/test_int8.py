@@ -11,7 +11,7 @@ from torch import nn
 
 from foveal.export.bundle import export_bundle
 from foveal.export.deployable import ExportError, deployed
-from foveal.export.int8 import calibration_pictures, int8
+from foveal.export.int8 import CalibrationError, calibration_pictures, int8
 from foveal.export.onnx import eight_bit, to_onnx
 from foveal.models.restore.luma_sr import LumaSR
 
@@ -144,7 +144,7 @@ def test_a_network_without_a_chain_has_none(layers, tmp_path, pictures):
 
 
 def test_without_pictures_it_says_what_they_are_for(files):
-    with pytest.raises(ValueError, match="int8 needs pictures that show how far activations go, got none"):
+    with pytest.raises(CalibrationError, match="int8 needs pictures that show how far activations go, got none"):
         int8(files[0] / "u8.onnx", files[0] / "again.onnx", [])
 
 
@@ -157,9 +157,11 @@ def test_pictures_are_the_middles_of_a_folders(tmp_path):
     assert {int(picture[0, 0, 0]) for picture in found} == {0, 10, 20, 30}
     assert len(calibration_pictures(tmp_path, 2, count=2)) == 2
     assert len(calibration_pictures(tmp_path, 2, least=40)) == 1
-    with pytest.raises(ValueError, match="no picture of at least 1000 pixels a side among the 4 found"):
+    with pytest.raises(
+        CalibrationError, match="no picture of at least 1000 pixels a side among the 4 found; take larger ones"
+    ):
         calibration_pictures(tmp_path, 2, least=500)
-    with pytest.raises(ValueError, match="no pictures below it"):
+    with pytest.raises(CalibrationError, match="no pictures below it"):
         calibration_pictures(tmp_path / "nothing", 2)
 
 
