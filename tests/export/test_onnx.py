@@ -57,6 +57,8 @@ def test_the_path_is_looked_at_before_the_work(tmp_path):
 def test_parity_notices_other_weights(tmp_path):
     model = Same().eval()
     to_onnx(model, tmp_path / "m.onnx", torch.rand(1, 3, 16, 17))
+    with pytest.raises(ExportError, match=r"output is \(1, 3, 16, 16\) where torch gives \(1, 3, 8, 8\) for"):
+        parity(nn.Identity(), tmp_path / "m.onnx", [(1, 3, 8, 8)])
     with torch.no_grad():
         model.b.bias += 0.01
     with pytest.raises(ExportError, match=r"differs from torch by .* at \(1, 3, 8, 8\), above 0.0001"):

@@ -46,6 +46,9 @@ def test_damaged_checkpoint(tmp_path):
     run.checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match=r"cannot be read .* remove it to train from the beginning"):
         run.resume()
+    torch.save({"weights": torch.ones(1)}, run.checkpoint)  # of somebody else
+    with pytest.raises(CheckpointError, match=r"cannot be read \(KeyError\); remove it"):
+        run.resume()
 
 
 def test_the_log_forgets_what_is_trained_again(tmp_path):

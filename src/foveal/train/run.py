@@ -79,11 +79,11 @@ class Run:
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+            made = self._defaults() | state["recipe"]  # by a foveal that knew fewer keys, perhaps
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be read ({type(error).__name__}); remove it to train from the beginning"
             ) from error
-        made = self._defaults() | state["recipe"]  # by a foveal that knew fewer keys, perhaps
         for name, value in asdict(self.recipe).items():
             if name not in self.free and made.get(name) != value:
                 was = made.get(name)

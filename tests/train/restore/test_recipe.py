@@ -1,7 +1,10 @@
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from documents import ROOT, blocks
 
 from foveal.errors import FovealError
 from foveal.models import create_model
@@ -59,6 +62,18 @@ def test_missing_file(tmp_path):
 def test_shipped_recipes_build_their_networks(path):
     recipe = Recipe.read(path)
     assert recipe.build().scale == recipe.scale
+
+
+def test_recipes_in_the_documentation_are_recipes(tmp_path):
+    found = blocks((ROOT / "docs" / "train.md").read_text(encoding="utf-8"), "toml")
+    recipes = [Recipe.read(written(tmp_path, text)) for text in found]
+    assert [recipe.scale for recipe in recipes] == [4, 1]
+
+
+def test_every_key_stands_in_the_documentation():
+    table = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    missing = [field.name for field in fields(Recipe) if not re.search(rf"`{field.name}`|^{field.name} =", table, re.M)]
+    assert missing == []
 
 
 def test_first_weights_depend_on_the_seed_alone():
