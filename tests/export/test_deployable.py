@@ -149,6 +149,10 @@ def test_networks_that_scan_say_so():
         ({"minimum": 2.5}, "Same.minimum must be a whole number of at least 1, got 2.5"),
         ({"tiling": "blend"}, "Same.tiling must be one of exact, overlap, got 'blend'; correct it in the network"),
         ({"plain": Same}, "Same has a plain form and no margin; add what it trims as `margin`"),
+        (
+            {"plain": Same, "margin": 3, "tiling": "overlap"},
+            "and says that they overlap; leave out `plain` or `tiling`",
+        ),
     ],
 )
 def test_members_that_cannot_be(members, message):

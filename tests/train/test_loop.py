@@ -220,3 +220,11 @@ def test_the_general_part_knows_no_pictures_and_no_network(module):
     own = {name for name in names if name.startswith("foveal")}
     assert own <= {"foveal.errors", *(f"foveal.train.{n}" for n in ("loop", "muon", "objective", "trainable"))}
     assert not {"PIL", "foveal.images"} & set(names)
+
+
+@pytest.mark.gpu
+def test_a_gpu_resumes_as_exactly():
+    states = []
+    whole = trained(network().cuda())
+    trained(network().cuda(), stop_after=5, save=lambda state: states.append(deepcopy(state)))
+    assert torch.equal(weights(whole), weights(trained(network(seed=9).cuda(), state=states[-1])))

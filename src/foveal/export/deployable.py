@@ -170,7 +170,12 @@ def deployed(model: nn.Module, *, channels: int = 3) -> Deployed:
     if isinstance(network, Plain):
         if said["margin"] is None:
             raise ExportError(f"{type(model).__name__} has a plain form and no margin; add what it trims as `margin`")
-        return Deployed(network.plain().eval(), said["margin"], True, said["tiling"] or "exact", **facts)
+        if said["tiling"] == "overlap":
+            raise ExportError(
+                f"{type(model).__name__} has a plain form, whose tiles meet exactly, and says that they overlap; leave "
+                "out `plain` or `tiling`"
+            )
+        return Deployed(network.plain().eval(), said["margin"], True, "exact", **facts)
     if isinstance(network, Collapsible):
         network = network.collapse().eval()
     if isinstance(network, Foldable):
