@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from foveal.cli.data import data
 from foveal.cli.export import export
+from foveal.cli.main import command_help
 from foveal.cli.train import train
 from foveal.train.restore.recipe import Recipe
 
@@ -185,6 +186,16 @@ def test_a_denoiser_from_recipe_to_bundle(place, tmp_path, monkeypatch):
     done = run(export, tmp_path / "run", "-o", tmp_path / "bundle", "--json")
     card = json.loads(done.output)["card"]
     assert (card["scale"], card["purpose"], card["tiling"], card["margin"]) == (1, "restoration", "exact", 4)
+
+
+@pytest.mark.parametrize("command", [train, export, data])
+def test_help_keeps_the_lines_of_its_transcript(command):
+    text, _ = command_help(command)
+    paragraphs = [part.removeprefix("\b\n").splitlines() for part in text.split("\n\n") if part.startswith("\b\n")]
+    (lines,) = paragraphs
+    assert lines[0].strip().startswith(f"$ foveal {command.__name__}")
+    assert len(lines) > 3
+    assert all(line.startswith("    ") for line in lines)
 
 
 def test_unknown_kind_of_picture(tmp_path):

@@ -39,10 +39,12 @@ def export(
 ) -> None:
     """Export a network to a bundle: ONNX with free height and width, checked against torch, timed beside it.
 
-    $ foveal export runs/fast_x4_3 -o bundles/fast_x4 --quality fast
-    bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
-    parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
-    1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
+    The bundle is written when its files agree with torch, or not at all.
+
+        $ foveal export runs/fast_x4_3 -o bundles/fast_x4 --quality fast
+        bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
+        parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
+        1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
     """
     from foveal.errors import FovealError
     from foveal.export.bundle import export_bundle
