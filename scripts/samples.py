@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from foveal.images import imresize
-from foveal.train.debian import Package, fetch
+from foveal.train.restore.debian import Package, fetch
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 PACKAGES = (Package("lomiri-wallpapers-16.04", "CC-BY-4.0, CC-BY-SA-4.0, CC0-1.0"),)

@@ -109,7 +109,7 @@ def test_samples_are_the_originals_reduced():
 
 
 def test_no_sample_is_trained_on():
-    from foveal.train.debian import PACKAGES
+    from foveal.train.restore.debian import PACKAGES
 
     table = (ROOT / "samples" / "README.md").read_text(encoding="utf-8")
     (package,) = re.findall(r"`(lomiri-[\w.-]+)` \|$", table, re.MULTILINE)

@@ -2,13 +2,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from foveal.cli.data import data
 from foveal.cli.export import export
+from foveal.cli.main import command_help
 from foveal.cli.train import train
+from foveal.train.restore.recipe import Recipe
 
 RECIPE = """
 model = "luma_sr_fast"
@@ -72,12 +75,44 @@ def test_recipe_to_weights_to_bundle(place):
         (["none.toml"], "no such recipe"),
         (["{place}/recipe.toml", "--data", "{place}/nothing", "-o", "{place}/x"], "no pictures below it; `foveal data"),
         (["{place}/recipe.toml", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["{place}/recipe.toml", "--device", "tpu"], "--device must be auto or one that is here ("),
     ],
 )
 def test_faults_of_train(place, arguments, message):
     done = run(train, *(a.format(place=place) for a in arguments))
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_a_stop_before_anything_is_saved(place, tmp_path, monkeypatch):
+    def stopped(*arguments, **changes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recipe, "read", stopped)
+    done = run(train, place / "recipe.toml", "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert "stopped; nothing was saved yet" in done.output
+
+
+def test_a_stop_in_the_middle_says_how_to_go_on(place, tmp_path, monkeypatch):
+    def stopped(self, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveal.train.run.Run.log", stopped)
+    done = run(train, place / "recipe.toml", "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert f"stopped; run the same command again to resume from {tmp_path / 'run' / 'checkpoint.pt'}" in done.output
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_a_bug_keeps_its_traceback(place, tmp_path, monkeypatch, error):
+    def broken(*arguments, **keywords):
+        raise error("a bug")
+
+    monkeypatch.setattr("foveal.train.restore.fit.objective", broken)
+    done = run(train, place / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert isinstance(done.exception, error)
+    assert "foveal train" not in done.output
 
 
 def test_mean_of_several_runs(place, tmp_path):
@@ -107,6 +142,60 @@ def test_faults_of_export(place, tmp_path):
     done = run(export, "no_such_model", "-o", tmp_path / "b")
     assert done.exit_code == 2
     assert "no model is called 'no_such_model'" in done.output
+
+
+def test_weights_that_are_none_or_fit_nothing(place, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"none")
+    done = run(export, path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "is no file of weights" in done.output
+    recipe = json.dumps({"model": "espcn", "scale": 2, "arguments": {}})
+    save_file({"a": torch.zeros(1)}, path, metadata={"recipe": recipe})
+    done = run(export, path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "does not fit espcn, which it names" in done.output
+    save_file({"a": torch.zeros(1)}, path)
+    done = run(export, path, "-o", tmp_path / "b")
+    assert done.exit_code == 2
+    assert "does not say which model it is for; export weights written by foveal train" in done.output
+
+
+def test_only_one_network_can_be_averaged(tmp_path):
+    done = run(export, "espcn", "sesr_m5", "-o", tmp_path / "b", "-s", 2)
+    assert done.exit_code == 2
+    assert "weights can be averaged for one network only, got" in done.output
+
+
+def test_a_bug_in_an_export_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("foveal.export.bundle.deployed", broken)
+    done = run(export, "espcn", "-o", tmp_path / "b")
+    assert str(done.exception) == "a bug"
+    assert "foveal export" not in done.output
+
+
+def test_a_denoiser_from_recipe_to_bundle(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.cli.export._times", lambda model, result: {})
+    text = f'model = "espcn"\nscale = 1\nnoise = 15\ndata = "{place / "pictures"}"\nsteps = 2\npatch = 8\nbatch = 2\n'
+    (tmp_path / "denoise.toml").write_text(text + 'precision = "fp32"\n')
+    done = run(train, tmp_path / "denoise.toml", "-o", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    done = run(export, tmp_path / "run", "-o", tmp_path / "bundle", "--json")
+    card = json.loads(done.output)["card"]
+    assert (card["scale"], card["purpose"], card["tiling"], card["margin"]) == (1, "restoration", "exact", 4)
+
+
+@pytest.mark.parametrize("command", [train, export, data])
+def test_help_keeps_the_lines_of_its_transcript(command):
+    text, _ = command_help(command)
+    paragraphs = [part.removeprefix("\b\n").splitlines() for part in text.split("\n\n") if part.startswith("\b\n")]
+    (lines,) = paragraphs
+    assert lines[0].strip().startswith(f"$ foveal {command.__name__}")
+    assert len(lines) > 3
+    assert all(line.startswith("    ") for line in lines)
 
 
 def test_unknown_kind_of_picture(tmp_path):

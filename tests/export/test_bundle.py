@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveal.export.bundle import export_bundle
-from foveal.export.onnx import ExportError
+from foveal.export.deployable import ExportError
 from foveal.models import create_model
 from foveal.models.registry import load_model
 from foveal.models.restore.luma_sr import LumaSR
@@ -92,6 +92,56 @@ def test_failed_export_leaves_nothing(tmp_path, made, model, monkeypatch):
     with pytest.raises(ExportError, match="differs"):
         export_bundle(model, tmp_path / "b", name="b", model_name="luma_sr_fast", scale=2)
     assert list(tmp_path.iterdir()) == []
+
+
+class Mixing(torch.nn.Module):
+    """A denoiser that looks at the whole picture; sides are even, and 4 at least."""
+
+    scale, multiple, minimum = 1, 2, 3
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        if min(x.shape[-2:]) < 3:
+            raise ValueError("too small")
+        return x - 0.1 * self.conv(x) * (1 + x.mean((2, 3), keepdim=True))
+
+
+def test_a_global_denoiser_becomes_a_bundle_of_overlapping_tiles(tmp_path):
+    made = export_bundle(Mixing(), tmp_path / "b", name="b", model_name="b", scale=1, purpose="restoration")
+    card = json.loads((tmp_path / "b" / "card.json").read_text())
+    assert (card["scale"], card["purpose"], card["tiling"]) == (1, "restoration", "overlap")
+    assert (card["multiple"], card["minimum"], card["trims"]) == (2, 3, False)
+    assert card["margin"] >= 1
+    assert 0.9 < made.within <= 1
+    assert [p.shape for p in made.parity] == [(1, 3, 4, 4), (1, 3, 8, 16), (2, 3, 64, 34)], "none below the minimum"
+    assert not made.fast_path
+    assert Bundle.load(made.folder).card.scale == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("hi_mamba", {"scale": 2, "dim": 4, "groups": 1, "depth": 1, "state": 1}),
+        ("serpent", {"dim": 4, "depths": (1, 1), "state": 1}),
+    ],
+)
+def test_networks_that_scan_become_bundles(tmp_path, name, arguments):
+    torch.manual_seed(0)
+    model = create_model(name, **arguments)
+    result = export_bundle(model, tmp_path / name, name=name, model_name=name, scale=model.scale)
+    assert all(p.relative < 1e-4 for p in result.parity)
+    assert result.card["tiling"] == "overlap"
+    assert 1 <= result.card["margin"] <= 64
+    # Tiles with the margin around them are near the whole picture.
+    x, m, s = torch.rand(1, 3, 64 + 2 * 32, 64 + 2 * 32), 32, model.scale
+    with torch.inference_mode():
+        whole, tile = model(x), model(x[..., : 64 + m, : 64 + m])
+    assert (tile - whole[..., : s * (64 + m), : s * (64 + m)])[..., : s * 64, : s * 64].abs().max() < 0.01
 
 
 @pytest.mark.slow

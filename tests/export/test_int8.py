@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from foveal.export.bundle import export_bundle
-from foveal.export.int8 import calibration_pictures, int8
-from foveal.export.onnx import ExportError, deployed, eight_bit, to_onnx
+from foveal.export.deployable import ExportError, deployed
+from foveal.export.int8 import CalibrationError, calibration_pictures, int8
+from foveal.export.onnx import eight_bit, to_onnx
 from foveal.models.restore.luma_sr import LumaSR
 
 DEPTH = 2
@@ -38,7 +39,8 @@ def pictures():
 @pytest.fixture(scope="module")
 def files(model, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    network, margin, _ = deployed(model)
+    form = deployed(model)
+    network, margin = form.network, form.margin
     to_onnx(network, folder / "float.onnx", torch.rand(1, 3, 20 + 2 * margin, 21 + 2 * margin))
     assert eight_bit(folder / "float.onnx", folder / "u8.onnx")
     return folder, int8(folder / "u8.onnx", folder / "int8.onnx", pictures)
@@ -142,7 +144,7 @@ def test_a_network_without_a_chain_has_none(layers, tmp_path, pictures):
 
 
 def test_without_pictures_it_says_what_they_are_for(files):
-    with pytest.raises(ValueError, match="int8 needs pictures that show how far activations go, got none"):
+    with pytest.raises(CalibrationError, match="int8 needs pictures that show how far activations go, got none"):
         int8(files[0] / "u8.onnx", files[0] / "again.onnx", [])
 
 
@@ -155,9 +157,11 @@ def test_pictures_are_the_middles_of_a_folders(tmp_path):
     assert {int(picture[0, 0, 0]) for picture in found} == {0, 10, 20, 30}
     assert len(calibration_pictures(tmp_path, 2, count=2)) == 2
     assert len(calibration_pictures(tmp_path, 2, least=40)) == 1
-    with pytest.raises(ValueError, match="no picture of at least 1000 pixels a side among the 4 found"):
+    with pytest.raises(
+        CalibrationError, match="no picture of at least 1000 pixels a side among the 4 found; take larger ones"
+    ):
         calibration_pictures(tmp_path, 2, least=500)
-    with pytest.raises(ValueError, match="no pictures below it"):
+    with pytest.raises(CalibrationError, match="no pictures below it"):
         calibration_pictures(tmp_path / "nothing", 2)
 
 

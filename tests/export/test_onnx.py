@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveal.export.onnx import ExportError, deployed, eight_bit, parity, receptive_radius, to_onnx
+from foveal.export.deployable import ExportError, deployed
+from foveal.export.onnx import eight_bit, parity, to_onnx
 from foveal.models.restore.luma_sr import LumaSR
 
 
@@ -39,50 +40,34 @@ def session(path):
 
 def test_file_agrees_with_torch_at_sizes_it_was_not_traced_at(tmp_path):
     model = Same().eval()
-    to_onnx(model, tmp_path / "m.onnx", torch.rand(1, 3, 16, 17))
-    found = parity(model, tmp_path / "m.onnx", [(1, 3, 1, 1), (2, 3, 7, 63)])
+    path = str(tmp_path / "m.onnx")  # or a Path, as elsewhere
+    to_onnx(model, path, torch.rand(1, 3, 16, 17))
+    found = parity(model, path, [(1, 3, 1, 1), (2, 3, 7, 63)])
     assert all(p.relative < 1e-5 for p in found)
     assert found[1].to_json()["shape"] == (2, 3, 7, 63)
+
+
+def test_the_path_is_looked_at_before_the_work(tmp_path):
+    with pytest.raises(ExportError, match=r"none/m.onnx lies in no folder that is there; give a file in a folder"):
+        to_onnx(None, str(tmp_path / "none" / "m.onnx"), torch.rand(2, 3, 16, 17))
+    with pytest.raises(ExportError, match="is a folder; give a file in a folder that exists"):
+        to_onnx(None, tmp_path, torch.rand(2, 3, 16, 17))
 
 
 def test_parity_notices_other_weights(tmp_path):
     model = Same().eval()
     to_onnx(model, tmp_path / "m.onnx", torch.rand(1, 3, 16, 17))
+    with pytest.raises(ExportError, match=r"output is \(1, 3, 16, 16\) where torch gives \(1, 3, 8, 8\) for"):
+        parity(nn.Identity(), tmp_path / "m.onnx", [(1, 3, 8, 8)])
     with torch.no_grad():
         model.b.bias += 0.01
     with pytest.raises(ExportError, match=r"differs from torch by .* at \(1, 3, 8, 8\), above 0.0001"):
         parity(model, tmp_path / "m.onnx", [(1, 3, 8, 8)])
 
 
-def test_radius_is_measured():
-    assert receptive_radius(Same(), largest=16) == 3
-    assert receptive_radius(nn.Upsample(scale_factor=2), largest=4) == 0
-
-
-def test_radius_with_pooling_counts_every_position():
-    pooled = nn.Sequential(nn.AvgPool2d(4), nn.Upsample(scale_factor=4))
-    assert receptive_radius(pooled, largest=8, multiple=4) == 3
-
-
-def test_global_network_has_no_radius():
-    class Global(nn.Module):
-        def forward(self, x):
-            return x * x.mean((2, 3), keepdim=True)
-
-    with pytest.raises(ExportError, match="receptive field reaches"):
-        receptive_radius(Global(), largest=6)
-
-
-def test_deployed_form(luma):
-    network, margin, trims = deployed(luma)
-    assert (margin, trims) == (3, True)
-    assert network(torch.rand(1, 3, 12, 11)).shape == (1, 3, 18, 15)
-    _, margin, trims = deployed(Same())
-    assert (margin, trims) == (3, False)
-
-
 def test_eight_bit_file_is_the_rounded_float_file(tmp_path, luma):
-    network, margin, _ = deployed(luma)
+    form = deployed(luma)
+    network, margin = form.network, form.margin
     to_onnx(network, tmp_path / "f.onnx", torch.rand(1, 3, 20, 20))
     assert eight_bit(tmp_path / "f.onnx", tmp_path / "b.onnx")
     picture = np.random.default_rng(0).integers(0, 256, (2, 13, 17, 3), np.uint8)

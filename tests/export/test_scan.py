@@ -1,5 +1,6 @@
 """Scans in ONNX: standard operators only, the same numbers as torch at lengths other than the traced one."""
 
+import warnings
 from copy import deepcopy
 
 import onnx
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from foveal.catalogue import records
-from foveal.export.onnx import ExportError, parity, to_onnx
+from foveal.export.deployable import ExportError
+from foveal.export.onnx import parity, to_onnx
 from foveal.ops import selective_scan
 from foveal.ops.scan2d import routes, selective_scan2d
 
@@ -52,6 +54,19 @@ def test_scans_export_with_free_height_and_width(build, tmp_path):
     to_onnx(build(), path, torch.rand(2, 6, 5, 7))
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
     parity(build_like(build), path, [(2, 6, 5, 7), (1, 6, 9, 15), (3, 6, 1, 1)], tolerance=1e-5)
+
+
+def test_plain_torch_export_writes_standard_operators_too(tmp_path):
+    torch.manual_seed(0)
+    model, free = Plain().eval(), torch.export.Dim.DYNAMIC
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        program = torch.onnx.export(
+            model, (torch.rand(2, 6, 5, 7),), dynamo=True, verbose=False, dynamic_shapes=[{0: free, 2: free, 3: free}]
+        )
+    assert {node.domain for node in program.model_proto.graph.node} <= {"", "ai.onnx"}
+    (tmp_path / "scan.onnx").write_bytes(program.model_proto.SerializeToString())
+    parity(model, tmp_path / "scan.onnx", [(2, 6, 5, 7), (3, 6, 9, 15), (1, 6, 1, 1)], tolerance=1e-5)
 
 
 def build_like(build):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from foveal.images.resize import imresize
+from foveal.models.restore.luma_sr import LumaSR
 from foveal.nn.back_projection import REACH, back_projection, bicubic_kernel, reducing_kernel
 
 
@@ -41,3 +42,14 @@ def test_what_lacks_nothing_gets_nothing():
         added = back_projection(torch.full((2, 9, 3, 4), value), torch.full((2, 1, 3, 4), value))
         assert added.shape == (2, 9, 3, 4)
         assert added.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("arguments", [{}, {"equivariant": True}, {"back_projection": True}])
+def test_networks_are_built_and_run_on_meta(arguments):
+    with torch.device("meta"):
+        model = LumaSR(4, channels=8, depth=1, expand=0, **arguments)
+        out = model(torch.rand(1, 3, 8, 9))
+    assert {t.device.type for t in (out, *model.parameters(), *model.buffers())} == {"meta"}
+    assert out.shape == (1, 3, 32, 36)
+    same = LumaSR(4, channels=8, depth=1, expand=0, **arguments)
+    assert [p.shape for p in model.parameters()] == [p.shape for p in same.parameters()]

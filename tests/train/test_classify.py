@@ -43,3 +43,21 @@ def test_time_instead_of_steps():
 def test_steps_or_seconds():
     with pytest.raises(ValueError, match="give exactly one of steps and seconds, got None and None"):
         train_classifier(build, data=data())
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_as_before_even_after_an_error(before):
+    def flushed():
+        return float(torch.full((), 2e-38).mul(0.1)) == 0
+
+    def broken():
+        assert flushed()
+        raise ZeroDivisionError
+
+    torch.set_flush_denormal(before)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            train_classifier(broken, steps=1, data=(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)))
+        assert flushed() == before
+    finally:
+        torch.set_flush_denormal(False)

@@ -28,7 +28,7 @@ def data(
         ...
         1438 pictures in data/pictures
     """
-    from foveal.train.debian import PACKAGES, PHOTOGRAPHS, TEXTURES, prepare
+    from foveal.train.restore.debian import PACKAGES, PHOTOGRAPHS, TEXTURES, FetchError, prepare
 
     kinds = {"all": PACKAGES, "photographs": PHOTOGRAPHS, "textures": TEXTURES}
     if kind not in kinds:
@@ -42,7 +42,7 @@ def data(
     chosen = tuple(p for p in PACKAGES if p.name in names) or kinds[kind]
     try:
         count = prepare(out, packages or out / "packages", chosen, reduce=reduce)
-    except RuntimeError as error:
+    except FetchError as error:
         typer.echo(f"foveal data: {error}", err=True)
         raise typer.Exit(1) from None
     print(f"{count} pictures in {out}")

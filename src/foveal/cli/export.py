@@ -22,7 +22,7 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder.")],
-    scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4, for a model given by name.")] = 4,
+    scale: Annotated[int, typer.Option("--scale", "-s", help="1 to 4, for a model given by name.")] = 4,
     name: Annotated[str, typer.Option(help="The bundle's name; that of its folder without it.")] = "",
     quality: Annotated[str, typer.Option(help="fast, balanced or best: what --quality finds it by.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
@@ -30,8 +30,8 @@ def export(
     int8: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures, those of the training, say: makes an int8 file too, for engines that multiply "
-            "bytes faster; the pictures show how far activations go."
+            help="Folder of calibration pictures, e.g. those of the training: also writes an int8 file, for engines "
+            "that are faster with it."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that stands there.")] = False,
@@ -39,13 +39,16 @@ def export(
 ) -> None:
     """Export a network to a bundle: ONNX with free height and width, checked against torch, timed beside it.
 
-    $ foveal export runs/fast_x4_3 -o bundles/fast_x4 --quality fast
-    bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
-    parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
-    1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
+    The bundle is written when its files agree with torch, or not at all.
+
+        $ foveal export runs/fast_x4_3 -o bundles/fast_x4 --quality fast
+        bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
+        parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
+        1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
     """
+    from foveal.errors import FovealError
     from foveal.export.bundle import export_bundle
-    from foveal.export.onnx import ExportError
+    from foveal.runtime.bundle import BundleError
 
     try:
         model, described = _mean([_load(one, scale) for one in source])
@@ -60,7 +63,7 @@ def export(
             overwrite=overwrite,
             **described,
         )
-    except (ExportError, ValueError, FileNotFoundError) as error:
+    except (FovealError, BundleError) as error:
         typer.echo(f"foveal export: {error}", err=True)
         raise typer.Exit(2) from None
     times = _times(model, result)
@@ -75,7 +78,8 @@ def export(
         return
     card = result.card
     fast = "yes" if result.fast_path else "no"
-    print(f"{out}: {card['parameters']} parameters, margin {card['margin']}, 8-bit path {fast}")
+    tiles = f" ({100 * result.within:.1f} % of a pixel's field), tiles overlap" if card["tiling"] == "overlap" else ""
+    print(f"{out}: {card['parameters']} parameters, margin {card['margin']}{tiles}, 8-bit path {fast}")
     compared = ", ".join(f"{p.relative:.1e} at {'×'.join(map(str, p.shape))}" for p in result.parity)
     print(f"parity with torch: {compared}")
     if result.int8_psnr is not None:
@@ -91,10 +95,12 @@ def _mean(loaded: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]
     """
     import torch
 
+    from foveal.export.deployable import ExportError
+
     (model, described), *others = loaded
     for _, other in others:
         if other != described:
-            raise ValueError(f"weights can be averaged for one network only, got {described} and {other}")
+            raise ExportError(f"weights can be averaged for one network only, got {described} and {other}")
     states = [network.state_dict() for network, _ in loaded]
     model.load_state_dict({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
     return model, described
@@ -102,24 +108,43 @@ def _mean(loaded: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]
 
 def _load(source: str, scale: int) -> tuple[Any, dict[str, Any]]:
     """The network and what the card says of it."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    from foveal.models import create_model
+    from foveal.export.deployable import ExportError
 
     path = Path(source)
     weights = path / "model.safetensors" if path.is_dir() else path
     if not weights.exists():
         if path.is_dir():
-            raise FileNotFoundError(f"{path} holds no model.safetensors; has its training ended?")
-        return create_model(source, scale=scale), {"model_name": source, "scale": scale}
-    with safe_open(weights, "pt") as file:
-        recipe = json.loads((file.metadata() or {}).get("recipe", "null"))
-        if recipe is None:
-            raise ValueError(f"{weights} does not say which model it is for; export weights written by foveal train")
-        model = create_model(recipe["model"], scale=recipe["scale"], **recipe["arguments"])
-        model.load_state_dict({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118 - not a dict
-    described = {"model_name": recipe["model"], "arguments": recipe["arguments"], "scale": recipe["scale"]}
-    return model.eval(), described
+            raise ExportError(f"{path} holds no model.safetensors; has its training ended?")
+        return _described(source, scale, {})
+    try:
+        with safe_open(weights, "pt") as file:
+            recipe = json.loads((file.metadata() or {}).get("recipe", "null"))
+            state = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{weights} is no file of weights ({error}); give one that foveal train wrote") from error
+    if recipe is None:
+        raise ExportError(f"{weights} does not say which model it is for; export weights written by foveal train")
+    model, described = _described(recipe["model"], recipe["scale"], recipe["arguments"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ExportError(f"{weights} does not fit {recipe['model']}, which it names: {error}") from error
+    return model, described
+
+
+def _described(name: str, scale: int, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The network by its name, and what the card says of it."""
+    from foveal.export.deployable import ExportError
+    from foveal.models import create_model
+
+    try:
+        model = create_model(name, scale=scale, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ExportError(str(error)) from error
+    purpose = "restoration" if scale == 1 else "super-resolution"
+    return model.eval(), {"model_name": name, "arguments": arguments, "scale": scale, "purpose": purpose}
 
 
 def _times(model: Any, result: Exported) -> dict[str, float]:

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from foveal.train.fit import Progress
+    from foveal.train.loop import Progress
 
 
 def train(
@@ -40,32 +40,47 @@ def train(
     """
     import torch
 
-    from foveal.models import create_model
-    from foveal.train.fit import CheckpointError, fit
-    from foveal.train.recipe import Recipe, RecipeError
+    from foveal.errors import FovealError
+    from foveal.runtime.bundle import BundleError
+    from foveal.train.restore.fit import fit
+    from foveal.train.restore.recipe import Recipe
 
+    place = out or Path("runs") / recipe.stem
     try:
         plan = Recipe.read(recipe, data=data, steps=steps)
         if threads:
             torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        torch.manual_seed(plan.seed)
-        model = create_model(plan.model, scale=plan.scale, **plan.arguments)
-        place = out or Path("runs") / recipe.stem
+        device = _device(device)
+        model = plan.build()
         if not quiet:
             where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
             print(f"{plan.model} ×{plan.scale} · {plan.steps} steps · {where} · {place}", flush=True)
         say = None if quiet else functools.partial(print, flush=True)
         fit(model, plan, place, device=device, report=None if quiet else _reporter(), say=say)
-    except (RecipeError, CheckpointError, ValueError, FileNotFoundError) as error:
+    except (FovealError, BundleError) as error:
         typer.echo(f"foveal train: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; run the same command again to resume from {place / 'checkpoint.pt'}", err=True)
+        kept = place / "checkpoint.pt"
+        resume = f"run the same command again to resume from {kept}" if kept.exists() else "nothing was saved yet"
+        typer.echo(f"\nstopped; {resume}", err=True)
         raise typer.Exit(130) from None
     if not quiet:
         print(f"done: {place / 'model.safetensors'}\nnext: foveal export {place} -o bundles/{place.name}")
+
+
+def _device(name: str) -> str:
+    """The device asked for; with "auto" the fastest that is here."""
+    import torch
+
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, found in here.items() if found)
+    if not here.get(name.partition(":")[0]):
+        found = ", ".join(device for device, is_here in here.items() if is_here)
+        typer.echo(f"foveal train: --device must be auto or one that is here ({found}), got {name!r}", err=True)
+        raise typer.Exit(2)
+    return name
 
 
 def _reporter() -> Callable[[Progress], None]:
@@ -74,7 +89,7 @@ def _reporter() -> Callable[[Progress], None]:
     last = [0]
 
     def report(p: Progress) -> None:
-        quality = "" if p.psnr is None else f" · {p.psnr:.2f} dB"
+        quality = "" if p.quality is None else f" · {p.quality:.2f} dB"
         minutes = f"{p.left / 60:.0f} min left" if p.left >= 90 else f"{p.left:.0f} s left"
         text = f"step {p.step}/{p.steps} · loss {p.loss:.5f}{quality} · {p.rate:.1f} steps/s · {minutes}"
         done = p.step == p.steps

@@ -7,35 +7,19 @@ this method better than that one after as many steps on the same batches?".
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foveal.evidence.rehearsal import STEPS, rehearsing
-from foveal.train.fit import learning_rate
+from foveal.train.loop import fast_denormals, learning_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor, nn
 
-__all__ = ["fast_denormals", "short_run"]
-
-
-@contextmanager
-def fast_denormals() -> Iterator[None]:
-    """Denormal numbers are flushed to 0 inside this context, as they were treated before afterwards.
-
-    Yields:
-        Nothing.
-    """
-    before = float(torch.tensor(1e-40) * 1.0) == 0.0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
+__all__ = ["short_run"]
 
 
 def short_run(

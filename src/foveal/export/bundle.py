@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
-from foveal.export.onnx import ExportError, Parity, deployed, eight_bit, parity, to_onnx
+from foveal.export.onnx import Parity, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
 from foveal.runtime.card import Card, Purpose
 
@@ -40,6 +41,7 @@ class Exported:
         fast_path: whether the 8-bit file exists.
         int8_psnr: of what the int8 file makes of the calibration's pictures, against the 8-bit file, in dB; None
             without an int8 file.
+        within: share of what an output pixel depends on that lies within the margin of overlapping tiles, about.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Exported:
     parity: list[Parity]
     fast_path: bool
     int8_psnr: float | None = None
+    within: float = 1.0
 
 
 def export_bundle(
@@ -65,7 +68,7 @@ def export_bundle(
     calibration: Path | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Export a super-resolution network, check it against torch, and write the bundle.
+    """Export a network of pictures, check it against torch, and write the bundle.
 
     Weights are rounded to half precision, in which the bundle keeps those that torch reads, so that its files agree.
 
@@ -75,7 +78,7 @@ def export_bundle(
         name: the bundle's name.
         model_name: registered name that `create_model` knows.
         arguments: keyword arguments for it, besides `scale`.
-        scale: s.
+        scale: s; 1 for a network that restores pictures of the same size.
         purpose: what the network is for, a word of `foveal.runtime.card.PURPOSES`.
         quality: "fast", "balanced", "best" or "".
         licence: of the weights.
@@ -92,23 +95,24 @@ def export_bundle(
         BundleError: a card that cannot be, of an unknown quality or purpose for example.
         ExportError: something stands in `folder`, torch cannot export, or the file computes something else; a network
             that has no int8 form, or loses too much by it.
-        ValueError: no pictures in `calibration`, or none large enough.
+        CalibrationError: no pictures in `calibration`, or none large enough.
     """
     from safetensors.torch import save_file
 
     if folder.exists() and not overwrite:
         raise ExportError(f"{folder} exists; give another place, or overwrite=True (--overwrite) to replace it")
     model = _halved(model)
-    network, margin, trims = deployed(model)
-    multiple = int(getattr(model, "multiple", 1))
-    around = 2 * margin if trims else 0
+    form = deployed(model)
+    network, multiple = form.network, form.multiple
+    around = 2 * form.margin if form.trims else 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         place = Path(made) / folder.name
         place.mkdir()
-        side = max(32 // multiple, 1) * multiple
-        to_onnx(network, place / "model.onnx", torch.rand(1, 3, side + around, side + multiple + around))
-        sizes = [(1, multiple, multiple), (1, 3 * multiple, 7 * multiple), (2, 2 * side, side + multiple)]
+        least = -(-max(form.minimum - around, 1) // multiple) * multiple
+        side = max(32 // multiple * multiple, least)
+        to_onnx(network, place / "model.onnx", torch.rand(2, 3, side + around, side + multiple + around))
+        sizes = [(1, least, least), (1, least + 2 * multiple, least + 6 * multiple), (2, 2 * side, side + multiple)]
         shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
         agreement = parity(network, place / "model.onnx", shapes)
         fast = eight_bit(place / "model.onnx", place / "model_u8.onnx")
@@ -133,19 +137,21 @@ def export_bundle(
         card = Card(
             name=name,
             scale=scale,
-            margin=margin,
-            trims=trims,
+            margin=form.margin,
+            trims=form.trims,
+            tiling=form.tiling,
+            multiple=multiple,
+            minimum=form.minimum,
             files=files,
             sha256={f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
             purpose=purpose,
-            multiple=multiple,
             quality=quality,
             licence=licence,
             data=data,
             measured=measured or {},
             parameters=count_parameters(network),
             model={"name": model_name, "arguments": arguments or {}},
-            equivariant=bool(getattr(model, "equivariant", False)),
+            equivariant=form.equivariant,
         )
         (place / "card.json").write_text(card.to_json(), encoding="utf-8")
         for file in place.iterdir():
@@ -153,7 +159,7 @@ def export_bundle(
         if folder.exists():
             folder.rename(Path(made) / "replaced")
         shutil.move(place, folder)
-    return Exported(folder, card.to_dict(), agreement, fast, psnr)
+    return Exported(folder, card.to_dict(), agreement, fast, psnr, form.within)
 
 
 @torch.no_grad()

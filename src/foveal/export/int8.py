@@ -28,6 +28,7 @@ import onnx
 from onnx import helper, numpy_helper
 from PIL import Image
 
+from foveal.export.deployable import ExportError
 from foveal.images.resize import imresize
 from foveal.runtime.ort import load_onnxruntime
 
@@ -37,10 +38,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["calibration_pictures", "int8"]
+__all__ = ["CalibrationError", "calibration_pictures", "int8"]
 
 LEVELS = 255
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class CalibrationError(ExportError, ValueError):
+    """No pictures to calibrate on, or none large enough."""
 
 
 class _Site(NamedTuple):
@@ -64,10 +69,10 @@ def int8(source: Path, target: Path, pictures: Sequence[NDArray[np.uint8]]) -> f
         between a convolution and another without padding.
 
     Raises:
-        ValueError: no pictures.
+        CalibrationError: no pictures.
     """
     if not pictures:
-        raise ValueError("int8 needs pictures that show how far activations go, got none")
+        raise CalibrationError("int8 needs pictures that show how far activations go, got none")
     model = onnx.load(source)
     sites = _sites(model.graph)
     if not sites:
@@ -108,11 +113,11 @@ def calibration_pictures(
         (h, w, 3) each.
 
     Raises:
-        ValueError: no picture below `folder`, or none large enough.
+        CalibrationError: no picture below `folder`, or none large enough.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
+        raise CalibrationError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
     found = []
     for path in paths[:: -(-len(paths) // count)]:
         with Image.open(path) as opened:
@@ -123,7 +128,10 @@ def calibration_pictures(
         top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
         found.append(imresize(picture[top : top + height, left : left + width], 1 / scale))
     if not found:
-        raise ValueError(f"{folder}: no picture of at least {least * scale} pixels a side among the {len(paths)} found")
+        raise CalibrationError(
+            f"{folder}: no picture of at least {least * scale} pixels a side among the {len(paths)} found; "
+            "take larger ones"
+        )
     return found
 
 

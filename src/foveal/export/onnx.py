@@ -1,9 +1,4 @@
-"""A network to an ONNX file with free height and width, and back again to compare.
-
-Networks that offer `plain()` (collapsed, without padding) are exported in that form; the bundle's card then says that
-the network trims its own margin. Everything else is exported as it stands, with the radius of its receptive field
-measured, so that whoever runs it in tiles knows how much to overlap.
-"""
+"""A network to an ONNX file with free height and width, and back again to compare."""
 
 from __future__ import annotations
 
@@ -11,31 +6,29 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
+from foveal.export.deployable import ExportError
 from foveal.export.scan import lower_scans
+from foveal.ops.selective_scan.onnx import lowered_later
 from foveal.runtime.ort import load_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor, nn
 
-__all__ = ["ExportError", "Parity", "deployed", "eight_bit", "parity", "receptive_radius", "to_onnx"]
+__all__ = ["ExportError", "Parity", "eight_bit", "parity", "to_onnx"]
 
 OPSET = 18
 ELEMENTWISE = {"Clip", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
-
-
-class ExportError(RuntimeError):
-    """A network that cannot be exported, or whose exported form computes something else."""
 
 
 @dataclass(frozen=True)
@@ -61,72 +54,26 @@ class Parity:
         return asdict(self)
 
 
-def deployed(model: nn.Module) -> tuple[nn.Module, int, bool]:
-    """The form of a network that is exported: collapsed or folded where it knows how.
-
-    Args:
-        model: super-resolution network.
-
-    Returns:
-        The module, the radius of its receptive field in input pixels, and whether it trims that margin itself.
-    """
-    network: Any = model.eval()
-    if hasattr(network, "plain"):
-        return network.plain().eval(), int(network.margin), True
-    for name in ("collapse", "fold"):
-        if hasattr(network, name):
-            network = getattr(network, name)().eval()
-    known = getattr(network, "margin", None)
-    return network, receptive_radius(network) if known is None else int(known), False
-
-
-def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = 128, multiple: int = 1) -> int:
-    """How far an input pixel reaches into the output, measured by the gradient of one output pixel.
-
-    Args:
-        model: network without a global dependence, (B, C, H, W) to (B, C', s·H, s·W).
-        channels: C.
-        largest: radius at which the search gives up, in input pixels.
-        multiple: the network's sides must be a multiple of this; every position within it is tried.
-
-    Returns:
-        Radius in input pixels.
-
-    Raises:
-        ExportError: the field is larger than `largest`, so tiles of this network cannot be joined.
-    """
-    side = (2 * largest + 1 + multiple - 1) // multiple * multiple
-    x = torch.rand(1, channels, side, side, requires_grad=True)
-    out = model(x)
-    scale = out.shape[-1] // side
-    radius = 0
-    for offset in range(multiple):
-        centre = side // 2 + offset
-        block = out[..., centre * scale : (centre + 1) * scale, centre * scale : (centre + 1) * scale]
-        (gradient,) = torch.autograd.grad(block.sum(), x, retain_graph=offset + 1 < multiple)
-        rows, columns = torch.nonzero(gradient.abs().sum((0, 1)), as_tuple=True)
-        radius = max(radius, int((torch.cat([rows, columns]) - centre).abs().max()))
-    if radius >= largest:
-        raise ExportError(f"receptive field reaches {radius} pixels or more; foveal joins tiles up to {largest}")
-    return radius
-
-
-def to_onnx(model: nn.Module, path: Path, example: Tensor, *, output: str = "upscaled") -> None:
+def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, output: str = "upscaled") -> None:
     """Write a network as an ONNX file whose batch, height and width are free.
 
     Args:
         model: (N, C, H, W) to (N, C', H', W'), or to (N, classes).
         path: target file.
-        example: input to trace with.
+        example: input to trace with; take two or more for a batch, which torch would else hold for one.
         output: name of the output; the input is called "image".
 
     Raises:
-        ExportError: torch cannot export the network.
+        ExportError: no folder for `path`, or torch cannot export the network.
     """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else "lies in no folder that is there"
+        raise ExportError(f"{path} {reason}; give a file in a folder that exists")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     names = {0: "batch", 2: "height", 3: "width"}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), lowered_later():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model.eval(),
@@ -156,7 +103,9 @@ def to_onnx(model: nn.Module, path: Path, example: Tensor, *, output: str = "ups
     path.write_bytes(proto.SerializeToString())
 
 
-def parity(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...]], *, tolerance: float = 1e-4) -> list[Parity]:
+def parity(
+    model: nn.Module, path: str | Path, shapes: Sequence[tuple[int, ...]], *, tolerance: float = 1e-4
+) -> list[Parity]:
     """Run the file in ONNX Runtime and the network in torch on the same random pictures.
 
     Args:
@@ -171,6 +120,7 @@ def parity(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...]], *, t
     Raises:
         ExportError: a difference above `tolerance`.
     """
+    path = Path(path)
     session = load_onnxruntime().InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     found = []
     for shape in shapes:

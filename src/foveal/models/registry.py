@@ -106,6 +106,8 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     """
     build = builder(name)
     known = inspect.signature(build).parameters
+    if kwargs.get("scale") == 1 and "scale" not in known:  # a network that never enlarges has no argument for it
+        del kwargs["scale"]
     if unknown := sorted(set(kwargs) - set(known)):
         raise TypeError(f"{name} takes {', '.join(known)}; got {unknown[0]!r}")
     if not pretrained:

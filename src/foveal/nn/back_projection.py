@@ -32,11 +32,12 @@ def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
     Returns:
         Weight, (s², k, k): phase i·s + j makes the pixel at row i, column j of the s×s block. Each sums to 1.
     """
-    offset = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
-    phase = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
-    taps = torch.from_numpy(cubic((phase[:, None] - offset).numpy()))  # (s, k)
-    weight = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale * scale, kernel_size, kernel_size)
-    return (weight / weight.sum((1, 2), keepdim=True)).float()
+    with torch.device("cpu"):  # numbers are needed also where the network is built without any, on "meta"
+        offset = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
+        phase = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
+        taps = torch.from_numpy(cubic((phase[:, None] - offset).numpy()))  # (s, k)
+        weight = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale * scale, kernel_size, kernel_size)
+    return (weight / weight.sum((1, 2), keepdim=True)).float().to(torch.get_default_device())
 
 
 def reducing_kernel(scale: int) -> Tensor:
@@ -48,11 +49,13 @@ def reducing_kernel(scale: int) -> Tensor:
     Returns:
         Weight, (s², 5, 5), of phases as `bicubic_kernel` counts them; they sum to 1.
     """
-    block = torch.arange(-REACH, REACH + 1, dtype=torch.float64)[:, None] * scale
-    distance = (block + torch.arange(scale, dtype=torch.float64) - (scale - 1) / 2) / scale  # in small pixels
-    taps = torch.from_numpy(cubic(distance.numpy()))  # (5, s)
-    taps /= taps.sum()
-    return torch.einsum("yi,xj->ijyx", taps, taps).reshape(scale * scale, len(block), len(block)).float()
+    with torch.device("cpu"):  # as above
+        block = torch.arange(-REACH, REACH + 1, dtype=torch.float64)[:, None] * scale
+        distance = (block + torch.arange(scale, dtype=torch.float64) - (scale - 1) / 2) / scale  # in small pixels
+        taps = torch.from_numpy(cubic(distance.numpy()))  # (5, s)
+        taps /= taps.sum()
+        weight = torch.einsum("yi,xj->ijyx", taps, taps).reshape(scale * scale, len(block), len(block))
+    return weight.float().to(torch.get_default_device())
 
 
 def back_projection(made: Tensor, low: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def back(move: int) -> int:
 
 def _table() -> list[list[int]]:
     """The move that does the same as move b and then move a, at [a][b]."""
-    grid = torch.arange(4).view(2, 2)
+    grid = torch.arange(4, device="cpu").view(2, 2)  # read here, also where the network is built on "meta"
     seen = {tuple(moved(grid, move).flatten().tolist()): move for move in MOVES}
     return [[seen[tuple(moved(moved(grid, b), a).flatten().tolist())] for b in MOVES] for a in MOVES]
 

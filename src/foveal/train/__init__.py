@@ -1,1 +1,1 @@
-"""Training: pictures, the fit loop, optimisers, recipes."""
+"""Training: the loop, objectives, optimisers and the folder of a run; `restore` trains networks of pictures."""

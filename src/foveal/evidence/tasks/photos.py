@@ -19,7 +19,7 @@ from foveal.evidence.short_run import short_run
 from foveal.measure import benchmarks
 from foveal.measure.quality import benchmark_pairs, bicubic, from_torch, luma, psnr
 from foveal.record import kept
-from foveal.train.pairs import Pairs
+from foveal.train.restore.pairs import Pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -199,6 +199,8 @@ class HiMamba(nn.Module):
         ValueError: a scale or a region below 1.
     """
 
+    tiling = "overlap"  # scans run over the whole picture
+
     def __init__(
         self,
         scale: int = 2,
@@ -216,6 +218,7 @@ class HiMamba(nn.Module):
         if scale < 1 or region < 1:
             raise ValueError(f"scale and region must be at least 1, got {scale} and {region}")
         self.scale, self.region = scale, region
+        self.multiple = region  # tiles begin where regions do
         self.head = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.groups = nn.Sequential(
             *(

@@ -69,6 +69,7 @@ class Serpent(nn.Module):
     """
 
     scale = 1
+    tiling = "overlap"  # scans run over the whole picture
 
     def __init__(
         self,

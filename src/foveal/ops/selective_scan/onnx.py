@@ -1,19 +1,62 @@
-"""Selective scan for ONNX: one node in the traced graph, which `foveal.export.scan` replaces by standard operators.
+"""Selective scan for ONNX.
 
-The node is written out after tracing and not before, because every size in it would be an expression of the picture's
-height and width that the tracer must prove things about; that took longer than all the rest of an export.
+Inside `lowered_later`, a scan is one node of foveal's own in the traced graph, which `foveal.export.scan` replaces by
+standard operators that step through chunks together. It is written out after tracing and not before, because every size
+in it would be an expression of the picture's height and width that the tracer must prove things about; that took longer
+than all the rest of an export.
+
+Outside, where nobody will replace a node (a plain `torch.onnx.export`), a scan is torch's own, which becomes ONNX's
+`Scan` over the length: standard too, and slower.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-__all__ = ["selective_scan_symbolic"]
+__all__ = ["lowered_later", "selective_scan_symbolic"]
+
+_LATER: ContextVar[bool] = ContextVar("lowered_later", default=False)
+
+
+@contextmanager
+def lowered_later() -> Iterator[None]:
+    """Let scans that are traced inside the block be nodes of foveal's own, which the caller replaces.
+
+    Yields:
+        Nothing.
+    """
+    token = _LATER.set(True)
+    try:
+        yield
+    finally:
+        _LATER.reset(token)
+
+
+def _scanned(u: Tensor, delta: Tensor, rates: Tensor, weights_in: Tensor, weights_out: Tensor) -> Tensor:
+    """The scan of torch, whose body is one step; everything in float32."""
+    from torch._higher_order_ops.scan import scan
+
+    groups, states = weights_in.shape[1:3]
+    rates = rates.unflatten(0, (groups, -1))
+
+    def step(state: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        x, dt, into, out = now  # x and dt: (batch, groups, dim/groups); into and out: (batch, groups, states)
+        state = (dt[..., None] * rates).exp() * state + (dt * x)[..., None] * into[:, :, None]
+        return state, (state * out[:, :, None]).sum(-1)
+
+    by_step = [t.unflatten(1, (groups, -1)).permute(3, 0, 1, 2) for t in (u, delta)]
+    by_step += [t.permute(3, 0, 1, 2) for t in (weights_in, weights_out)]
+    _, y = scan(step, u.new_zeros(u.shape[0], groups, rates.shape[1], states), by_step, dim=0)
+    return y.permute(1, 2, 3, 0).flatten(1, 2)
 
 
 def selective_scan_symbolic(
@@ -39,7 +82,11 @@ def selective_scan_symbolic(
     """
     sizes: dict[str, Any] = {"groups": B.shape[1], "channels": u.shape[1], "states": A.shape[1]}
     inputs = [t.float() for t in (u, delta, A, B, C)]
-    y = torch.onnx.ops.symbolic("foveal::SelectiveScan", inputs, sizes, dtype=torch.float32, shape=u.shape, version=1)
+    if _LATER.get():
+        name = "foveal::SelectiveScan"
+        y = torch.onnx.ops.symbolic(name, inputs, sizes, dtype=torch.float32, shape=u.shape, version=1)
+    else:
+        y = _scanned(*inputs)
     if D is not None:
         y = y + D.float()[:, None] * u
     return y, u[:, :, :0]

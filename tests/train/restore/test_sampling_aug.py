@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from foveal.train.sampling_aug import informative, patch_scores
+from foveal.train.restore.sampling_aug import informative, patch_scores
 
 
 def naive(error, patch, stride):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from foveal.train import recipe
-from foveal.train.losses import LOSSES
+from foveal.train.restore import recipe
+from foveal.train.restore.losses import LOSSES
 
 
 def test_a_recipe_may_name_every_loss_and_no_other():

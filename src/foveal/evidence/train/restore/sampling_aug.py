@@ -1,4 +1,4 @@
-"""Evidence of foveal.train.sampling_aug."""
+"""Evidence of foveal.train.restore.sampling_aug."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveal.record import equal, faster, kept
-from foveal.train.sampling_aug import patch_scores
+from foveal.train.restore.sampling_aug import patch_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Low- and high-resolution patches for training super-resolution.
+"""Low- and high-resolution patches for training super-resolution, and noisy and clean ones for denoising.
 
 A folder of pictures becomes two flat arrays, one of high-resolution pixels and one of the same pictures reduced by
 `imresize`, kept beside the folder so that the second run starts at once. A batch is a function of seed and step
@@ -18,30 +18,57 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from foveal.errors import FovealError
 from foveal.images.resize import imresize
 from foveal.runtime.machine import cache_folder
-from foveal.train.sampling_aug import informative, patch_scores
-from foveal.train.teacher import answers
+from foveal.train.restore.sampling_aug import informative, patch_scores
+from foveal.train.restore.teacher import answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Pairs"]
+__all__ = ["SUFFIXES", "Pairs", "PicturesError", "noisy"]
 
 ARRAYS = ("high", "low", "error", "shapes")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
+class PicturesError(FovealError, ValueError):
+    """A folder without the pictures that are asked for."""
+
+
+def noisy(pictures: NDArray[np.uint8], level: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Add Gaussian noise and round to levels again.
+
+    Args:
+        pictures: pictures of any shape.
+        level: standard deviation, in levels of 255; 0 returns the pictures themselves.
+        rng: generator that the noise is drawn from.
+
+    Returns:
+        As many, clipped to 0 to 255.
+    """
+    if not level:
+        return pictures
+    noise = rng.standard_normal(pictures.shape, np.float32)
+    return np.rint(np.clip(pictures + np.float32(level) * noise, 0, 255)).astype(np.uint8)
+
+
 def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-    """High resolution, low resolution and the squared luminance error of bicubic, on the low-resolution grid."""
+    """High resolution, low resolution and the squared luminance error of bicubic, on the low-resolution grid.
+
+    At scale 1 both pictures are the same, and the error is that of half the size: it tells where detail is.
+    """
     with Image.open(path) as picture:
         high = np.asarray(picture.convert("RGB"))
-    high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
-    low = imresize(high, 1 / scale, dtype=np.float32)
-    back = imresize(low, scale, dtype=np.float32)
+    factor = max(scale, 2)
+    high = high[: high.shape[0] // factor * factor, : high.shape[1] // factor * factor]
+    small = imresize(high, 1 / factor, dtype=np.float32)
+    back = imresize(small, factor, dtype=np.float32)
     error = np.square((high.astype(np.float32) - back).mean(axis=2))
+    low = high if scale == 1 else small
     return high, low, error.reshape(low.shape[0], scale, low.shape[1], scale).mean(axis=(1, 3), dtype=np.float32)
 
 
@@ -57,6 +84,7 @@ class Pairs:
         scale: s.
         patch: side of a low-resolution patch.
         taught: what teachers make of `low`, as `high`; None without teachers.
+        noise: standard deviation of the noise that `batch` adds to the low resolution, in levels of 255.
     """
 
     high: NDArray[np.uint8]
@@ -66,6 +94,7 @@ class Pairs:
     scale: int
     patch: int
     taught: NDArray[np.uint8] | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         self._starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))])
@@ -80,6 +109,7 @@ class Pairs:
         fraction: float = 0.5,
         stride: int = 4,
         teachers: Sequence[str] = (),
+        noise: float = 0.0,
         say: Callable[[str], None] | None = None,
     ) -> Pairs:
         """Read every picture below `folder`, or what an earlier call kept of them.
@@ -94,17 +124,19 @@ class Pairs:
             fraction: the most informative share of each picture's patches that is drawn from; 1 draws from all.
             stride: distance between neighbouring places, in low-resolution pixels.
             teachers: bundles, by name or folder, whose answers are learnt beside the originals.
+            noise: standard deviation of the noise that `batch` adds to the low resolution, in levels of 255.
             say: told now and then how far the teachers are.
 
         Returns:
             The pairs, memory-mapped.
 
         Raises:
-            ValueError: no picture below `folder`, or none large enough; a teacher of another scale.
+            PicturesError: no picture below `folder`, or none large enough.
+            TeacherError: a teacher of another scale.
         """
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not paths:
-            raise ValueError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
+            raise PicturesError(f"{folder}: no pictures below it; `foveal data {folder}` fetches some")
         stamp = [(str(p.relative_to(folder)), p.stat().st_size) for p in paths]
         key = hashlib.sha256(repr((scale, stamp)).encode()).hexdigest()[:16]
         kept = _place(Path(folder)) / key
@@ -113,9 +145,12 @@ class Pairs:
         high, low, error, shapes = (np.load(kept / f"{n}.npy", mmap_mode="r") for n in ARRAYS)
         places = _places(error, shapes, patch, fraction, stride)
         if not len(places):
-            raise ValueError(f"no picture of at least {patch * scale} pixels a side among the {len(paths)} found")
+            raise PicturesError(
+                f"{folder}: no picture of at least {patch * scale} pixels a side among the {len(paths)} found; "
+                "take larger ones, or a smaller patch"
+            )
         taught = answers(kept, scale, teachers, say=say) if teachers else None
-        return cls(high, low, np.asarray(shapes), places, scale, patch, taught)
+        return cls(high, low, np.asarray(shapes), places, scale, patch, taught, noise)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:
         """Draw patches, each turned and mirrored at random.
@@ -140,7 +175,8 @@ class Pairs:
                 part = whole[y * s : (y + self.patch) * s, x * s : (x + self.patch) * s]
                 turned = part.transpose(1, 0, 2) if turn & 1 else part
                 target[i] = turned[:: -1 if turn & 2 else 1, :: -1 if turn & 4 else 1]
-        return batch
+        low, *others = batch
+        return noisy(low, self.noise, rng), *others
 
 
 def _place(folder: Path) -> Path:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.errors import FovealError
 from foveal.images.resize import imresize
-from foveal.train.pairs import Pairs
+from foveal.train.restore.pairs import Pairs, PicturesError, noisy
 
 
 def dihedral(image):
@@ -45,7 +46,7 @@ def test_batch_is_a_function_of_its_generator(pictures):
 
 def test_second_call_reads_what_the_first_kept(pictures, monkeypatch):
     first = Pairs.from_folder(pictures, 3, patch=8)
-    monkeypatch.setattr("foveal.train.pairs._pair", None)
+    monkeypatch.setattr("foveal.train.restore.pairs._pair", None)
     again = Pairs.from_folder(pictures, 3, patch=8)
     assert np.array_equal(first.high, again.high)
     assert np.array_equal(first.places, again.places)
@@ -53,8 +54,42 @@ def test_second_call_reads_what_the_first_kept(pictures, monkeypatch):
 
 def test_folder_without_large_enough_pictures(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="no picture of at least 192 pixels a side among the 1 found"):
+    with pytest.raises(
+        PicturesError,
+        match="no picture of at least 192 pixels a side among the 1 found; take larger ones, or a smaller",
+    ):
         Pairs.from_folder(tmp_path, 4, patch=48)
+    with pytest.raises(PicturesError, match="no pictures below it; `foveal data"):
+        Pairs.from_folder(tmp_path / "none", 4, patch=48)
+    assert issubclass(PicturesError, FovealError)
+
+
+def test_at_scale_1_both_pictures_are_the_same_but_for_the_noise(tmp_path):
+    picture = np.full((40, 40, 3), 128, np.uint8)
+    picture[:, 20:] = np.random.default_rng(0).integers(0, 256, (40, 20, 3))
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    pairs = Pairs.from_folder(tmp_path, 1, patch=8, fraction=0.5)
+    low, high = pairs.batch(6, np.random.default_rng(1))
+    assert low.shape == (6, 8, 8, 3)
+    assert np.array_equal(low, high)
+    assert pairs.places[:, 2].min() > 8, "places are taken where detail is"
+    pairs = Pairs.from_folder(tmp_path, 1, patch=8, fraction=0.5, noise=20.0)
+    given, clean = pairs.batch(6, np.random.default_rng(1))
+    assert np.array_equal(clean, high), "the noise is drawn after the patches"
+    assert np.array_equal(given, pairs.batch(6, np.random.default_rng(1))[0])
+    assert given.std() > clean.std()
+
+
+def test_noise_has_the_deviation_asked_for():
+    flat = np.full((200, 200, 3), 128, np.uint8)
+    made = noisy(flat, 10.0, np.random.default_rng(0))
+    assert made.dtype == np.uint8
+    assert made.std() == pytest.approx(10, rel=0.02)
+    assert made.mean() == pytest.approx(128, abs=0.1)
+    assert noisy(flat, 0.0, np.random.default_rng(0)) is flat
+    black = noisy(0 * flat, 10.0, np.random.default_rng(0))
+    assert black.min() == 0
+    assert (black == 0).mean() == pytest.approx(0.52, abs=0.02), "clipped, not wrapped"
 
 
 def test_folder_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Solve for the last layer of a trained LumaSR, which is linear, over many batches at once.
+"""Solve for the last layer of a trained network, where it is linear, over many batches at once.
 
 *Source*: weighted least squares, by its normal equations. With x the K numbers that the last layer reads for a pixel
 (9·C features and k² pixels of luminance), e the s² errors that it leaves there, and w the weight of the patch,
@@ -13,21 +13,56 @@ with back-projection it is the layer that is best before that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.models.restore.luma_sr import LumaSR
-from foveal.train.losses import LUMINANCE, SLIGHTEST, luminance
+from foveal.train.restore.losses import LUMINANCE, SLIGHTEST, luminance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["refit"]
+__all__ = ["LinearEnd", "refit"]
 
 RIDGE = 1e-6  # of the diagonal: features that hardly differ keep the weights they have
+
+
+@runtime_checkable
+class LinearEnd(Protocol):
+    """A network whose detail comes from a last 3×3 convolution beside a linear upsampler, as LumaSR's does.
+
+    Args:
+        scale: s.
+        tail: the last convolution, of C features to s² phases of one colour.
+        base: the upsampler of one colour, (s², k, k).
+    """
+
+    scale: int
+    tail: nn.Conv2d
+    base: nn.Parameter
+
+    def plain(self, *, back_projection: bool = True) -> nn.Module:
+        """The network without padding.
+
+        Args:
+            back_projection: False leaves back-projection out where there is one.
+
+        Returns:
+            A module with `layers` (a `Sequential` that ends in the last convolution), `base` (a convolution) and
+            `margin`.
+        """
+        ...
+
+    def change_last(self, tail: Tensor, base: Tensor) -> None:
+        """Add to the last kernel and the upsampler.
+
+        Args:
+            tail: what is added to the kernel.
+            base: what is added to the upsampler; each phase sums to 0.
+        """
+        ...
 
 
 @torch.no_grad()
@@ -35,7 +70,7 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
     """Change the last layer and the upsampler beside it to those with the least squared error of luminance.
 
     Args:
-        model: a trained LumaSR; changed in place.
+        model: trained network with a `LinearEnd` (LumaSR); changed in place.
         batches: low resolution, (B, 3, h, w), and high resolution, (B, 3, s·h, s·w), in [0, 1]; h and w above twice
             the network's margin.
         root: weigh each patch by one over the root of its error, as the loss "luma_root" does.
@@ -44,11 +79,13 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
         How much smaller the weighted squared error of these batches became, as a share of it.
 
     Raises:
-        TypeError: a network that is no LumaSR.
+        TypeError: a network without a `LinearEnd`.
         ValueError: no batches.
     """
-    if not isinstance(model, LumaSR):
-        raise TypeError(f"refit solves for the last layer of a LumaSR, got a {type(model).__name__}")
+    if not isinstance(model, LinearEnd):
+        raise TypeError(
+            f"refit solves for a last layer that is linear (LinearEnd, such as LumaSR), got a {type(model).__name__}"
+        )
     scale, taps = model.scale, model.base.shape[-1]
     plain = model.plain(back_projection=False)
     margin = cast("int", plain.margin)

@@ -1,12 +1,13 @@
 import csv
-import math
 
 import pytest
 import torch
 
 from foveal.models.restore.luma_sr import LumaSR
-from foveal.train.fit import CheckpointError, fit, learning_rate, validate
-from foveal.train.recipe import Recipe
+from foveal.train.restore.fit import fit, validate
+from foveal.train.restore.pairs import PicturesError
+from foveal.train.restore.recipe import Recipe, RecipeError
+from foveal.train.run import CheckpointError
 
 
 def tiny(**changes):
@@ -53,7 +54,7 @@ def test_loss_falls_and_files_appear(tmp_path, pictures):
     model = fit(network(), recipe, tmp_path, report=seen.append)
     assert validate(model, pictures, 2) > before + 0.5
     assert seen[-1].step == 60
-    assert seen[-1].psnr == pytest.approx(validate(model, pictures, 2), abs=1e-3)
+    assert seen[-1].quality == pytest.approx(validate(model, pictures, 2), abs=1e-3)
     assert seen[-1].left == 0
     assert {p.name for p in tmp_path.iterdir()} == {
         "checkpoint.pt", "log.csv", "log.png", "model.safetensors", "recipe.json",
@@ -97,22 +98,52 @@ def test_start_takes_the_weights_that_fit(tmp_path, pictures):
         fit(torch.nn.Conv2d(3, 3, 1), tiny(data=str(pictures), start=start), tmp_path / "fourth")
 
 
-def test_learning_rate_rises_then_falls_as_a_cosine():
-    rates = [learning_rate(s, 102, 2) for s in range(102)]
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[52] == pytest.approx(0.5)
-    assert rates[77] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.75)))
-    assert rates[-1] < 1e-3
-
-
 def test_automatic_precision_picks_one_that_trains(tmp_path, pictures):
     model = fit(network(), tiny(data=str(pictures), precision="auto", steps=2), tmp_path)
     assert torch.isfinite(weights(model)).all()
 
 
-def test_validation_folder_without_pictures(tmp_path):
+def test_validation_folder_without_pictures(tmp_path, pictures):
     with pytest.raises(ValueError, match="no pictures for scale 2"):
         validate(network(), tmp_path, 2)
+    # refused before the first step, not at the first checkpoint
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(
+            PicturesError, match="no pictures in it to validate on; name another folder, or leave it out"
+        ):
+            fit(network(), tiny(data=str(pictures), validation=str(folder)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_refit_of_a_network_without_a_linear_end_is_refused_before_the_training(tmp_path, pictures):
+    with pytest.raises(RecipeError, match=r"refit solves for a last layer that is linear, and Conv2d .* set refit = 0"):
+        fit(torch.nn.Conv2d(3, 3, 1), tiny(data=str(pictures), refit=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Denoiser(torch.nn.Module):
+    """What two small convolutions take away."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 5, padding=2)
+        )
+        torch.nn.init.zeros_(self.layers[2].weight)
+        torch.nn.init.zeros_(self.layers[2].bias)
+
+    def forward(self, x):
+        return x - self.layers(x)
+
+
+def test_a_recipe_of_scale_1_trains_a_denoiser(tmp_path, pictures):
+    recipe = tiny(scale=1, data=str(pictures), noise=30.0, steps=60, batch=4, patch=24, every=60, ema=0.9, loss="l2")
+    before = validate(Denoiser(), pictures, 1, noise=30.0)
+    assert before == validate(Denoiser(), pictures, 1, noise=30.0), "the same noise each time"
+    assert 19 < before < 26  # 20·log10(255 / 30) is 18.6, of luminance more
+    model = fit(Denoiser(), recipe, tmp_path)
+    assert validate(model, pictures, 1, noise=30.0) > before + 0.5
 
 
 def test_start_from_a_checkpoint_takes_the_running_average(tmp_path, pictures):

@@ -1,0 +1,1 @@
+"""Training of networks of pictures: data, degradations, teachers, losses and recipes."""
