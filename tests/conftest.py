@@ -6,9 +6,9 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
-from budget import Budget  # noqa: E402
-from documents import ROOT  # noqa: E402
+import pytest
+from budget import Budget
+from documents import ROOT
 
 
 def pytest_configure(config):

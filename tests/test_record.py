@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from foveal import record
-from foveal.record import KINDS, Claim, Method, Paper, equal, faster, kept, macs, params, smaller
+from foveal.record import KINDS, Claim, Method, Paper, bound, equal, faster, grows, kept, macs, params, printed, smaller
 
 PAPER = Paper("A Toy", "A. Author", 2020, "arXiv:0000.00000")
 
@@ -20,7 +20,9 @@ BUILT = {
     "equal": equal("E.", ours=one, theirs=one, tolerance=1e-3, needs=("Set5",)),
     "faster": faster("F.", paper="2×", ours=one, theirs=one, at_least=2, threads=4, needs=("Set5",)),
     "smaller": smaller("S.", paper="3×", ours=one, theirs=one, at_least=3, needs=("Set5",)),
-    "kept": kept("K.", paper="1 dB", quality=one, at_least=0.5, unit="%", seeds=3, data="toys", needs=("Set5",)),
+    "kept": kept("K.", paper="1 dB", quality=one, at_least=0.5, unit="%", seeds=4, data="toys", needs=("Set5",)),
+    "grows": grows("G.", paper="n²", cost=one, sizes=[1, 2, 4], exponent=(1.9, 2.1), rounds=2, needs=("Set5",)),
+    "bound": bound("B.", paper="1", value=one, at_least=0, at_most=2, unit="dB", needs=("Set5",)),
 }
 HELD = {
     "params": {"model": one, "expect": 16, "tolerance": 0.1},
@@ -28,7 +30,9 @@ HELD = {
     "equal": {"ours": one, "theirs": one, "tolerance": 1e-3},
     "faster": {"ours": one, "theirs": one, "at_least": 2, "threads": 4},
     "smaller": {"ours": one, "theirs": one, "at_least": 3},
-    "kept": {"quality": one, "at_least": 0.5, "unit": "%", "seeds": 3, "data": "toys"},
+    "kept": {"quality": one, "at_least": 0.5, "unit": "%", "seeds": 4, "data": "toys"},
+    "grows": {"cost": one, "sizes": (1, 2, 4), "of": float, "exponent": (1.9, 2.1), "rounds": 2},
+    "bound": {"value": one, "at_least": 0, "at_most": 2, "unit": "dB"},
 }
 
 
@@ -44,6 +48,41 @@ def test_a_constructor_builds_a_claim_of_its_kind_that_holds_what_it_was_given(k
 
 def test_equal_is_exact_unless_the_paper_says_otherwise():
     assert equal("E.", ours=one, theirs=one).paper == "exact"
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "rounding"),
+    [
+        ("4.6 G", 4.6e9, 0.05e9),
+        ("33 M", 33e6, 0.5e6),
+        ("239,520", 239520, 0),
+        ("0.063", 0.063, 0.0005),
+        ("7K", 7e3, 500),
+    ],
+)
+def test_a_printed_number_carries_its_rounding(text, value, rounding):
+    assert printed(text) == (pytest.approx(value), pytest.approx(rounding))
+    claim = params("P.", paper=text, model=one, expect=text)
+    assert claim.check["tolerance"] == pytest.approx(rounding / value)
+    assert params("P.", paper=text, model=one, expect=text, tolerance=0.5).check["tolerance"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: printed("4.6 GB"), "a printed number reads '4.6 G', '33 M' or '239,520', got '4.6 GB'"),
+        (lambda: kept("K.", paper="", quality=one, at_least=0, seeds=2), "at least 3 seeds, got 2; without seeds use"),
+        (lambda: grows("G.", paper="", cost=one, sizes=(1, 2)), "an exponent takes at least three sizes, got 2"),
+        (lambda: bound("B.", paper="", value=one), "give at_least, at_most or both"),
+        (
+            lambda: equal("E.", ours=one, theirs=one, clause=1, beyond="more"),
+            "give clause or beyond, not both; got 1 and 'more'",
+        ),
+    ],
+)
+def test_a_claim_that_cannot_be_checked_is_refused(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
 
 
 def test_records_are_frozen():
@@ -69,7 +108,7 @@ def test_every_kind_of_method_is_taken():
 
 
 def test_an_unknown_kind_raises():
-    with pytest.raises(ValueError, match=r"kind must be one of model, operator, .*benchmark, got 'network'"):
+    with pytest.raises(ValueError, match=r"kind must be one of model, operator, .*application, got 'network'"):
         Method(63, "ESPCN", "network", "A toy.", PAPER)
 
 
@@ -80,7 +119,8 @@ def test_a_case_for_a_model_that_is_not_listed_raises():
 
 def test_public_names_are_listed():
     constructors = {name for name in BUILT if callable(getattr(record, name))}
-    assert set(record.__all__) == constructors | {"Claim", "Method", "Paper"}
+    cases = {"Objective", "Operator", "Procedure", "Transform"}
+    assert set(record.__all__) == constructors | cases | {"Claim", "KINDS", "Method", "Paper", "printed"}
 
 
 def test_it_imports_nothing_but_the_standard_library():

@@ -55,7 +55,9 @@ def test_json(run):
 
 
 def test_nothing_found_is_said(run):
-    assert "Nothing is called 'zebra'." in run("zebra").output
+    result = run("zebra")
+    assert result.exit_code == 2
+    assert "foveal models: nothing is called 'zebra'; foveal models lists all" in result.output
 
 
 def test_without_torch_the_bundles_are_listed(run, monkeypatch):
@@ -64,7 +66,7 @@ def test_without_torch_the_bundles_are_listed(run, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     result = run()
     assert "fast_x4" in result.output
-    assert "pip install 'foveal[torch]'" in result.output
+    assert "Networks to train need torch: pip install '.[torch]'" in result.output
 
 
 def test_a_broken_bundle_is_named(run, tmp_path):

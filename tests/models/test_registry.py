@@ -6,7 +6,6 @@ from safetensors.torch import save_file
 
 import foveal
 from foveal.models import create_model, list_models, load_model, registry
-from foveal.record import Method, Paper
 
 
 @pytest.fixture
@@ -64,11 +63,9 @@ def test_an_unknown_argument_is_answered_with_the_known_ones():
         create_model("espcn", colours=1)
 
 
-def test_a_name_registered_twice_is_refused():
-    paper = Paper("t", "a", 2020, "i")
-    methods = [Method(1, n, "model", "s.", paper, models={"net": torch.nn.Identity}) for n in ("One", "Two")]
-    with pytest.raises(ValueError, match="two methods register 'net': One and Two; rename one"):
-        registry._merged(methods)
+def test_weights_of_a_network_without_a_scale_are_not_shipped():
+    with pytest.raises(ValueError, match="no weights for vmamba_tiny are shipped, only for .*; leave pretrained out"):
+        create_model("vmamba_tiny", pretrained=True)
 
 
 def test_pretrained_loads_shipped_weights(shipped):

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ def test_a_teacher_named_twice_counts_twice(kept):
 
 def test_teacher_of_another_scale(pictures):
     with pytest.raises(ValueError, match="teacher fast_x3 enlarges 3 times, the recipe 2 times"):
-        Pairs.from_folder(pictures, 2, patch=8, teachers=["fast_x3"])
+        Pairs.from_folder(pictures, 2, patch=8, teach=partial(answers, teachers=["fast_x3"]))
 
 
 def test_batch_holds_the_answers_to_its_patches(pictures):
-    pairs = Pairs.from_folder(pictures, 2, patch=8, teachers=["fast_x2"])
+    pairs = Pairs.from_folder(pictures, 2, patch=8, teach=partial(answers, teachers=["fast_x2"]))
     assert pairs.taught.shape == pairs.high.shape
     low, high, taught = replace(pairs, taught=255 - pairs.high).batch(8, np.random.default_rng(0))
     assert np.array_equal(taught, 255 - high)
@@ -96,7 +97,7 @@ def test_a_student_of_the_answers_alone_learns_the_teacher(tmp_path, pictures):
         )  # fmt: skip
         return fit(student, recipe, tmp_path / str(share))
 
-    pairs = Pairs.from_folder(pictures, 2, patch=8, teachers=["balanced_x2"])
+    pairs = Pairs.from_folder(pictures, 2, patch=8, teach=partial(answers, teachers=["balanced_x2"]))
     low, high, taught = (
         torch.from_numpy(a).permute(0, 3, 1, 2) / 255 for a in pairs.batch(64, np.random.default_rng(9))
     )

@@ -51,21 +51,20 @@ def static_int8(model: nn.Module, pictures: Tensor) -> nn.Module:
     Returns:
         A module that runs the quantised file.
     """
-    load_onnxruntime()
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    quantization = load_onnxruntime("quantization")
 
     with tempfile.TemporaryDirectory() as place:
         plain, eight = Path(place) / "model.onnx", Path(place) / "model_int8.onnx"
         to_onnx(model, plain, torch.rand(1, pictures.shape[1], 24, 20))
         logging.disable(logging.WARNING)  # it recommends a pass for graphs that are not folded yet; ours is
         try:
-            quantize_static(
+            quantization.quantize_static(
                 plain,
                 eight,
-                _Calibration(pictures),  # type: ignore[arg-type]
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
+                _Calibration(pictures),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
             )
         finally:

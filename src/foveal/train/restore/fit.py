@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from foveal.train.restore.losses import LOSSES, LUMINANCE, luminance
 from foveal.train.restore.pairs import SUFFIXES, Pairs, PicturesError, noisy
 from foveal.train.restore.recipe import RecipeError
 from foveal.train.restore.refit import LinearEnd, refit
+from foveal.train.restore.teacher import answers
 from foveal.train.run import Run, start_from
 from foveal.train.trainable import LuminanceAlone
 
@@ -156,9 +158,8 @@ def fit(
         recipe.scale,
         patch=recipe.patch,
         fraction=recipe.fraction,
-        teachers=recipe.teachers,
+        teach=partial(answers, teachers=recipe.teachers, say=say) if recipe.teachers else None,
         noise=recipe.noise,
-        say=say,
     )
     if state is None and recipe.start and (left := start_from(Path(recipe.start), model)) and say is not None:
         say(left)

@@ -22,10 +22,9 @@ from foveal.errors import FovealError
 from foveal.images.resize import imresize
 from foveal.runtime.machine import cache_folder
 from foveal.train.restore.sampling_aug import informative, patch_scores
-from foveal.train.restore.teacher import answers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -108,9 +107,8 @@ class Pairs:
         patch: int = 48,
         fraction: float = 0.5,
         stride: int = 4,
-        teachers: Sequence[str] = (),
+        teach: Callable[[Path, int], NDArray[np.uint8]] | None = None,
         noise: float = 0.0,
-        say: Callable[[str], None] | None = None,
     ) -> Pairs:
         """Read every picture below `folder`, or what an earlier call kept of them.
 
@@ -123,9 +121,9 @@ class Pairs:
             patch: side of a low-resolution patch, in pixels.
             fraction: the most informative share of each picture's patches that is drawn from; 1 draws from all.
             stride: distance between neighbouring places, in low-resolution pixels.
-            teachers: bundles, by name or folder, whose answers are learnt beside the originals.
+            teach: the kept folder and s → answers of teachers to all pictures, which are learnt beside the originals,
+                such as `foveal.train.restore.teacher.answers` with its teachers filled in.
             noise: standard deviation of the noise that `batch` adds to the low resolution, in levels of 255.
-            say: told now and then how far the teachers are.
 
         Returns:
             The pairs, memory-mapped.
@@ -149,7 +147,7 @@ class Pairs:
                 f"{folder}: no picture of at least {patch * scale} pixels a side among the {len(paths)} found; "
                 "take larger ones, or a smaller patch"
             )
-        taught = answers(kept, scale, teachers, say=say) if teachers else None
+        taught = None if teach is None else teach(kept, scale)
         return cls(high, low, np.asarray(shapes), places, scale, patch, taught, noise)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:
