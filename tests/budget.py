@@ -1,7 +1,7 @@
 """A budget that fails: no test takes more than a second of processor time, no file more than three, unless `slow`.
 
-Processor time, not time on the clock: a busy machine makes no test dearer. It is measured against a small fixed piece of
-work, so that a slower processor may take longer; setting up (imports, fixtures) is not counted. A test that may be
+Processor time, not time on the clock: a busy machine makes no test dearer. It is measured against a small fixed piece
+of work, so that a slower processor may take longer; setting up (imports, fixtures) is not counted. A test that may be
 dearer than others is marked `dear` with the reason.
 """
 

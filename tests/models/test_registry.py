@@ -64,7 +64,7 @@ def test_an_unknown_argument_is_answered_with_the_known_ones():
 
 
 def test_weights_of_a_network_without_a_scale_are_not_shipped():
-    with pytest.raises(ValueError, match="no weights for vmamba_tiny are shipped, only for .*; leave pretrained out"):
+    with pytest.raises(ValueError, match=r"no weights for vmamba_tiny are shipped, only for .*; leave pretrained out"):
         create_model("vmamba_tiny", pretrained=True)
 
 

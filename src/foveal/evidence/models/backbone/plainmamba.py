@@ -79,7 +79,7 @@ def _attention() -> nn.Module:
 
 
 CLAIMS = (
-    # The bar cuts the digits off: the table of the paper prints 7.3, 25.7 and 50.5 M, and that is what is compared with.
+    # The bar cuts digits off; the table of the paper prints 7.3, 25.7 and 50.5 M, which is what is compared with.
     params(
         "L1 within 2 % of the table's 7.3 M, without the classifier.",
         paper="7.3 M",
