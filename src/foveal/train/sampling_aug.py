@@ -1,8 +1,8 @@
 """SamplingAug: train on the patches that bicubic interpolation gets wrong.
 
 *Source*: S. Wang et al., "SamplingAug: On the Importance of Patch Sampling Augmentation for Single Image
-Super-Resolution", BMVC 2021 (arXiv:2111.15185), sections 3.1 and 3.2. The information of a patch is the squared error e,
-(H, W), that linear upsampling makes in it; for patches of p×p pixels at (y, x)
+Super-Resolution", BMVC 2021 (arXiv:2111.15185), sections 3.1 and 3.2. The information of a patch is the squared
+error e, (H, W), that linear upsampling makes in it; for patches of p×p pixels at (y, x)
 
     score(y, x) = Σ e[y : y + p, x : x + p] = S[y + p, x + p] - S[y, x + p] - S[y + p, x] + S[y, x]
 
