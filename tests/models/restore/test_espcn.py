@@ -2,18 +2,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveal.models.restore.espcn import ESPCN, espcn, transposed_kernel
+from foveal.models.restore.espcn import ESPCN, transposed_kernel
 
 
 def test_parameters_by_hand():
     # 5·5·1·64 + 64, 3·3·64·32 + 32, 3·3·32·9 + 9
-    assert sum(p.numel() for p in espcn(3, in_channels=1).parameters()) == 1600 + 64 + 18432 + 32 + 2592 + 9
+    assert sum(p.numel() for p in ESPCN(3, in_channels=1).parameters()) == 1600 + 64 + 18432 + 32 + 2592 + 9
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [(1, 1), (7, 13)])
 def test_shape(scale, size):
-    out = espcn(scale)(torch.rand(2, 3, *size))
+    out = ESPCN(scale)(torch.rand(2, 3, *size))
     assert out.shape == (2, 3, scale * size[0], scale * size[1])
 
 
@@ -36,7 +36,7 @@ def test_transposed_kernel_by_hand():
 
 def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
-    model = espcn(2)
+    model = ESPCN(2)
     model(torch.rand(1, 3, 8, 8)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
@@ -44,7 +44,7 @@ def test_every_parameter_gets_a_gradient():
 def test_margin_is_the_receptive_field():
     torch.manual_seed(0)
     x = torch.rand(1, 1, 21, 21, requires_grad=True)
-    model = espcn(2, in_channels=1)
+    model = ESPCN(2, in_channels=1)
     model(x)[..., 20:22, 20:22].sum().backward()  # the block of input pixel (10, 10)
     rows = x.grad[0, 0].abs().sum(1).nonzero()
     assert (int(rows.min()), int(rows.max())) == (10 - model.margin, 10 + model.margin)

@@ -1,12 +1,8 @@
 import pytest
 import torch
 
-from foveal.models.restore import hi_mamba as module
+from foveal.evidence.models.restore import hi_mamba as evidence
 from foveal.models.restore.hi_mamba import DIRECTIONS, DirectedScan, HiMamba, HiMambaBlock, HiMambaGroup, hi_mamba_small
-
-
-def test_each_direction_equals_a_walk_step_by_step():
-    torch.testing.assert_close(module._scanned(step_by_step=False), module._scanned(step_by_step=True))
 
 
 def test_four_directions_are_summed():
@@ -65,12 +61,8 @@ def test_regions_change_the_whole_map():
         assert (block(x) - before).abs().amin((0, 1)).gt(0).all()
 
 
-def test_fewer_places_are_scanned():
-    assert module._tokens(four=True) / module._tokens(four=False) == pytest.approx(4 / (1 + 1 / 16))
-
-
 def test_the_small_pair_has_one_width():
-    one, four = hi_mamba_small(in_channels=1), module._four_small(in_channels=1)
+    one, four = hi_mamba_small(in_channels=1), evidence.four_small(in_channels=1)
     assert one.head.weight.shape == four.head.weight.shape
     counts = [sum(p.numel() for p in network.parameters()) for network in (one, four)]
     assert counts[0] < counts[1] < 1.1 * counts[0]

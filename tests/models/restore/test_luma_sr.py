@@ -126,6 +126,14 @@ def test_variations_count_their_parameters():
     assert sum(p.numel() for p in luma_sr_balanced(4).plain().parameters()) == 896 + 8 * 9248 + 4624 + 3600 + 768
 
 
+@pytest.mark.parametrize("equivariant", [False, True])
+def test_on_the_meta_device(equivariant):
+    with torch.device("meta"):
+        network = LumaSR(2, channels=8, depth=1, equivariant=equivariant, back_projection=True)
+    assert all(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
+    assert network(torch.empty(1, 3, 6, 5, device="meta")).shape == (1, 3, 12, 10)
+
+
 def test_scale_out_of_range():
     with pytest.raises(ValueError, match="scale must be 2, 3 or 4, got 5"):
         LumaSR(5)

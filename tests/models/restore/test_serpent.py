@@ -1,13 +1,13 @@
 import pytest
 import torch
 
+from foveal.evidence.models.restore import serpent as evidence
 from foveal.measure.cost import count_macs
-from foveal.models.restore import serpent as module
-from foveal.models.restore.serpent import Serpent, SerpentBlock, serpent, serpent_small
+from foveal.models.restore.serpent import Serpent, SerpentBlock, serpent_small
 
 
 def tiny(**arguments):
-    return serpent(dim=4, depths=(1, 1, 1), state=2, **arguments).eval()
+    return Serpent(dim=4, depths=(1, 1, 1), state=2, **arguments).eval()
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
@@ -56,32 +56,10 @@ def test_scans_and_convolutions_cost_the_same(monkeypatch):
         return u
 
     monkeypatch.setattr("foveal.nn.ss2d.selective_scan2d", counted)
-    pair = [serpent_small(in_channels=1), module._small_convolutions(in_channels=1)]
+    pair = [serpent_small(in_channels=1), evidence.small_convolutions(in_channels=1)]
     rest, convolutions = (count_macs(network, (1, 1, 64, 64)) for network in pair)
     assert len(scans) == 6
     assert convolutions == pytest.approx(rest + sum(scans), rel=0.02)
-
-
-def test_the_blur_keeps_flat_pictures_and_spreads_points():
-    blur = module._Deblurring(torch.nn.Identity())
-    flat = torch.full((1, 1, 20, 20), 0.2)
-    torch.testing.assert_close(blur(flat), torch.round(flat * 255) / 255)
-    point = torch.zeros(1, 1, 25, 25)
-    point[..., 12, 12] = 1
-    spread = blur(point)[0, 0]
-    assert spread.argmax() == 12 * 25 + 12
-    assert torch.equal(spread, spread.mT)
-    assert spread.max() == pytest.approx(1 / (2 * torch.pi * module.SIGMA**2), abs=3e-3)
-
-
-def test_the_slope_is_that_of_a_power(monkeypatch):
-    def square(call, **_):
-        side = call.args[1].shape[-1]
-        return 100 if side == 8 else 100 + side**3  # three halves of the pixels
-
-    monkeypatch.setattr("foveal.measure.cost.peak_memory", square)
-    monkeypatch.setattr(module, "SerpentBlock", lambda *_, **__: torch.nn.Identity())
-    assert module._slope("memory") == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("wrong", [{"depths": ()}, {"patch_size": 0}])

@@ -36,6 +36,9 @@ def test_small_fraction_keeps_the_best():
 
 
 def test_errors():
+    for wrong in ({"patch": 0}, {"patch": 2, "stride": 0}):
+        with pytest.raises(ValueError, match="patch and stride must be at least 1, got"):
+            patch_scores(np.zeros((8, 12)), **wrong)
     with pytest.raises(ValueError, match="patch of 9 does not fit a picture of 8×12"):
         patch_scores(np.zeros((8, 12)), 9)
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 0"):

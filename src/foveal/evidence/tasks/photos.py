@@ -131,7 +131,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-@cached(maxsize=4)
+@cached(maxsize=8)  # two networks of a comparison, three seeds each
 def trained(
     build: Callable[..., nn.Module],
     scale: int,

@@ -1,26 +1,27 @@
-"""Hi-Mamba: each block scans in one direction only, over pixels and over regions, and the next in another.
+"""Hi-Mamba: each block scans in a single direction, over pixels and over regions, and the next block in another.
 
 *Source*: J. Qiao et al., "Hi-Mamba: Hierarchical Mamba for Efficient Image Super-Resolution", 2024 (arXiv:2410.10140),
-section 3. A convolution, groups of blocks with a convolution and a residual each, a convolution and a residual over all
-of them, a convolution to s² pictures, pixel shuffle. A block:
+section 3. A convolution, groups of blocks (each group ends in a convolution and a residual), a convolution and a
+residual over all groups, a convolution to C·s² channels, pixel shuffle. A block, x: (B, dim, H, W):
 
     y = x + W_out ((local + up(region)) ∘ silu(z)),   [v, z] = W_in norm(x),   u = silu(dwconv(v))
     local  = norm(scan_d(u))                          H·W tokens
     region = norm(scan_d(downsample_r(u)))            H·W / r² tokens
     out = y + feed-forward(norm(y)),   feed-forward(x) = W₂ (gelu(a) ∘ b),  [a, b] = dwconv(W₁ x)
 
-Block i of a group scans in direction d = i mod 4 of: along rows, along columns, and both backward.
+Block i of a group scans in direction d = i mod 4: along rows, along columns, and both backward.
 
-*Differs from the paper*: the authors' code is not public; what the paper's text leaves open (sizes, the downsampling,
-here a depthwise convolution of stride r = 4, and the place of the norms) is chosen as is usual in light
-super-resolution, with the width of light MambaIR. Pictures are filled up with zeros to multiples of r. `four=True`
-builds what is compared with: the same block with one scan along all four directions in place of the local and the
-region scan.
+*Differs from the paper*: the authors' code is not public; what the text leaves open (sizes, the downsampling, here a
+depthwise convolution of stride r = 4, and the place of the norms) follows light super-resolution networks, with the
+width of light MambaIR. Pictures are padded with zeros to multiples of r. `four=True` builds what the paper compares
+with: the same block with one scan along all four directions in place of the local and the region scan.
 
 *Provenance*: written from the paper.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from foveal.nn.ss2d import S6
 from foveal.ops.scan2d import routes, selective_scan2d
 from foveal.record import Method, Paper
 
-__all__ = ["DirectedScan", "HiMamba", "HiMambaBlock", "HiMambaGroup", "hi_mamba", "hi_mamba_small"]
+__all__ = ["DirectedScan", "HiMamba", "HiMambaBlock", "HiMambaGroup", "hi_mamba_small"]
 
 DIRECTIONS = 4
 
@@ -41,9 +42,9 @@ class DirectedScan(S6):
 
     Args:
         dim: C.
-        directions: of 0 along rows, 1 along columns, 2 and 3 the same backward.
-        state: D, numbers that each channel remembers.
-        dt_rank: through which the step sizes are made; None takes a sixteenth of `dim`, rounded up.
+        directions: 0 along rows, 1 along columns, 2 and 3 the same backward.
+        state: D, size of each channel's state.
+        dt_rank: rank of the projection to step sizes; None takes a sixteenth of `dim`, rounded up.
     """
 
     def __init__(self, dim: int, directions: tuple[int, ...], *, state: int = 16, dt_rank: int | None = None) -> None:
@@ -107,7 +108,7 @@ class HiMambaBlock(nn.Module):
 
     Args:
         dim: C.
-        directions: that the scans run along, as in `DirectedScan`.
+        directions: directions of the scans, as in `DirectedScan`.
         state: D.
         expand: scanned channels over `dim`.
         region: r, side of a region in pixels; 0 leaves the region scan out.
@@ -140,11 +141,11 @@ class HiMambaBlock(nn.Module):
 
 
 class HiMambaGroup(nn.Module):
-    """Blocks whose direction turns, a convolution and a residual; (B, dim, H, W) to the same, multiples of `region`.
+    """Blocks that alternate in direction, a convolution, a residual; (B, dim, H, W) to the same, multiples of `region`.
 
     Args:
         dim: C.
-        depth: blocks.
+        depth: number of blocks.
         four: one scan along all four directions in each block, and none over regions.
         state: D.
         region: r.
@@ -187,9 +188,9 @@ class HiMamba(nn.Module):
     Args:
         scale: s, at least 1.
         dim: width.
-        groups: of blocks.
-        depth: blocks in a group.
-        state: D, numbers that each scanned channel remembers.
+        groups: number of groups of blocks.
+        depth: number of blocks in a group.
+        state: D, size of each scanned channel's state.
         region: r, side of a region in pixels.
         expansion: hidden width of a feed-forward over `dim`.
         four: scan along four directions in each block instead, for comparison.
@@ -239,38 +240,8 @@ class HiMamba(nn.Module):
         return F.pixel_shuffle(out.index_select(2, rows).index_select(3, columns), self.scale)
 
 
-def hi_mamba(
-    scale: int = 2, *, in_channels: int = 3, dim: int = 60, groups: int = 4, depth: int = 8, state: int = 16
-) -> HiMamba:
-    """Hi-Mamba of 60 channels: four groups of eight blocks, two turns through the directions each.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        dim: width.
-        groups: of blocks.
-        depth: blocks in a group.
-        state: D.
-
-    Returns:
-        The network.
-    """
-    return HiMamba(scale, dim=dim, groups=groups, depth=depth, state=state, in_channels=in_channels)
-
-
-def hi_mamba_small(scale: int = 2, *, in_channels: int = 3, state: int = 4, four: bool = False) -> HiMamba:
-    """One group of four blocks of 24 channels, to be trained in minutes.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        state: D.
-        four: scan along four directions in each block instead.
-
-    Returns:
-        The network.
-    """
-    return HiMamba(scale, dim=24, groups=1, depth=4, state=state, four=four, in_channels=in_channels)
+# One group of four blocks, one turn through the directions: foveal's own, trained in minutes. The paper's is `HiMamba`.
+hi_mamba_small = partial(HiMamba, dim=24, groups=1, depth=4, state=4)
 
 
 METHOD = Method(
@@ -284,9 +255,9 @@ METHOD = Method(
         2024,
         "arXiv:2410.10140",
     ),
-    models={"hi_mamba": hi_mamba, "hi_mamba_small": hi_mamba_small},
+    models={"hi_mamba": HiMamba, "hi_mamba_small": hi_mamba_small},
     cases={
         "hi_mamba": {"scale": 3, "dim": 8, "groups": 1, "depth": 1, "state": 2},
-        "hi_mamba_small": {"scale": 2, "in_channels": 1, "state": 2},
+        "hi_mamba_small": {"scale": 2, "in_channels": 1},
     },
 )

@@ -24,6 +24,7 @@ docs/train.md has what that is worth.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -83,13 +84,25 @@ def _cut(x: Tensor, border: int) -> Tensor:
     return x[..., border:-border, border:-border] if border else x
 
 
+def _ties(channels: int, scale: int, base_kernel: int) -> dict[str, Alike]:
+    """What makes each kernel and bias of an equivariant network alike for all moves."""
+    hidden, out = fields(channels), phases(scale)
+    return {
+        "head": Alike(hidden, still(3), 3),
+        "body": Alike(hidden, hidden, 3),
+        "bias": Alike(hidden, still(1), 1),
+        "tail": Alike(out, hidden, 3),
+        "base": Alike(out, still(1), base_kernel),
+    }
+
+
 class LumaSR(nn.Module):
     """Super-resolution network, (B, 3, H, W) to (B, 3, s·H, s·W); values in [0, 1], RGB.
 
     Args:
         scale: s, 2 to 4.
         channels: C, width of every hidden layer; a multiple of 16 fills the vector registers.
-        depth: 3×3 convolutions between the first and the last.
+        depth: number of 3×3 convolutions between the first and the last.
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler, odd.
         equivariant: whether kernels are alike for all eight ways to turn and mirror a picture; C is a multiple of 8.
@@ -128,15 +141,13 @@ class LumaSR(nn.Module):
         self.slope = nn.Parameter(torch.full((depth + 1,), 0.1))
         self.tail = nn.Conv2d(channels, scale * scale, 3, padding=1, bias=False)
         nn.init.normal_(self.tail.weight, std=1e-3)
-        self.base = nn.Parameter(bicubic_kernel(scale, base_kernel))  # (s², k, k)
-        self.ties = nn.ModuleDict()
+        device = self.slope.device
+        with torch.device("cpu"):  # these are read as numbers, which a network on the meta device has none of
+            base = bicubic_kernel(scale, base_kernel)
+            ties = _ties(channels, scale, base_kernel) if equivariant else {}
+        self.base = nn.Parameter(base.to(device))  # (s², k, k)
+        self.ties = nn.ModuleDict(ties).to(device)
         if equivariant:
-            hidden, out = fields(channels), phases(scale)
-            self.ties["head"] = Alike(hidden, still(3), 3)
-            self.ties["body"] = Alike(hidden, hidden, 3)
-            self.ties["bias"] = Alike(hidden, still(1), 1)
-            self.ties["tail"] = Alike(out, hidden, 3)
-            self.ties["base"] = Alike(out, still(1), base_kernel)
             with torch.no_grad():  # a mean of eight random weights has an eighth of their variance
                 drawn = [self.head.weight, self.tail.weight, *(conv.drawn for conv in self._body())]
                 torch._foreach_mul_(drawn, len(MOVES) ** 0.5)
@@ -278,74 +289,8 @@ class LumaSR(nn.Module):
         return _Plain(layers, self._phases(), self.scale, back_projection=back).eval()
 
 
-def luma_sr_fast(
-    scale: int = 4,
-    *,
-    channels: int = 16,
-    depth: int = 6,
-    expand: int = 64,
-    base_kernel: int = 5,
-    equivariant: bool = False,
-    back_projection: bool = False,
-) -> LumaSR:
-    """LumaSR of 16 channels, for `--quality fast`.
-
-    Args:
-        scale: s.
-        channels: C.
-        depth: 3×3 convolutions between the first and the last.
-        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
-        base_kernel: side of the linear colour upsampler.
-        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
-        back_projection: whether what the result lacks, once reduced again, is added to it.
-
-    Returns:
-        The network.
-    """
-    return LumaSR(
-        scale,
-        channels=channels,
-        depth=depth,
-        expand=expand,
-        base_kernel=base_kernel,
-        equivariant=equivariant,
-        back_projection=back_projection,
-    )
-
-
-def luma_sr_balanced(
-    scale: int = 4,
-    *,
-    channels: int = 32,
-    depth: int = 8,
-    expand: int = 64,
-    base_kernel: int = 5,
-    equivariant: bool = False,
-    back_projection: bool = False,
-) -> LumaSR:
-    """LumaSR of 32 channels, for `--quality balanced`.
-
-    Args:
-        scale: s.
-        channels: C.
-        depth: 3×3 convolutions between the first and the last.
-        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
-        base_kernel: side of the linear colour upsampler.
-        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
-        back_projection: whether what the result lacks, once reduced again, is added to it.
-
-    Returns:
-        The network.
-    """
-    return LumaSR(
-        scale,
-        channels=channels,
-        depth=depth,
-        expand=expand,
-        base_kernel=base_kernel,
-        equivariant=equivariant,
-        back_projection=back_projection,
-    )
+luma_sr_fast = partial(LumaSR, channels=16, depth=6, expand=64)  # for `--quality fast`
+luma_sr_balanced = partial(LumaSR, expand=64)  # for `--quality balanced`
 
 
 METHOD = Method(
@@ -356,7 +301,7 @@ METHOD = Method(
     paper=Paper("LumaSR", "foveal", 2026, "foveal.models.restore.luma_sr"),
     models={"luma_sr_fast": luma_sr_fast, "luma_sr_balanced": luma_sr_balanced},
     cases={
-        "luma_sr_fast": {"scale": 2, "depth": 1, "expand": 8},
-        "luma_sr_balanced": {"scale": 3, "channels": 16, "depth": 1, "expand": 8},
+        "luma_sr_fast": {"scale": 2, "channels": 8, "depth": 1, "expand": 8},
+        "luma_sr_balanced": {},
     },
 )

@@ -1,13 +1,17 @@
 """QuickSRNet: a plain stack of 3×3 convolutions that starts as if it had skip connections.
 
 *Source*: G. Berger et al., "QuickSRNet: Plain Single-Image Super-Resolution Architecture for Faster Inference on Mobile
-Platforms", CVPR workshops 2023 (arXiv:2303.04336), section 3: inner convolutions start with the identity added to
-their random weights, the last one with "repeat the input s² times", so that training behaves residually and nothing
-but convolutions and clipping to [0, 1] is left at run time.
+Platforms", CVPR workshops 2023 (arXiv:2303.04336), section 3. x₀ is the picture, (B, C, H, W), and W the random start:
 
-*Differs from the paper*: nothing; scale 1.5 is left out. Layer sizes and the trainable 1×1 input-to-output connection
-of Large are those of the authors' code. `folded=False` keeps the identities as real skip connections, which shows
-that folding them changes nothing; the paper trains folded.
+    xᵢ₊₁ = clip((Wᵢ + I) ∗ xᵢ),   out = shuffle(clip((W + R) ∗ xₙ)),   clip to [0, 1]
+
+Inner convolutions start with the identity I added to their random weights, the last one (to C·s² channels) with R,
+which repeats the first C channels s² times: training behaves residually, and only convolutions and clipping are left at
+run time.
+
+*Differs from the paper*: scale 1.5 is left out. Layer sizes and the trainable 1×1 input-to-output connection of Large
+are those of the authors' code. `folded=False` keeps the identities as real skip connections, which shows that folding
+them changes nothing; the paper trains folded.
 
 *Provenance*: written from the paper; layer sizes looked up in the authors' code.
 """
@@ -15,6 +19,7 @@ that folding them changes nothing; the paper trains folded.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -23,7 +28,7 @@ from torch import Tensor, nn
 
 from foveal.record import Method, Paper
 
-__all__ = ["QuickSRNet", "identity_start", "quicksrnet_large", "quicksrnet_medium", "quicksrnet_small", "repeat_start"]
+__all__ = ["QuickSRNet", "identity_start", "quicksrnet_large", "quicksrnet_medium", "repeat_start"]
 
 
 def identity_start(conv: nn.Conv2d) -> Tensor:
@@ -62,12 +67,12 @@ class QuickSRNet(nn.Module):
 
     Args:
         scale: s, a whole number of at least 1.
-        channels: of every hidden layer; at least C.
-        depth: 3×3 convolutions between the first and the last.
+        channels: width of every hidden layer; at least C.
+        depth: number of 3×3 convolutions between the first and the last.
         in_channels: C.
-        direct: add a trainable 1×1 convolution of the input, started as repetition, to the output instead of
-            starting the last convolution as repetition (Large).
-        folded: identities in the weights (the paper), or beside them as skip connections.
+        direct: whether a trainable 1×1 convolution of the input, started as repetition, is added to the output,
+            instead of starting the last convolution as repetition (Large).
+        folded: whether identities are in the weights (the paper) or beside them as skip connections.
 
     Raises:
         ValueError: a scale below 1, or fewer hidden channels than C.
@@ -143,46 +148,9 @@ class QuickSRNet(nn.Module):
         return F.pixel_shuffle(out.clamp(0, 1), self.scale)
 
 
-def quicksrnet_small(scale: int = 2, *, in_channels: int = 3, folded: bool = True) -> QuickSRNet:
-    """Two inner layers of 32 channels.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        folded: see `QuickSRNet`.
-
-    Returns:
-        The network.
-    """
-    return QuickSRNet(scale, channels=32, depth=2, in_channels=in_channels, folded=folded)
-
-
-def quicksrnet_medium(scale: int = 2, *, in_channels: int = 3, folded: bool = True) -> QuickSRNet:
-    """Five inner layers of 32 channels.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        folded: see `QuickSRNet`.
-
-    Returns:
-        The network.
-    """
-    return QuickSRNet(scale, channels=32, depth=5, in_channels=in_channels, folded=folded)
-
-
-def quicksrnet_large(scale: int = 2, *, in_channels: int = 3, folded: bool = True) -> QuickSRNet:
-    """Eleven inner layers of 64 channels and a direct connection from input to output.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        folded: see `QuickSRNet`.
-
-    Returns:
-        The network.
-    """
-    return QuickSRNet(scale, channels=64, depth=11, in_channels=in_channels, direct=True, folded=folded)
+# The paper's Small is `QuickSRNet` itself: two inner layers of 32 channels.
+quicksrnet_medium = partial(QuickSRNet, depth=5)  # Medium
+quicksrnet_large = partial(QuickSRNet, channels=64, depth=11, direct=True)  # Large
 
 
 METHOD = Method(
@@ -197,13 +165,13 @@ METHOD = Method(
         "arXiv:2303.04336",
     ),
     models={
-        "quicksrnet_small": quicksrnet_small,
+        "quicksrnet_small": QuickSRNet,
         "quicksrnet_medium": quicksrnet_medium,
         "quicksrnet_large": quicksrnet_large,
     },
     cases={
-        "quicksrnet_small": {"scale": 2},
-        "quicksrnet_medium": {"scale": 3},
-        "quicksrnet_large": {"scale": 2, "in_channels": 1},
+        "quicksrnet_small": {"scale": 2, "channels": 4},
+        "quicksrnet_medium": {"scale": 3, "channels": 4},
+        "quicksrnet_large": {"scale": 2, "channels": 4, "in_channels": 1},
     },
 )

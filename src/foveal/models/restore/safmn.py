@@ -1,15 +1,17 @@
-"""SAFMN: each quarter of the channels looks at the picture in another resolution, and the result modulates it.
+"""SAFMN: each quarter of the channels sees the picture at another resolution, and the result modulates the features.
 
 *Source*: L. Sun et al., "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution", ICCV 2023
-(arXiv:2302.13800), section 3:
+(arXiv:2302.13800), section 3. A 3×3 convolution to C features, blocks with a residual over all of them, a 3×3
+convolution to 3·s² channels, pixel shuffle. A block, x: (B, C, H, W):
 
     y = SAFM(norm(x)) + x;   z = CCM(norm(y)) + y
+    SAFM(x) = gelu(W [up(dwconvᵢ(maxpool_2ⁱ(xᵢ)))]) ∘ x,   i = 0 … 3,   xᵢ: (B, C / 4, H, W)
 
-SAFM splits the channels in four; group i is max-pooled by 2ⁱ, passes a 3×3 depthwise convolution and is enlarged again
-(nearest); a 1×1 convolution mixes the groups, and GELU of it multiplies the input. CCM is a 3×3 convolution to twice
-the channels, GELU, and a 1×1 convolution back. The normalisation runs over the channels of each pixel.
+SAFM splits the channels in four; group i is max-pooled by 2ⁱ, goes through a 3×3 depthwise convolution and is enlarged
+again (nearest); W, a 1×1 convolution, mixes the groups. CCM is a 3×3 convolution to twice the channels, GELU, and a 1×1
+convolution back. The normalisation is over the channels of each pixel.
 
-*Differs from the paper*: pictures below 8 pixels a side are pooled to one pixel instead of being refused.
+*Differs from the paper*: a side below 8 pixels is pooled to one pixel instead of being refused.
 
 *Provenance*: written from the paper. Parameter names are those of the authors' code, so that their weights load.
 """
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from foveal.record import Method, Paper
 
-__all__ = ["SAFMN", "channel_norm", "safmn"]
+__all__ = ["SAFMN", "channel_norm"]
 
 LEVELS = 4
 
@@ -110,8 +112,8 @@ class SAFMN(nn.Module):
 
     Args:
         scale: s, at least 1.
-        dim: width, a multiple of 4.
-        depth: blocks.
+        dim: width, a multiple of 4; the paper's is 36.
+        depth: number of blocks; the paper's is 8.
         expansion: hidden width of a mixer over its width.
         in_channels: C.
 
@@ -151,32 +153,17 @@ class SAFMN(nn.Module):
         return self.to_img(self.feats(features) + features)
 
 
-def safmn(scale: int = 4, *, in_channels: int = 3, dim: int = 36, depth: int = 8) -> SAFMN:
-    """SAFMN as in the paper: 8 blocks of 36 channels.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        dim: width.
-        depth: blocks.
-
-    Returns:
-        The network.
-    """
-    return SAFMN(scale, dim=dim, depth=depth, in_channels=in_channels)
-
-
 METHOD = Method(
     id=125,
     name="SAFMN",
     kind="model",
-    summary="Four groups of channels see the picture in four resolutions and modulate it.",
+    summary="Four groups of channels see the picture at four resolutions and modulate it.",
     paper=Paper(
         "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution",
         "L. Sun et al.",
         2023,
         "arXiv:2302.13800",
     ),
-    models={"safmn": safmn},
-    cases={"safmn": {"scale": 2, "dim": 8, "depth": 1}},
+    models={"safmn": SAFMN},
+    cases={"safmn": {"scale": 2, "dim": 4, "depth": 1}},
 )

@@ -1,20 +1,21 @@
 """Serpent: a U-shaped restoration network whose blocks scan the map as sequences, at a cost linear in pixels.
 
 *Source*: M. S. Sepehri, Z. Fabian, M. Soltanolkotabi, "Serpent: Scalable and Efficient Image Restoration via
-Multi-scale Structured State Space Models", 2024 (arXiv:2403.17902), section 3. A block flattens the map along rows and
-columns, both forward and backward, runs a selective scan along each, sums them and mixes the channels behind a gate:
+Multi-scale Structured State Space Models", 2024 (arXiv:2403.17902), section 3. A block flattens its map, (B, C, H, W),
+along rows and columns, both forward and backward, runs a selective scan along each, sums them and mixes the channels
+behind a gate:
 
     block(x) = x + W_out (norm(Σ_k scan_k(silu(dwconv(W_in norm(x))))) ∘ silu(W_z norm(x)))
 
-The picture is cut into patches of p×p pixels, whose pixels become channels. Level i of the U has C·2ⁱ channels on
-H/(p·2ⁱ) × W/(p·2ⁱ) places. Going down, 2×2 places become one with four times the channels and a 1×1 convolution halves
-these; going up it is the other way round, and the level's features from the way down are joined by a 1×1 convolution.
-A 3×3 convolution at each end; the network adds a correction to its input.
+The picture is cut into patches of p×p pixels, whose pixels become channels. Level i of the U has dim·2ⁱ channels on
+H/(p·2ⁱ) × W/(p·2ⁱ) positions. On the way down, 2×2 positions become one with four times the channels, and a 1×1
+convolution halves these; on the way up it is the reverse, and a 1×1 convolution joins the features that the same level
+had on the way down. A 3×3 convolution at each end; the network adds a correction to its input.
 
-*Differs from the paper*: the authors' code could not be had; sizes that the paper's text leaves open are chosen here.
-The picture's size stays: what super-resolution needs is enlarged first.
+*Differs from the paper*: written without the authors' code; sizes that the paper's text leaves open are chosen here.
+Input and output have one size: super-resolution enlarges first.
 
-*Provenance*: written from the paper; the scan block is `foveal.nn.ss2d`.
+*Provenance*: written from the paper; the scan is `foveal.nn.ss2d`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from foveal.record import Method, Paper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Serpent", "SerpentBlock", "serpent", "serpent_small"]
+__all__ = ["Serpent", "SerpentBlock", "serpent_small"]
 
 
 class SerpentBlock(nn.Module):
@@ -41,7 +42,7 @@ class SerpentBlock(nn.Module):
 
     Args:
         dim: C.
-        state: D, numbers that each scanned channel remembers.
+        state: D, size of each scanned channel's state.
         expand: scanned channels over `dim`.
     """
 
@@ -59,9 +60,11 @@ class Serpent(nn.Module):
 
     Args:
         dim: width of the first level.
-        depths: blocks of each level, the last being the deepest; the others have as many on the way up.
-        make: builds a block of a width.
+        depths: number of blocks of each level, the deepest last; the others have as many on the way up.
+        state: D of each block.
+        expand: scanned channels over a level's width.
         patch_size: p.
+        make: builds a block of a width; None makes each a `SerpentBlock`.
         in_channels: C.
 
     Raises:
@@ -76,13 +79,16 @@ class Serpent(nn.Module):
         dim: int = 32,
         depths: Sequence[int] = (2, 2, 2, 2),
         *,
-        make: Callable[[int], nn.Module] = SerpentBlock,
+        state: int = 8,
+        expand: float = 2.0,
         patch_size: int = 2,
+        make: Callable[[int], nn.Module] | None = None,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
         if not depths or patch_size < 1:
             raise ValueError(f"depths and patch_size must be at least one level and 1, got {depths} and {patch_size}")
+        make = partial(SerpentBlock, state=state, expand=expand) if make is None else make
         self.patch_size, self.multiple = patch_size, patch_size * 2 ** (len(depths) - 1)
         widths = [dim * 2**i for i in range(len(depths))]
         stages = [nn.Sequential(*(make(c) for _ in range(d))) for c, d in zip(widths, depths, strict=True)]
@@ -118,45 +124,8 @@ class Serpent(nn.Module):
         return x + correction.index_select(2, rows).index_select(3, columns)
 
 
-def serpent(
-    *,
-    in_channels: int = 3,
-    dim: int = 32,
-    depths: Sequence[int] = (2, 2, 2, 2),
-    state: int = 8,
-    expand: float = 2.0,
-    patch_size: int = 2,
-) -> Serpent:
-    """Serpent of four levels, 32 to 256 channels.
-
-    Args:
-        in_channels: C.
-        dim: width of the first level.
-        depths: blocks of each level.
-        state: D.
-        expand: scanned channels over a level's width.
-        patch_size: p.
-
-    Returns:
-        The network.
-    """
-    make = partial(SerpentBlock, state=state, expand=expand)
-    return Serpent(dim, depths, make=make, patch_size=patch_size, in_channels=in_channels)
-
-
-def serpent_small(*, in_channels: int = 3, dim: int = 24, depths: Sequence[int] = (1, 1, 2), state: int = 4) -> Serpent:
-    """Three levels of 24, 48 and 96 channels, to be trained in minutes.
-
-    Args:
-        in_channels: C.
-        dim: width of the first level.
-        depths: blocks of each level.
-        state: D.
-
-    Returns:
-        The network.
-    """
-    return serpent(in_channels=in_channels, dim=dim, depths=depths, state=state, expand=1.0)
+# Three levels of 24, 48 and 96 channels: foveal's own, trained in minutes. Four levels of 32 to 256 are `Serpent`.
+serpent_small = partial(Serpent, dim=24, depths=(1, 1, 2), state=4, expand=1.0)
 
 
 METHOD = Method(
@@ -170,9 +139,9 @@ METHOD = Method(
         2024,
         "arXiv:2403.17902",
     ),
-    models={"serpent": serpent, "serpent_small": serpent_small},
+    models={"serpent": Serpent, "serpent_small": serpent_small},
     cases={
-        "serpent": {"dim": 8, "depths": (1, 1), "state": 2, "patch_size": 1},
-        "serpent_small": {"in_channels": 1, "dim": 8, "depths": (1, 1), "state": 2},
+        "serpent": {"dim": 4, "depths": (1, 1), "state": 2, "patch_size": 1},
+        "serpent_small": {"in_channels": 1},
     },
 )

@@ -2,8 +2,8 @@
 
 *Source*: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022
 (arXiv:2103.09404), sections 3 and 4. A 5×5 block to f features, m 3×3 blocks each with a short residual and a PReLU, a
-residual from the first features to the last, a 5×5 block to s² channels, the input added to each of them, depth to
-space:
+residual from the first features to the last, a 5×5 block to C·s² channels, the input added to each of them, depth to
+space; x: (B, C, H, W), features: (B, f, H, W):
 
     features₀ = block₅(x - ½);  featuresᵢ = PReLU(block₃(featuresᵢ₋₁) + featuresᵢ₋₁)
     out = shuffle(block₅(featuresₘ + features₀) + x)
@@ -22,6 +22,7 @@ last block starts near zero.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,7 @@ from foveal.record import Method, Paper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["SESR", "sesr_m3", "sesr_m5", "sesr_m7", "sesr_m11", "sesr_xl"]
+__all__ = ["SESR", "sesr_m3", "sesr_m7", "sesr_m11", "sesr_xl"]
 
 
 class SESR(nn.Module):
@@ -43,7 +44,7 @@ class SESR(nn.Module):
     Args:
         scale: s, at least 1.
         features: f, width of the collapsed network.
-        depth: m, 3×3 blocks.
+        depth: m, number of 3×3 blocks.
         expand: p, width inside a block while training.
         in_channels: C, 3 for RGB or 1 for luminance.
 
@@ -108,74 +109,11 @@ class SESR(nn.Module):
         return network
 
 
-def sesr_m3(scale: int = 2, *, in_channels: int = 3, expand: int = 256) -> SESR:
-    """Three 3×3 blocks of 16 features.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        expand: p.
-
-    Returns:
-        The network, to be collapsed after training.
-    """
-    return SESR(scale, features=16, depth=3, expand=expand, in_channels=in_channels)
-
-
-def sesr_m5(scale: int = 2, *, in_channels: int = 3, expand: int = 256) -> SESR:
-    """Five 3×3 blocks of 16 features.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        expand: p.
-
-    Returns:
-        The network, to be collapsed after training.
-    """
-    return SESR(scale, features=16, depth=5, expand=expand, in_channels=in_channels)
-
-
-def sesr_m7(scale: int = 2, *, in_channels: int = 3, expand: int = 256) -> SESR:
-    """Seven 3×3 blocks of 16 features.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        expand: p.
-
-    Returns:
-        The network, to be collapsed after training.
-    """
-    return SESR(scale, features=16, depth=7, expand=expand, in_channels=in_channels)
-
-
-def sesr_m11(scale: int = 2, *, in_channels: int = 3, expand: int = 256) -> SESR:
-    """Eleven 3×3 blocks of 16 features.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        expand: p.
-
-    Returns:
-        The network, to be collapsed after training.
-    """
-    return SESR(scale, features=16, depth=11, expand=expand, in_channels=in_channels)
-
-
-def sesr_xl(scale: int = 2, *, in_channels: int = 3, expand: int = 256) -> SESR:
-    """Eleven 3×3 blocks of 32 features.
-
-    Args:
-        scale: s.
-        in_channels: C.
-        expand: p.
-
-    Returns:
-        The network, to be collapsed after training.
-    """
-    return SESR(scale, features=32, depth=11, expand=expand, in_channels=in_channels)
+# The paper's names give m; its M5 is `SESR` itself.
+sesr_m3 = partial(SESR, depth=3)  # SESR-M3
+sesr_m7 = partial(SESR, depth=7)  # SESR-M7
+sesr_m11 = partial(SESR, depth=11)  # SESR-M11
+sesr_xl = partial(SESR, features=32, depth=11)  # SESR-XL
 
 
 METHOD = Method(
@@ -186,7 +124,7 @@ METHOD = Method(
     paper=Paper(
         "Collapsible Linear Blocks for Super-Efficient Super Resolution", "K. Bhardwaj et al.", 2022, "arXiv:2103.09404"
     ),
-    models={"sesr_m3": sesr_m3, "sesr_m5": sesr_m5, "sesr_m7": sesr_m7, "sesr_m11": sesr_m11, "sesr_xl": sesr_xl},
+    models={"sesr_m3": sesr_m3, "sesr_m5": SESR, "sesr_m7": sesr_m7, "sesr_m11": sesr_m11, "sesr_xl": sesr_xl},
     cases={
         "sesr_m3": {"scale": 2, "expand": 8},
         "sesr_m5": {"scale": 2, "expand": 8, "in_channels": 1},

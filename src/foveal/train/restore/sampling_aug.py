@@ -1,11 +1,17 @@
-"""Train on the patches that bicubic interpolation gets wrong.
+"""SamplingAug: train on the patches that bicubic interpolation gets wrong.
 
 *Source*: S. Wang et al., "SamplingAug: On the Importance of Patch Sampling Augmentation for Single Image
-Super-Resolution", BMVC 2021 (arXiv:2111.15185), sections 3.1 and 3.2: the information of a low/high-resolution pair is
-the squared error of linear upsampling over the patch; an integral image of the error gives it for every position at
-once; training draws from the most informative fraction.
+Super-Resolution", BMVC 2021 (arXiv:2111.15185), sections 3.1 and 3.2. The information of a patch is the squared
+error e, (H, W), that linear upsampling makes in it; for patches of p×p pixels at (y, x)
+
+    score(y, x) = Σ e[y : y + p, x : x + p] = S[y + p, x + p] - S[y, x + p] - S[y + p, x] + S[y, x]
+
+where S, (H + 1, W + 1), is the integral image of e, so one cumulative sum serves every position. Training draws from
+the most informative fraction.
 
 *Differs from the paper*: the fraction is taken within each picture, so that noisy pictures do not crowd out the rest.
+
+*Provenance*: written from the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveal.record import Method, Paper
+from foveal.record import Method, Paper, Procedure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +40,10 @@ def patch_scores(error: NDArray, patch: int, *, stride: int = 1) -> NDArray[np.f
         Scores, ((H - patch) // stride + 1, (W - patch) // stride + 1).
 
     Raises:
-        ValueError: the picture is smaller than the patch.
+        ValueError: a patch or stride below 1, or a picture smaller than the patch.
     """
+    if patch < 1 or stride < 1:
+        raise ValueError(f"patch and stride must be at least 1, got {patch} and {stride}")
     if min(error.shape) < patch:
         raise ValueError(f"patch of {patch} does not fit a picture of {error.shape[0]}×{error.shape[1]} pixels")
     integral = np.zeros((error.shape[0] + 1, error.shape[1] + 1))
@@ -64,6 +72,11 @@ def informative(scores: NDArray, fraction: float) -> NDArray[np.intp]:
     return np.stack(np.unravel_index(np.sort(best), scores.shape), axis=1)
 
 
+def _drawn(seed: int) -> NDArray[np.intp]:
+    """The best quarter of the patches of drawn errors."""
+    return informative(patch_scores(np.random.default_rng(seed).random((9, 7)), 3), 0.25)
+
+
 METHOD = Method(
     id=185,
     name="SamplingAug",
@@ -75,4 +88,11 @@ METHOD = Method(
         2021,
         "arXiv:2111.15185",
     ),
+    cases={
+        "best_quarter": Procedure(
+            run=_drawn,
+            empty=lambda: patch_scores(np.zeros((0, 0)), 3),
+            refuses="patch of 3 does not fit a picture of 0×0 pixels",
+        )
+    },
 )

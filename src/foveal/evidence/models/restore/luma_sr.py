@@ -1,4 +1,4 @@
-"""Evidence of foveal.models.restore.luma_sr."""
+"""Evidence of LumaSR: its plain form against the trained network, flat pictures, turned and mirrored pictures."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ CLAIMS = (
         ours=lambda: _inside(plain=True),
         theirs=lambda: _inside(plain=False),
         tolerance=1e-4,
+        beyond="nothing but plain convolutions at run time",
     ),
     equal(
         "A picture of one colour comes out as that colour.",
@@ -60,6 +61,7 @@ CLAIMS = (
         ours=_flat,
         theirs=lambda: torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 36, 44),
         tolerance=1e-4,
+        beyond="flat stays flat",
     ),
     equal(
         "An equivariant network makes of a turned or mirrored picture the turned or mirrored result.",
@@ -67,5 +69,6 @@ CLAIMS = (
         ours=lambda: _each_way(turned=True),
         theirs=lambda: _each_way(turned=False),
         tolerance=1e-4,
+        beyond="kernels alike for all eight moves",
     ),
 )
