@@ -14,10 +14,10 @@ from foveal.export.deployable import (
 )
 from foveal.models.restore.hi_mamba import HiMamba
 from foveal.models.restore.luma_sr import LumaSR
-from foveal.models.restore.quicksrnet import quicksrnet_small
+from foveal.models.restore.quicksrnet import QuickSRNet
 from foveal.models.restore.safmn import SAFMN
-from foveal.models.restore.serpent import serpent
-from foveal.models.restore.sesr import sesr_m5
+from foveal.models.restore.serpent import Serpent
+from foveal.models.restore.sesr import SESR
 
 
 class Same(nn.Module):
@@ -113,10 +113,10 @@ def test_plain_form_trims_its_margin():
 
 
 def test_collapsed_and_folded_forms():
-    sesr = deployed(sesr_m5(scale=2))
+    sesr = deployed(SESR(scale=2))
     assert type(sesr.network.first) is nn.Conv2d
     assert (sesr.margin, sesr.trims) == (9, False)
-    quick = deployed(quicksrnet_small(scale=2))
+    quick = deployed(QuickSRNet(scale=2))
     assert quick.network.folded
     assert deployed(SAFMN(2, dim=4, depth=1)).multiple == 8
 
@@ -137,7 +137,7 @@ def test_unbounded_field_becomes_overlapping_tiles():
 def test_networks_that_scan_say_so():
     form = deployed(HiMamba(2, dim=4, groups=1, depth=1, state=1, region=2))
     assert (form.tiling, form.multiple) == ("overlap", 2)
-    form = deployed(saying(serpent(dim=4, depths=(1,), state=1), margin=16))
+    form = deployed(saying(Serpent(dim=4, depths=(1,), state=1), margin=16))
     assert (form.tiling, form.multiple, form.margin) == ("overlap", 2, 16)
 
 
