@@ -138,17 +138,18 @@ def authors(stem, dims, depths, classes=1000):
 
 
 @pytest.mark.parametrize(
-    ("build", "stem", "dims", "depths"),
+    ("build", "stem", "dims"),
     [
-        (groupmamba_tiny, 32, (64, 128, 348, 448), (3, 4, 9, 3)),
-        (groupmamba_small, 64, (64, 128, 348, 512), (3, 4, 16, 3)),
-        (groupmamba_base, 64, (96, 192, 424, 512), (3, 6, 21, 3)),
+        (groupmamba_tiny, 32, (64, 128, 348, 448)),
+        (groupmamba_small, 64, (64, 128, 348, 512)),
+        (groupmamba_base, 64, (96, 192, 424, 512)),
     ],
 )
-def test_weights_of_the_authors_load(build, stem, dims, depths):
+def test_weights_of_the_authors_load(build, stem, dims):
+    depths = (1, 1, 2, 1)  # whole networks take a second to build
     with torch.device("meta"):
         theirs = {name: torch.empty(shape) for name, shape in authors(stem, dims, depths).items()}
-        build().load_state_dict(from_authors(theirs), assign=True)
+        build(depths=depths).load_state_dict(from_authors(theirs), assign=True)
 
 
 def test_each_weight_of_the_authors_finds_its_place():

@@ -78,5 +78,5 @@ def test_the_two_sides_of_the_comparison_are_equally_large():
 
 
 def test_a_convolution_over_more_channels_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"conv_ratio must be at most the expansion, got 2\.0 and 1\.5"):
+    with pytest.raises(ValueError, match=r"conv_ratio must be at most the expansion, got 2\.0 and 1\.5; lower it"):
         GatedCNNBlock(8, expansion=1.5, conv_ratio=2.0)

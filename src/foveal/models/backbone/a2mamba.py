@@ -11,7 +11,7 @@ convolution to 1,024 channels before it is pooled.
 
 *Differs from the paper*: maps smaller than a window are taken, see `foveal.nn.neighbourhood`.
 *Provenance*: written from the paper; the stem, the head, where layers are scaled and how parameters begin were looked
-up in the authors' code.
+up in the authors' code. With its weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations

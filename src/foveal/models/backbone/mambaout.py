@@ -108,7 +108,7 @@ class GatedCNNBlock(nn.Module):
         super().__init__()
         hidden, seen = int(expansion * dim), int(conv_ratio * dim)
         if seen > hidden:
-            raise ValueError(f"conv_ratio must be at most the expansion, got {conv_ratio} and {expansion}")
+            raise ValueError(f"conv_ratio must be at most the expansion, got {conv_ratio} and {expansion}; lower it")
         self.split = (hidden, hidden - seen, seen)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.fc1 = nn.Linear(dim, 2 * hidden)

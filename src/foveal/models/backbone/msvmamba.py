@@ -13,7 +13,8 @@ The three coarse routes share their weights and follow each other in one sequenc
 feed-forward network: W₂ gelu(v + dwconv₃(v)), v = W₁ norm(y).
 
 *Differs from the paper*: nothing. That the coarse routes are one sequence is as in the authors' code.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code.
+*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ added on the way up. With n heads, K = 4 routes a head:
 *Differs from the paper*: sides that are no multiple of 32 are filled up with zeros and the result is cut; logits come
 out without a sigmoid.
 *Provenance*: written from the paper; the layers of the U-net, the routes and how parameters begin were looked up in the
-authors' code.
+authors' code. With its weights, renamed by `from_authors`, logits equal its own to 4e-5 of the largest.
 """
 
 from __future__ import annotations
