@@ -7,11 +7,15 @@ and the section `Example:` as it stands; `Args:` and what else only programmers 
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
+
+from foveal.cli._speech import ready, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,20 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
+    ready()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h", "help"):
-        print(_overview())
+        say(_overview(), sys.stdout)
         raise SystemExit(0)
     if name in ("--version", "-V"):
         import foveal
 
-        print(f"foveal {foveal.__version__}")
+        say(f"foveal {foveal.__version__}", sys.stdout)
         raise SystemExit(0)
     if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
-        print(f"foveal: no command {name!r}; {hint} `foveal --help` shows them all", file=sys.stderr)
+        say(f"foveal: no command {name!r}; {_instead(name)} (`foveal --help` shows them all)", sys.stderr)
         raise SystemExit(2)
     try:
         _run(name, arguments[1:])
@@ -79,12 +82,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if missing not in _EXTRA:
             raise
         extra = _EXTRA[missing]
-        print(f"foveal {name}: needs {missing}, which is not installed; pip install 'foveal[{extra}]'", file=sys.stderr)
+        say(f"foveal {name}: needs {missing}, which is not installed; pip install 'foveal[{extra}]'", sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"foveal {name}: interrupted", file=sys.stderr)
+        say(f"foveal {name}: interrupted", sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def _instead(name: str) -> str:
+    """What somebody may have meant by a command that there is not."""
+    close = get_close_matches(name, COMMANDS, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    # Pictures and folders are what people drop on a program.
+    if "." in name or "/" in name or os.path.exists(name):  # noqa: PTH110  Path.exists raises where a name is too long
+        return f"did you mean foveal upscale {shlex.quote(name)}?"
+    return f"commands are {', '.join(COMMANDS)}"
 
 
 def _overview() -> str:
@@ -119,7 +133,16 @@ def _run(name: str, arguments: list[str]) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     context = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     app.command(help=text, epilog=example, context_settings=context)(command)
-    app(args=arguments, prog_name=f"foveal {name}")
+    try:
+        code = app(args=arguments, prog_name=f"foveal {name}", standalone_mode=False)
+    except Exception as error:
+        # The error of a wrong option; which module it comes from depends on the version of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        message = " ".join(error.format_message().split()).rstrip(".")
+        say(f"foveal {name}: {message}; see foveal {name} --help", sys.stderr)
+        code = 2
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def command_help(command: Callable[..., Any]) -> tuple[str, str]:

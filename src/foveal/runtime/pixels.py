@@ -401,6 +401,9 @@ def enlarge(
                 if alpha:
                     for piece, part in zip(batch, parts, strict=True):
                         _with_alpha(image, network, grid, piece, part)
+                elif channels in (2, 4):  # a last channel that is no alpha is enlarged on its own
+                    for some in (slice(None, -1), slice(-1, None)):
+                        _colour(image[..., some], network, grid, batch, [part[..., some] for part in parts])
                 else:
                     _colour(image, network, grid, batch, parts)
                 if step is not None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveal.images.fit import encoding_bytes
 from foveal.runtime.engines import (
     AUTO,
     Engine,
@@ -426,7 +427,10 @@ def make_plan(
         tiles=grid.tiles,
         batch=min(grid.batch, grid.columns),
         margin=grid.margin,
-        memory=memory(grid, bundle.card, engine, pixel_bytes, whole=not file_format),
+        memory=memory(grid, bundle.card, engine, pixel_bytes, whole=not file_format)
+        + encoding_bytes(
+            file_format, grid.width * bundle.card.scale, grid.height * bundle.card.scale, frames, pixel_bytes
+        ),
         seconds=seconds,
         start=pace.load,
         notes=notes,

@@ -37,7 +37,7 @@ from foveal.runtime.tiles import Grid, make_grid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foveal.images import Picture, Writer
+    from foveal.images import PagesWriter, Picture, Writer
 
 __all__ = ["Progress", "Result", "Upscaler"]
 
@@ -423,20 +423,12 @@ class Upscaler:
         reading = images.read(source, limit_pixels=images.LIMIT_PIXELS if limit_pixels is None else limit_pixels)
         frames = reading.frames
         width, height = reading.width * self.scale, reading.height * self.scale
-        step = _counter(progress, width * height * frames)
+        pixels = reading.info.total_pixels * self.scale**2
+        step = _counter(progress, pixels)
         picture = reading.frame(0)
         kind = self._network.kind(picture.pixels.dtype)
         before = self._network.seconds
-        writing = images.Writer(
-            target,
-            width,
-            height,
-            picture.channels,
-            picture.metadata,
-            frames=frames,
-            overwrite=overwrite,
-            background=background,
-        )
+        writing = images.writer_for(reading, target, self.scale, overwrite=overwrite, background=background)
         with writing as writer, _Behind(writer) as behind:
             for index in range(frames):
                 if index:
@@ -444,7 +436,7 @@ class Upscaler:
                 for band in self._bands(picture.pixels, picture.alpha, step):
                     behind.rows(band)
         seconds = time.perf_counter() - start
-        megapixels = width * height * frames / 1e6
+        megapixels = pixels / 1e6
         if megapixels >= 1:
             learn_file_seconds(format_for(target).name, (seconds - (self._network.seconds - before)) / megapixels)
         return Result(
@@ -458,7 +450,7 @@ class Upscaler:
             self.name,
             self.engine(kind),
             self.threads,
-            self.notes,
+            self.notes + writing.left_out,
         )
 
 
@@ -495,7 +487,7 @@ class _Behind:
         writer: takes the bands. Nobody else may use it until this is left.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer | PagesWriter) -> None:
         self._writer = writer
         self._bands: queue.Queue[NDArray | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
