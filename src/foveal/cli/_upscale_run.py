@@ -161,11 +161,17 @@ class Run:
         """Say what would be done."""
         for job, plan in self._plans:
             self._say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
-        self._say(self._sum())
+        self._tell_sum()
 
     def _own(self, notes: tuple[str, ...]) -> list[str]:
         """The notes of one picture; those of the whole run are said once."""
         return [note for note in dict.fromkeys(notes) if note not in self.upscaler.notes]
+
+    def _tell_sum(self) -> None:
+        if self._plans:
+            self._say(self._sum())
+        elif self.count("skipped") or not self.files:
+            self._say(f"nothing to do: {self.count('skipped')} done already")
 
     def _sum(self) -> str:
         from foveal.cli._progress import duration, megapixels
@@ -194,10 +200,7 @@ class Run:
         from foveal.cli._progress import Show, duration, megapixels
         from foveal.runtime.engines import EngineError
 
-        if self._plans:
-            self._say(self._sum())
-        elif self.count("skipped") or not self.files:
-            self._say(f"nothing to do: {self.count('skipped')} done already")
+        self._tell_sum()
         with suppress(EngineError):  # it will come again with the picture it stops
             self.upscaler.prepare()
         start, done = time.monotonic(), 0.0

@@ -133,8 +133,11 @@ def _run(name: str, arguments: list[str]) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     context = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     app.command(help=text, epilog=example, context_settings=context)(command)
+    made = typer.main.get_command(app)
+    for parameter in made.params:
+        _show_plainly(parameter)
     try:
-        code = app(args=arguments, prog_name=f"foveal {name}", standalone_mode=False)
+        code = made(args=arguments, prog_name=f"foveal {name}", standalone_mode=False)
     except Exception as error:
         # The error of a wrong option; which module it comes from depends on the version of typer.
         if not hasattr(error, "format_message"):
@@ -143,6 +146,25 @@ def _run(name: str, arguments: list[str]) -> None:
         say(f"foveal {name}: {message}; see foveal {name} --help", sys.stderr)
         code = 2
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _show_plainly(parameter: Any) -> None:
+    """Let help say N, TEXT or PATH where typer says how Python writes a type; a metavar stays."""
+    shown = getattr(parameter, "display_type_rich", None)
+    if shown is None:  # an older typer, which does not
+        return
+    words = {"int": "N", "float": "N", "str": "TEXT", "path": "PATH", "directory": "PATH", "file": "PATH"}
+
+    def plain(ctx: Any) -> str | None:
+        text = shown(ctx=ctx)
+        if not text or not text.startswith("<"):
+            return text
+        if parameter.param_type_name == "argument":
+            return None
+        bare = text.strip("<>.").removeprefix("list[").removesuffix("]").removesuffix(" range")
+        return words.get(bare, bare.upper())
+
+    parameter.display_type_rich = plain
 
 
 def command_help(command: Callable[..., Any]) -> tuple[str, str]:

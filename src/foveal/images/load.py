@@ -80,12 +80,24 @@ def load(path: Path, format_: str, **options: int) -> Any:
     """
     if format_ in {"avif", "png"}:
         options |= {"unlimited": True}  # our own limit is stricter and has a message that helps
+    loader, place = LOADERS[format_], _place(path)
     try:
-        return getattr(vips().Image, LOADERS[format_])(
-            os.fsencode(path), access="sequential", fail_on="error", **options
-        )  # fmt: skip
+        if place is not None:
+            return getattr(vips().Image, loader)(place, access="sequential", fail_on="error", **options)
+        with path.open("rb") as file:
+            source = vips().Source.new_from_descriptor(file.fileno())
+        return getattr(vips().Image, f"{loader}_source")(source, access="sequential", fail_on="error", **options)
     except vips().Error as error:
         raise failed(path, error) from error
+
+
+def _place(path: Path) -> str | None:
+    """A file's name for libvips; None if it is no UTF-8, in which pyvips can neither ask nor report."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return None
+    return os.fspath(path)
 
 
 def damaged(path: Path, why: str) -> PictureError:

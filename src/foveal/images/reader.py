@@ -186,7 +186,9 @@ class _Opened:
             return Reading(self.path, info, metadata, _Still(read_bmp(self.path, info.channels)), 1)
         if self.parts:
             pages = tuple(part.metadata() for part in self.parts)
-            return Reading(self.path, info, pages[0], _Pages(self.parts), 1, pages)
+            # Opened anew for every look: a lazy image is decoded from top to bottom, once.
+            parts = tuple(replace(part, image=None) for part in self.parts)
+            return Reading(self.path, info, pages[0], _Pages(parts), 1, pages)
         if self.animated and format_ in ("png", "avif"):
             played = PillowFrames(self.path, format_, info.channels)
             metadata = replace(metadata, durations=played.durations, loop=played.loop)

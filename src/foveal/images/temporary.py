@@ -51,6 +51,21 @@ class Temporary:
                 _left[folder].remove(name)
                 _remove_if_left(path.with_name(name))
 
+    def place(self, path: Path) -> str:
+        """The file's name for libvips, which takes UTF-8 only.
+
+        Args:
+            path: as it was begun.
+
+        Returns:
+            The path, or where it is no UTF-8 its descriptor's.
+        """
+        try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError:
+            return f"/proc/self/fd/{self._lock}"
+        return os.fspath(path)
+
     def end(self, path: Path) -> None:
         """Remove the file if it is still there.
 

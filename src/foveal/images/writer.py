@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -367,7 +366,7 @@ class Writer:
             raw_bytes=self.raw_bytes,
             depth=self._avif_depth() if self._deep else 8,
         )
-        getattr(image, name)(os.fsencode(self._temporary), **options)
+        getattr(image, name)(self._unfinished.place(self._temporary), **options)
 
 
 class _AnimationSink:
