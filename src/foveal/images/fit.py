@@ -115,7 +115,8 @@ def not_kept(form: Format, channels: int, metadata: Metadata, *, frames: int = 1
         "XMP": metadata.xmp is not None and not camera,
         "press data (IPTC)": metadata.iptc is not None and name != "jpeg",
         "PNG texts": bool(metadata.comments) and name != "png",
-        "resolution": metadata.dpi is not None and name == "gif",
+        # 72 is what libvips says of files that say nothing.
+        "resolution": name == "gif" and any(abs(value - 72) > 0.1 for value in metadata.dpi or ()),
         "16 bits": deep,
         "more than 256 colours": many,
         "half transparency": many and has_alpha(channels, metadata),

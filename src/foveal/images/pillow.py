@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PillowFrames", "animation_channels", "bmp_info", "bmp_metadata", "count_frames", "read_bmp",
+__all__ = ["PillowFrames", "animation_header", "bmp_info", "bmp_metadata", "count_frames", "read_bmp",
            "write_animation"]  # fmt: skip
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -117,19 +117,19 @@ def count_frames(path: Path, format_: str) -> int:
         return int(getattr(image, "n_frames", 1)) - int(bool(image.info.get("default_image")))
 
 
-def animation_channels(path: Path, format_: str) -> int:
-    """Channels of an animation's frames.
+def animation_header(path: Path, format_: str) -> tuple[int, int]:
+    """What an animation's header says of its frames.
 
     Args:
         path: the file.
         format_: "png" or "avif".
 
     Returns:
-        1 to 4.
+        Channels, 1 to 4; and how often it plays, 0 for ever.
     """
     with path.open("rb") as file:
         image = _load(path, format_, file)
-        return len(_plain(image))
+        return len(_plain(image)), int(image.info.get("loop", 0))
 
 
 def read_bmp(path: Path, channels: int) -> NDArray[Any]:

@@ -30,6 +30,7 @@ TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 CARRIED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"acTL", b"fcTL", b"fdAT",
            b"sBIT", b"hIST", b"tIME", b"iDOT", b"bKGD")  # fmt: skip
 XMP = b"XML:com.adobe.xmp"
+BLOCK = 1 << 22
 LONGEST_TEXT = 1 << 24  # bytes; a compressed text may promise anything
 
 
@@ -189,18 +190,17 @@ def insert(path: Path, colours: Sequence[Chunk], words: Sequence[Chunk]) -> None
 
 def _shift(file: BinaryIO, start: int, by: int) -> None:
     """Move everything from `start` on, block by block: a large picture does not fit into memory twice."""
-    block = 1 << 22
     end = file.seek(0, os.SEEK_END)
     if by > 0:
-        for at in reversed(range(start, end, block)):
+        for at in reversed(range(start, end, BLOCK)):
             file.seek(at)
-            data = file.read(min(block, end - at))
+            data = file.read(min(BLOCK, end - at))
             file.seek(at + by)
             file.write(data)
     elif by < 0:
-        for at in range(start, end, block):
+        for at in range(start, end, BLOCK):
             file.seek(at)
-            data = file.read(block)
+            data = file.read(BLOCK)
             file.seek(at + by)
             file.write(data)
         file.truncate(end + by)

@@ -111,14 +111,17 @@ def header(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> tuple[Info,
         limit_pixels: refuse pictures whose header promises more pixels a frame than this.
 
     Returns:
-        What `probe` does, and the metadata, without the times of frames; one for each page, where pages differ.
+        What `probe` does, and the metadata, where the times of frames are 0; one for each page, where pages differ.
 
     Raises:
         PictureError: no picture that foveal reads, or one that is too large.
     """
     opened = _open(Path(path))
     opened.check_size(limit_pixels)
-    return opened.info, tuple(one.metadata() for one in opened.parts or (opened,))
+    found = tuple(one.metadata() for one in opened.parts or (opened,))
+    if opened.info.frames > 1 and opened.info.format != "tiff":
+        found = (replace(found[0], durations=(0,) * opened.info.frames, loop=opened.loop),)
+    return opened.info, found
 
 
 def read(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> Reading:
@@ -149,6 +152,7 @@ class _Opened:
     image: Any = None  # a lazy pyvips image of the first frame; pages after the first are opened when they are needed
     turn: int = 1
     animated: bool = False
+    loop: int = 0
     kind: tiff.Page | None = None  # of a TIFF
     chosen: tuple[int, ...] = (0,)  # pages of a TIFF that are read
     reduced: int = 0  # pages of a TIFF that are copies of others, or masks
@@ -273,7 +277,7 @@ def _open(path: Path) -> _Opened:
     elif format_ == "avif":
         animated = head[8:12] == b"avis"
         frames = _avif_frames(path) if animated else 1
-    channels = _channels(path, image, None)
+    channels, loop = _channels(path, image, None), _number(image, "loop", 0)
     deep = image.format == "ushort"
     if animated and deep:
         raise PictureError(
@@ -282,13 +286,15 @@ def _open(path: Path) -> _Opened:
             "save its frames as single pictures first",
         )
     if animated:
-        from .pillow import animation_channels
+        from .pillow import animation_header
 
-        channels = animation_channels(path, format_)
+        channels, loop = animation_header(path, format_)
     # AVIF turns its pixels by a box of its own, which libheif obeys; EXIF in AVIF only repeats it.
     turn = 1 if format_ == "avif" else _turn(image)
     wide, high = (image.height, image.width) if turn >= 5 else (image.width, image.height)
-    return _Opened(path, Info(wide, high, channels, 16 if deep else 8, frames, format_), image, turn, animated)
+    return _Opened(
+        path, Info(wide, high, channels, 16 if deep else 8, frames, format_), image, turn, animated, loop=loop
+    )
 
 
 def _open_tiff(path: Path) -> _Opened:
@@ -309,7 +315,8 @@ def _open_tiff(path: Path) -> _Opened:
         info = Info(wide, high, channels, 16 if image.format in ("ushort", "short") else 8, 1, "tiff")
         looks.add((info, turn, image.interpretation, _look(page_kind), blob(image, "icc-profile-data")))
         kept = None if opened else image
-        opened.append(_Opened(path, info, kept, turn, False, page_kind, (number,), count - len(chosen)))
+        reduced = count - len(chosen)
+        opened.append(_Opened(path, info, kept, turn, kind=page_kind, chosen=(number,), reduced=reduced))
     top = opened[0]
     if len(opened) == 1:
         return top

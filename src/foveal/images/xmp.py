@@ -21,7 +21,7 @@ _POINTERS = (
     (rb"http://ns\.google\.com/photos/1\.0/audio/", rb"", "sound"),
     (rb"http://ns\.adobe\.com/xmp/note/", rb"HasExtendedXMP", "extended XMP"),
 )
-_CONTAINER = rb"http://ns\.google\.com/photos/(?:1\.0|dd/1\.0)/container/"
+_CONTAINER = rb"http://ns\.google\.com/photos/(?:1\.0|dd/1\.0)/container/(?:item/)?"
 _SEMANTICS = {b"GainMap": "gain map", b"MotionPhoto": "motion photo's video", b"Depth": "depth map"}
 
 
