@@ -1,9 +1,13 @@
 import sys
 import types
+from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
 from foveal.cli import main as module
+from foveal.cli._speech import say
 from foveal.cli.main import COMMANDS, command_help, main
 
 
@@ -36,6 +40,16 @@ def test_unknown_command_gives_the_closest(capsys):
     assert "commands are upscale, models" in run(capsys, "xyz")[2]
 
 
+def test_a_picture_instead_of_a_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name, shown in (("dogs.png", "dogs.png"), ("a/b", "a/b"), ("photos", "photos"), ("my dog.jpg", "'my dog.jpg'")):
+        code, _, err = run(capsys, name)
+        assert code == 2
+        assert f"; did you mean foveal upscale {shown}? (" in err
+    assert "commands are" in run(capsys, "x" * 300)[2]
+
+
 @pytest.fixture
 def command(monkeypatch):
     """Make a function a command of its own."""
@@ -59,7 +73,39 @@ def test_command_is_run_with_its_options(command, capsys):
     code, _, err = run(capsys, "try")
     assert code == 2
     assert "Missing argument" in err
-    assert run(capsys, "try", "a", "--what")[0] == 2
+    assert run(capsys, "try", "a", "--what") == (2, "", "foveal try: No such option: --what; see foveal try --help\n")
+
+
+def test_help_shows_no_types_of_python(command, capsys):
+    def try_it(
+        names: list[str],
+        more: Annotated[list[str] | None, typer.Option()] = None,
+        count: int = 1,
+        folder: Path = Path(),
+    ) -> None:
+        """Try."""
+
+    command(try_it)
+    out = run(capsys, "try", "--help")[1]
+    assert "<" not in out
+    for text in ("  names", "--more TEXT", "--count N", "--folder PATH"):
+        assert text in out
+
+
+def test_words_that_cannot_be_written_are_written_otherwise(tmp_path):
+    path = tmp_path / "out.txt"
+    with path.open("w", encoding="ascii", errors="foveal") as file:
+        assert say("a → b: 2×2 caf\udce9 漢…", file)
+    assert path.read_text() == "a -> b: 2x2 caf? ?...\n"
+    assert not say("closed", file)
+    with pytest.raises(UnicodeDecodeError):
+        b"\xff".decode("ascii", "foveal")
+
+
+def test_a_stream_that_failed_is_silent(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        assert not say("lost", full)
+        assert say("not tried again", full)
 
 
 def test_missing_extra_names_the_command_that_brings_it(command, capsys):

@@ -42,7 +42,7 @@ class Temporary:
         """
         self._lock = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         _lock(self._lock)
-        folder = os.fspath(path.parent)
+        folder = str(path.parent.absolute())
         if folder not in _left:
             _left[folder] = [one.name for one in path.parent.iterdir() if one.name.endswith(".part")]
         for name in list(_left[folder]):

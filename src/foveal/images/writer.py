@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import avif, colour, exif, png_chunks, tiff, xmp
 from ._vips import reason, set_blob, vips
+from .alpha import flatten
 from .encode import saver
 from .errors import PictureError
 from .fit import has_alpha, not_kept, refuse_unfit
@@ -23,26 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .picture import Picture
+    from .stream import Sink
 
 __all__ = ["Writer", "write"]
 
 BLOCK_BYTES = 1 << 20
-
-
-class Sink(Protocol):
-    """What takes a file's rows."""
-
-    def rows(self, block: NDArray[Any]) -> None:
-        """Append rows (n, W, C)."""
-        ...
-
-    def finish(self) -> None:
-        """Complete the file."""
-        ...
-
-    def abort(self) -> None:
-        """Give up."""
-        ...
 
 
 class Writer:
@@ -310,7 +296,7 @@ class Writer:
         if self._deep and block.dtype == np.uint8:
             block = block.astype(np.uint16) * 257
         if self._alpha and not self.format.alpha:
-            block = _flatten(block, self._background)
+            block = flatten(block, self._background)
         elif self.metadata.spare and self.format.name != "tiff":
             block = block[..., :-1]
         if self._to_srgb and self._meaning.icc:
@@ -339,7 +325,16 @@ class Writer:
             except OSError as error:
                 raise self._failed(error) from error
         if self.frames > 1 and self.format.name in ("png", "avif"):
-            return _AnimationSink(self)
+            from .animation import AnimationSink
+
+            packet = self.metadata.xmp
+            metadata = replace(
+                self.metadata,
+                icc=self._icc,
+                exif=self._exif() if self.metadata.exif else None,
+                xmp=xmp.resized(packet, self.width, self.height) if packet else None,
+            )
+            return AnimationSink(self._temporary, self.format.name, self.frames, self.height, metadata, self._quality)
         from .stream import VipsSink
 
         return VipsSink(self.width, self.height * self.frames, self._stored, self._deep, self._save)
@@ -367,36 +362,6 @@ class Writer:
             depth=self._avif_depth() if self._deep else 8,
         )
         getattr(image, name)(self._unfinished.place(self._temporary), **options)
-
-
-class _AnimationSink:
-    """Collects the frames of an animation that Pillow writes at the end."""
-
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
-        self.blocks: list[NDArray[Any]] = []
-
-    def rows(self, block: NDArray[Any]) -> None:
-        self.blocks.append(block)
-
-    def finish(self) -> None:
-        from .pillow import write_animation
-
-        writer = self.writer
-        rows = np.concatenate(self.blocks)
-        frames = list(rows.reshape(writer.frames, writer.height, writer.width, rows.shape[2]))
-        packet = writer.metadata.xmp
-        metadata = replace(
-            writer.metadata,
-            icc=writer._icc,
-            exif=writer._exif() if writer.metadata.exif else None,
-            xmp=xmp.resized(packet, writer.width, writer.height) if packet else None,
-            comments=(),  # put in afterwards, byte for byte
-        )
-        write_animation(writer._temporary, writer.format.name, frames, metadata, writer._quality)
-
-    def abort(self) -> None:
-        self.blocks.clear()
 
 
 def write(
@@ -432,14 +397,3 @@ def write(
         background=background,
     ) as writer:
         writer.rows(picture.pixels)
-
-
-def _flatten(block: NDArray[Any], background: int | tuple[int, int, int] | None) -> NDArray[Any]:
-    """Put a background below transparent pixels: (n, W, C) without the alpha channel."""
-    top = int(np.iinfo(block.dtype).max)
-    colours, alpha = block[..., :-1].astype(np.int64), block[..., -1:].astype(np.int64)
-    below = np.asarray(background if background is not None else 255, np.int64) * (top // 255)
-    if colours.shape[2] == 1 and below.size == 3:
-        below = below.mean().round().astype(np.int64)
-    mixed = (colours * alpha + below * (top - alpha) + top // 2) // top
-    return np.asarray(mixed, block.dtype)
