@@ -417,11 +417,11 @@ def test_a_record_is_kept_or_not_promised(place):
 
 
 def test_names_no_encoding_knows(capsys):
-    strange = os.fsdecode(b"caf\xe9.png")
+    strange = os.fsdecode(b"Z\xfcri.png")
     Path("in", strange).write_bytes(Path("in/a.png").read_bytes())
     code, out, _ = run(capsys, "in", "-o", "out", "--compare")
     assert code == 0
-    assert "in/caf?.png → out/caf?.png" in out
+    assert "in/Z?ri.png → out/Z?ri.png" in out
     assert Path("out", strange).exists()
     assert statuses(run(capsys, "in", "-o", "out", "--resume", "--json")[1]) == {"a.png": "skipped", strange: "skipped"}
 

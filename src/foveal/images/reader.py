@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from . import colour, lab, tiff
-from ._vips import blob, vips
+from . import tiff
+from ._vips import blob
+from .decode import channels_of, converted, decoded, turn_of, upright
 from .errors import PictureError
 from .formats import FORMATS
 from .gather import gather
 from .gif import is_whole
-from .load import avif_depth, damaged, failed, identify, load, load_page
+from .load import avif_depth, damaged, identify, load, load_page
 from .metadata import Info, Metadata
 from .picture import Picture
 
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["LIMIT_PIXELS", "Reading", "header", "probe", "read"]
 
 LIMIT_PIXELS = 400_000_000
-
-# numpy.rot90 counter-clockwise turns and whether to mirror first, by EXIF orientation.
-TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True),
-         8: (1, False)}  # fmt: skip
-# What libvips calls the colours that are read; others would pass for RGB.
-INTERPRETATIONS = frozenset(("b-w", "srgb", "rgb", "grey16", "rgb16", "cmyk", "lab", "labs"))
 
 
 class Frames(Protocol):
@@ -83,7 +78,7 @@ class Reading:
         """
         if not 0 <= index < self.frames:
             raise IndexError(f"frame must be in 0…{self.frames - 1} for {self.path}, got {index}")
-        pixels = _upright(self._frames.frame(index), self._turn)
+        pixels = upright(self._frames.frame(index), self._turn)
         metadata = self.pages[index] if self.pages else self.metadata
         return Picture(pixels, pixels.shape[2] in (2, 4) and not metadata.spare, metadata)
 
@@ -218,7 +213,7 @@ class _Opened:
         """All of a still, upright; turned once, here, so that the picture as stored can be let go."""
         image = self._lazy()
         depth = avif_depth(image) if self.info.format == "avif" else 0
-        return _upright(_decode(self.path, _convert(self.path, image, self.kind), depth), self.turn)
+        return upright(decoded(self.path, converted(self.path, image, self.kind), depth), self.turn)
 
 
 @dataclass
@@ -255,9 +250,9 @@ class _Roll:
     def frame(self, index: int) -> NDArray[Any]:
         wide, high = self.info.width, self.info.height
         if self.roll is None or index < self.next:  # decoding goes one way only
-            self.roll = _convert(self.path, load(self.path, self.format, n=-1), None)
+            self.roll = converted(self.path, load(self.path, self.format, n=-1), None)
         self.next = index + 1
-        return _decode(self.path, self.roll.crop(0, index * high, wide, high), 0)
+        return decoded(self.path, self.roll.crop(0, index * high, wide, high), 0)
 
 
 def _open(path: Path) -> _Opened:
@@ -277,7 +272,7 @@ def _open(path: Path) -> _Opened:
     elif format_ == "avif":
         animated = head[8:12] == b"avis"
         frames = _avif_frames(path) if animated else 1
-    channels, loop = _channels(path, image, None), _number(image, "loop", 0)
+    channels, loop = channels_of(path, image, None), _number(image, "loop", 0)
     deep = image.format == "ushort"
     if animated and deep:
         raise PictureError(
@@ -290,7 +285,7 @@ def _open(path: Path) -> _Opened:
 
         channels, loop = animation_header(path, format_)
     # AVIF turns its pixels by a box of its own, which libheif obeys; EXIF in AVIF only repeats it.
-    turn = 1 if format_ == "avif" else _turn(image)
+    turn = 1 if format_ == "avif" else turn_of(image)
     wide, high = (image.height, image.width) if turn >= 5 else (image.width, image.height)
     return _Opened(
         path, Info(wide, high, channels, 16 if deep else 8, frames, format_), image, turn, animated, loop=loop
@@ -310,7 +305,7 @@ def _open_tiff(path: Path) -> _Opened:
     for number in chosen:
         page_kind = kinds[number] if number < len(kinds) else kind
         image = load_page(path, page_kind, number) if number else first
-        turn, channels = _turn(image), _channels(path, image, page_kind)
+        turn, channels = turn_of(image), channels_of(path, image, page_kind)
         wide, high = (image.height, image.width) if turn >= 5 else (image.width, image.height)
         info = Info(wide, high, channels, 16 if image.format in ("ushort", "short") else 8, 1, "tiff")
         looks.add((info, turn, image.interpretation, _look(page_kind), blob(image, "icc-profile-data")))
@@ -332,71 +327,6 @@ def _look(kind: tiff.Page | None) -> tuple[object, ...]:
 
 def _number(image: Any, name: str, default: int) -> int:
     return int(image.get(name)) if image.get_typeof(name) else default
-
-
-def _turn(image: Any) -> int:
-    turn = _number(image, "orientation", 1)
-    return turn if turn in TURNS else 1
-
-
-def _channels(path: Path, image: Any, kind: tiff.Page | None) -> int:
-    """Channels after conversion; the check that the kind of pixels can be read without loss."""
-    known = kind is not None and lab.own(kind.photometric, kind.bits)
-    if not known and image.interpretation not in INTERPRETATIONS:
-        raise PictureError(
-            path,
-            f"its colours are of the kind {image.interpretation}; foveal reads grey, RGB, CMYK and Lab",
-            "convert it to RGB first",
-        )
-    if image.format not in ("uchar", "ushort") and image.interpretation not in ("lab", "labs"):
-        raise PictureError(
-            path,
-            f"its samples are of the kind {image.format}; foveal reads 8-bit and 16-bit unsigned ones",
-            "convert it to 16 bits first, choosing which values mean black and white",
-        )
-    if image.interpretation == "cmyk":
-        return 4 if image.bands > 4 else 3
-    if image.bands > 4:
-        raise PictureError(path, f"it has {image.bands} channels; foveal reads 1 to 4",
-                           "save the channels you want as a picture of their own")  # fmt: skip
-    return int(image.bands)
-
-
-def _convert(path: Path, image: Any, kind: tiff.Page | None) -> Any:
-    """To grey or RGB."""
-    channels = _channels(path, image, kind)
-    if kind is not None and lab.own(kind.photometric, kind.bits):
-        image = lab.to_rgb(image, kind.photometric)
-    elif image.interpretation == "cmyk":
-        if colour.space(blob(image, "icc-profile-data")) not in ("", "cmyk"):
-            image = image.copy()
-            image.remove("icc-profile-data")
-        image = colour.image_to_srgb(image)
-    elif image.interpretation in ("lab", "labs"):
-        image = image.colourspace("rgb16" if image.interpretation == "labs" else "srgb")
-    return image[:channels] if image.bands > channels else image
-
-
-def _decode(path: Path, image: Any, depth: int) -> NDArray[Any]:
-    """All pixels, (H, W, C)."""
-    try:
-        data = image.write_to_memory()
-    except vips().Error as error:
-        raise failed(path, error) from error
-    pixels: NDArray[Any] = np.frombuffer(data, np.uint16 if image.format == "ushort" else np.uint8)
-    pixels = pixels.reshape(image.height, image.width, image.bands)
-    if depth in (10, 12):
-        # libvips shifts these up and leaves the low bits 0, so white would be 65,472; repeating the high bits below
-        # makes white 65,535 and is undone exactly by shifting back.
-        pixels = pixels | (pixels >> depth)
-    return pixels
-
-
-def _upright(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
-    turns, mirror = TURNS[turn]
-    if mirror:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(np.rot90(pixels, turns))
 
 
 def _apng_frames(head: bytes) -> int:

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -281,6 +282,16 @@ class Upscaler:
         kept = {k: v for k, v in image.info.items() if k in ("icc_profile", "exif", "xmp", "dpi", "gamma", "srgb")}
         if image.mode in ("CMYK", "LAB"):
             kept.pop("icc_profile", None)  # it describes inks, not the RGB that comes out
+            from foveal.images.pillow import plain
+
+            image = plain(image)
+        # A photograph's MPO holds previews and gain maps behind it, which are no frames.
+        if getattr(image, "n_frames", 1) > 1 and image.tell() == 0 and image.format != "MPO":
+            warnings.warn(
+                f"this PIL image holds {image.n_frames} frames, and the first alone is enlarged; "
+                "upscale_file(source, target) does all of them",
+                stacklevel=3,
+            )
         clear = "transparency" in image.info
         sixteen = image.mode.startswith("I;16")
         if not sixteen:
