@@ -32,7 +32,16 @@ CIELAB, ICCLAB = 8, 9
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as found: `raw` is its value in the byte order of the file, `where` the offset of the value."""
+    """One entry as found.
+
+    Args:
+        tag: what it says.
+        kind: of its values.
+        count: of its values.
+        raw: the values in the byte order of the file.
+        where: offset of the values.
+        at: offset of the entry.
+    """
 
     tag: int
     kind: int
