@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 from picture_samples import smooth
 from PIL import Image
@@ -103,6 +104,23 @@ def test_a_jpeg_names_what_it_cannot_keep(tmp_path):
     names = "gain map, embedded pictures, extended XMP, content credentials and comment"
     assert writer.left_out == (f"{names} not kept",)
     assert images.read(tmp_path / "b.jpg").metadata.left_out == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_data_behind_a_jpeg(tmp_path, options):
+    path = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path, quality=98, **options)
+    whole = path.read_bytes()
+    for more, want in ((b"", []), (bytes(100), []), (b"MotionPhoto_Data", ["data behind the picture"])):
+        path.write_bytes(whole + more)
+        assert extras(path) == want
+
+
+def test_a_comment_of_a_gif(tmp_path):
+    for comment in (b"", b"hello"):
+        Image.fromarray(smooth(8, 9, 3)).quantize(8).save(tmp_path / "a.gif", comment=comment)
+        assert images.read(tmp_path / "a.gif").metadata.left_out == (("comment",) if comment else ())
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_results_are_no_sources(album):
     assert "2 results of earlier runs passed over" in found(["in"], "in", suffix="_x2")[1]
 
 
+def test_what_stands_where_a_result_goes_is_no_source(album):
+    """Without a record too, as a single picture leaves none."""
+    Path("in/a_x2.png").write_bytes(b"x")
+    said = ["1 result of an earlier run passed over"]
+    assert found(["in/a.png", "in/a_x2.png"], None) == (["in/a.png"], said)
+    assert found(["in/a_x2.png", "in/a.png"], "out") == (["in/a_x2.png", "in/a.png"], [])
+
+
 def test_results_in_trees_are_known_by_the_record_above_them(album):
     made("in/deep/c.tif", "in/deep/c_x2.tif", "in")
     assert found(["in"], "in", suffix="_x2", recursive=True)[0] == ["in/a.png", "in/b.JPG", "in/deep/c.tif"]
@@ -146,9 +154,11 @@ def test_a_result_can_be_made_larger_when_it_is_meant(album):
 def test_everything_that_is_not_done_is_told(album):
     for name in ("IMG_1.HEIC", "IMG_2.heic", "README"):
         Path("in", name).write_bytes(b"x")
-    said = ["4 files that foveal cannot read passed over (.heic 2, .txt 1, no suffix 1)"]
+    Path("in/elsewhere").symlink_to(album)
+    said = ["4 files that foveal cannot read passed over (.heic 2, .txt 1, no suffix 1)", "2 folders passed over"]
     assert found(["in"], "out") == (["in/a.png", "in/b.JPG"], said)
-    assert found(["in/*"], "out") == (["in/a.png", "in/b.JPG"], [*said, "1 folder passed over"])
+    assert found(["in/*"], "out") == (["in/a.png", "in/b.JPG"], said)
+    assert found(["in"], "out", recursive=True)[1] == [said[0], "1 link to a folder passed over"]
 
 
 def test_a_folder_that_cannot_be_read_is_a_problem(album, monkeypatch):
@@ -164,6 +174,7 @@ def test_a_folder_that_cannot_be_read_is_a_problem(album, monkeypatch):
     assert problems(["in"], "out", recursive=True) == [text]
     assert pairs(["in"], "out", recursive=True) == [("in/a.png", "out/a.png"), ("in/b.JPG", "out/b.JPG")]
     assert problems(["in/deep"], "out") == [text]
+    assert problems(["in/**/*.png"], "out") == [text]
 
 
 def test_names_that_are_too_long(album):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import avif, cicp, colour, exif, jpeg, lab, png_chunks, tiff, xmp
 from ._vips import blob
+from .gif import has_comment
 from .load import avif_depth
 from .metadata import Info, Metadata
 
@@ -19,6 +20,7 @@ TIFF_EXTRAS = {
     "GeoTIFF tags": (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113),
     "Photoshop layers": (37724,),
     "press data (IPTC)": (33723,),
+    "colour tags (white point, primaries, curves)": (301, 318, 319),
 }
 
 
@@ -61,7 +63,7 @@ def gather(
     code = cicp.from_chunks(chunks)
     if format_ == "avif" and not icc:
         code = avif.colours(path)
-    left_out = [*orphans, *(f"PNG chunk {name}" for name in lost), *_others(path, format_, image, kind)]
+    left_out = [*orphans, *(f"PNG chunk {name}" for name in lost), *_others(path, info, image, kind)]
     if reduced:
         left_out.append(f"{reduced} reduced page{'s' if reduced > 1 else ''} (thumbnails or masks)")
     iptc = blob(image, "iptc-data") if format_ == "jpeg" else None
@@ -84,15 +86,19 @@ def gather(
     )
 
 
-def _others(path: Path, format_: str, image: Any, kind: tiff.Page | None) -> list[str]:
+def _others(path: Path, info: Info, image: Any, kind: tiff.Page | None) -> list[str]:
     """What else a file holds and libvips does not hand out."""
-    if format_ == "jpeg":
+    if info.format == "jpeg":
         return jpeg.extras(path)
     if kind is not None:
         found = [name for name, tags in TIFF_EXTRAS.items() if kind.tags.intersection(tags)]
         surplus = image.bands - 4 if image.interpretation == "cmyk" else 0
         return found + ([f"{surplus - 1} further channels"] if surplus > 1 else [])
-    return ["comment"] if image.get_typeof("gif-comment") else []
+    if info.format == "gif":
+        return ["comment"] if has_comment(path) else []
+    # Pictures beside the main one; those of a sequence are its frames.
+    more = int(image.get("n-pages")) - 1 if info.format == "avif" and info.frames == 1 else 0
+    return [f"{more} further picture{'s' if more > 1 else ''}"] if more > 0 else []
 
 
 def _lossless(path: Path, format_: str, compression: str) -> bool:

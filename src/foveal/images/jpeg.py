@@ -6,16 +6,18 @@ XMP), C2PA 2.1 (content credentials in JUMBF).
 
 from __future__ import annotations
 
-import struct
+import mmap
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import BinaryIO
 
 __all__ = ["extras"]
 
-ALONE = frozenset((0x01, *range(0xD0, 0xD8)))
+# The next marker; in the compressed data 255 is followed by 0 or by a restart.
+MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+ALONE = frozenset((0x01, 0xD8))
 HEADS = (
     (0xE2, b"urn:iso:std:iso:ts:21496", "gain map"),
     (0xE2, b"MPF\0", "embedded pictures"),
@@ -35,23 +37,20 @@ def extras(path: Path) -> list[str]:
         Names, each once.
     """
     found: dict[str, None] = {}
-    with path.open("rb") as file:
-        file.seek(2)
-        while (marker := _marker(file.read(2), file)) is not None:
-            if marker in ALONE:
-                continue
-            length = file.read(2)
-            if marker in (0xDA, 0xD9) or len(length) < 2:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 2
+        while mark := MARKER.search(data, at):
+            marker, at = data[mark.end() - 1], mark.end()
+            if marker == 0xD9:
+                # A picture that nothing else has named; some cameras fill up with zeros.
+                if not found and data[at : at + 64].strip(b"\0\xff"):
+                    found["data behind the picture"] = None
                 break
-            body = file.read(max(struct.unpack(">H", length)[0] - 2, 0))
+            if marker in ALONE or at + 2 > len(data):
+                continue
+            length = int.from_bytes(data[at : at + 2], "big")
             for kind, head, name in HEADS:
-                if marker == kind and body.startswith(head):
+                if marker == kind and data[at + 2 : at + 2 + len(head)] == head:
                     found[name] = None
+            at += length
     return list(found)
-
-
-def _marker(pair: bytes, file: BinaryIO) -> int | None:
-    """The next marker; bytes of 255 before it are padding."""
-    while len(pair) == 2 and pair == b"\xff\xff":
-        pair = pair[1:] + file.read(1)
-    return pair[1] if len(pair) == 2 and pair[0] == 0xFF else None

@@ -21,7 +21,8 @@ LOADERS = {"png": "pngload", "jpeg": "jpegload", "webp": "webpload", "tiff": "ti
            "gif": "gifload"}  # fmt: skip
 # What decoders say of files that are whole and beyond them.
 BEYOND = re.compile(
-    r"not configured|unsupported|not supported|not implemented|unknown compression|unable to decode|no decod", re.I
+    r"not configured|unsupported(?! marker)|not supported|not implemented|unknown compression|no decod",
+    re.I,
 )
 
 

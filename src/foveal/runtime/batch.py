@@ -11,8 +11,8 @@ import glob
 import os
 import re
 import stat
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ __all__ = ["RECORD", "RESULT", "Job", "Record", "account", "find_jobs", "setting
 RESULT = "a result of an earlier run"
 _UNREAD = "a file that foveal cannot read"
 _FOLDER = "a folder inside the folder"
+_LINK = "a link to a folder"
 # What nobody calls a folder, and what is a file's name where one picture is named.
 _FOREIGN = frozenset((".heic", ".heif", ".jxl", ".jp2", ".j2k", ".pdf", ".svg", ".psd", ".exr", ".hdr", ".ico", ".tga",
                       ".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".raw", ".mp4"))  # fmt: skip
@@ -66,6 +67,7 @@ def account(passed_over: Sequence[tuple[Path, str]]) -> list[str]:
         (RESULT, "result of an earlier run", "results of earlier runs"),
         (_UNREAD, "file that foveal cannot read", "files that foveal cannot read"),
         (_FOLDER, "folder", "folders"),
+        (_LINK, "link to a folder", "links to folders"),
     ):
         paths = [path for path, kind in passed_over if kind == what]
         if not paths:
@@ -98,11 +100,11 @@ def _in_folder(
     """Pictures of a folder, with their path relative to it; hidden ones and the results' own folder are left out."""
     for where, folders, files in os.walk(folder, onerror=locked):
         here = Path(where)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if recursive and not name.startswith(".") and (not_in is None or real_path(here / name) != not_in)
-        )
+        inside = sorted(name for name in folders if not name.startswith(".") and real_path(here / name) != not_in)
+        folders[:] = [name for name in inside if recursive and not (here / name).is_symlink()]
+        for name in inside:
+            if name not in folders:
+                pass_over(here / name, _LINK if recursive else _FOLDER)
         for name in sorted(files):
             if name.startswith("."):
                 continue
@@ -170,6 +172,9 @@ def find_jobs(
             found.update(_in_folder(path, recursive, whole if whole != real_path(path) else None, locked, skip))
         elif not _is_there(path) and _has_magic(str(given)):
             folders += 1
+            if "**" in str(given):  # which would pass over what it cannot read
+                base = str(given).partition("**")[0]
+                deque(os.walk(base if not _has_magic(base) else ".", onerror=locked), maxlen=0)
             for match in map(Path, sorted(glob.glob(str(given), recursive=True))):  # noqa: PTH207
                 if _is_folder(match):
                     if "**" not in str(given):
@@ -195,10 +200,7 @@ def find_jobs(
             _refuse_as_folder(text, one)
         elif wanted and SUFFIXES[Path(text).suffix.lower()] is not wanted:
             raise ValueError(f"-o {text} asks for another format than --format {file_format}; leave one of them out")
-    results = Results()
-    real = {real_path(source) for source in found}
     jobs: list[Job] = []
-    taken: dict[Path, Path] = {}
     for source, relative in found.items():
         ending, notes, problem = _ending(source, given_as.get(source, ""), wanted, any_format=as_file)
         if text is None:
@@ -210,25 +212,48 @@ def find_jobs(
         else:
             folder = Path(text)
             target = folder / relative.with_name(f"{relative.stem}{suffix or ''}{ending}")
-        made = results.of(source)
-        if made and (made[0] in real or (source not in given_as and made[1] == real_path(folder))):
-            skip(source, RESULT)
-            continue
-        problem = problem or _unwritable(source, target)
-        key = real_path(target)
-        if problem:
-            pass
-        elif key == real_path(source):
-            problem = f"{source}: the result would take the place of its source; give another -o or a --suffix"
-        elif key in taken:
-            problem = f"{source}: {taken[key]} already becomes {target}; give one of them another place"
-        else:
-            taken[key] = source
-        jobs.append(Job(source, target, folder, problem, notes))
+        jobs.append(Job(source, target, folder, problem or _unwritable(source, target), notes))
+    jobs = _without_results(jobs, set(given_as), skip)
     for path, what in passed:
         if pass_over is not None:
             pass_over(path, what)
-    return jobs + broken
+    return _without_clashes(jobs) + broken
+
+
+def _without_results(jobs: list[Job], named: set[Path], skip: Callable[[Path, str], None]) -> list[Job]:
+    """Leave out the results of earlier runs that would be made larger again beside their own source."""
+    results = Results()
+    sources = {real_path(job.source) for job in jobs}
+    places = {real_path(job.target): real_path(job.source) for job in jobs}
+    kept = []
+    for job in jobs:
+        source = real_path(job.source)
+        made = results.of(job.source)
+        again = made and (made[0] in sources or (job.source not in named and made[1] == real_path(job.folder)))
+        # Without a record too: what stands where another's result goes is no source.
+        if again or places.get(source, source) != source:
+            skip(job.source, RESULT)
+        else:
+            kept.append(job)
+    return kept
+
+
+def _without_clashes(jobs: list[Job]) -> list[Job]:
+    """Tell those whose result has no place of its own."""
+    taken: dict[Path, Path] = {}
+    told = []
+    for job in jobs:
+        key, problem = real_path(job.target), job.problem
+        if problem:
+            pass
+        elif key == real_path(job.source):
+            problem = f"{job.source}: the result would take the place of its source; give another -o or a --suffix"
+        elif key in taken:
+            problem = f"{job.source}: {taken[key]} already becomes {job.target}; give one of them another place"
+        else:
+            taken[key] = job.source
+        told.append(replace(job, problem=problem))
+    return told
 
 
 def _refuse_as_folder(text: str, one: bool) -> None:
