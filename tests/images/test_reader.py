@@ -649,3 +649,22 @@ def test_names_of_the_package():
         assert getattr(images, name) is not None
     with pytest.raises(AttributeError, match=r"'foveal\.images' has no attribute 'nothing'"):
         images.nothing  # noqa: B018
+
+
+def test_a_resolution_beyond_reason_is_none(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", smooth(8, 9, 3), photometric="rgb", resolution=(4_000_000_000, 300))
+    assert images.read(tmp_path / "a.tif").metadata.dpi is None
+
+
+def test_lab_in_a_damaged_file(tmp_path):
+    stored = np.full((8, 8, 3), 100, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(stored, photometric="cielab")
+        file.write(stored, photometric="cielab")
+    from foveal.images.tiff import Tiff
+
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    tiff = Tiff(data)
+    struct.pack_into(tiff.order + "I", data, tiff.next_at(tiff.first), len(data) * 2)
+    (tmp_path / "a.tif").write_bytes(data)
+    refused(tmp_path / "a.tif", r"is damaged or truncated \(.*\); copy or download it again")

@@ -123,7 +123,7 @@ def meaning(metadata: Metadata, format_: str, channels: int) -> Meaning:
     if format_ == "avif":
         return Meaning(None, code)
     icc = None if cicp.plain(code) else cicp.profile(code, grey=grey)
-    if format_ == "png" and not cicp.plain(code):
+    if format_ == "png" and not cicp.plain(code) and max(code[:2]) < 256:
         # The profile is for readers that do not know the chunk.
         return Meaning(icc, chunks=((b"cICP", bytes((code.primaries, code.transfer, 0, 1))),))
     return Meaning(icc)

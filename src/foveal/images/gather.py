@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gather"]
 
+HIGHEST_DPI = 1e6  # above, a number is damage, and libvips does not take it back
 # Tags of TIFF by what they are, as far as people miss it.
 TIFF_EXTRAS = {
     "GeoTIFF tags": (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113),
@@ -46,6 +47,8 @@ def gather(
     dpi: tuple[float, float] | None = (round(image.xres * 25.4, 2), round(image.yres * 25.4, 2))
     if image.xres == 1.0 and image.yres == 1.0:  # libvips' way to say that nothing is known
         dpi = exif.dpi(camera) if camera else None
+    if dpi is not None and not max(dpi) < HIGHEST_DPI:
+        dpi = None
     icc, origin = blob(image, "icc-profile-data"), ""
     if kind is not None and lab.own(kind.photometric, kind.bits):
         icc, origin = colour.srgb_profile(), "lab"
@@ -64,6 +67,8 @@ def gather(
     if format_ == "avif" and not icc:
         code = avif.colours(path)
     left_out = [*orphans, *(f"PNG chunk {name}" for name in lost), *_others(path, info, image, kind)]
+    if "gain map" in left_out:  # which is what is embedded
+        left_out = [name for name in left_out if name not in ("embedded pictures", "data behind the picture")]
     if reduced:
         left_out.append(f"{reduced} reduced page{'s' if reduced > 1 else ''} (thumbnails or masks)")
     iptc = blob(image, "iptc-data") if format_ == "jpeg" else None

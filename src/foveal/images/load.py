@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from typing import TYPE_CHECKING, Any
 
 from . import lab, tiff
@@ -149,7 +150,7 @@ def load_page(path: Path, kind: tiff.Page | None, number: int) -> Any:
     if kind is not None and lab.own(kind.photometric, kind.bits):
         try:
             return vips().Image.tiffload_buffer(tiff.as_rgb(path), page=number, fail_on="error")
-        except vips().Error as error:
+        except (vips().Error, struct.error, ValueError) as error:
             raise failed(path, error) from error
     return load(path, "tiff", page=number) if number else load(path, "tiff")
 
