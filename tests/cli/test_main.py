@@ -177,3 +177,25 @@ def test_help_is_the_docstring_without_what_programmers_need():
     function.__doc__ = None
     assert command_help(function) == ("", "")
     assert module.__doc__
+
+
+def test_a_bare_transcript_is_the_example_and_keeps_its_lines():
+    def function() -> None:
+        """Do it.
+
+        More words.
+
+        $ foveal do
+        a  b
+        1  2
+
+        c  d
+        3  4
+
+        Args:
+            a: hidden.
+        """
+
+    text, example = command_help(function)
+    assert text == "Do it.\n\nMore words."
+    assert example == "\b\nExample:\n    $ foveal do\n    a  b\n    1  2\n\n\b\n    c  d\n    3  4"

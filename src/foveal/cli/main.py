@@ -178,16 +178,22 @@ def command_help(command: Callable[..., Any]) -> tuple[str, str]:
     """
     text: list[str] = []
     example: list[str] = []
+    transcript: list[str] = []
     into: list[str] | None = text
     for line in cleandoc(command.__doc__ or "").partition("\f")[0].splitlines():
         if line in _NOT_HELP:
             into = None
+        elif line.startswith("$ ") and into is text:
+            # A transcript that stands bare in the text is the example, and its lines stay lines.
+            example += ["Example:"]
+            into = transcript
         elif line in ("Example:", "Examples:"):
             into = example
-        elif line and not line.startswith(" ") and into is not text:
+        elif line and not line.startswith(" ") and into is not text and into is not transcript:
             into = text
         if into is not None:
             into.append(line)
+    example += ["    " + line if line else "" for line in transcript]
     # "\b" before a paragraph keeps its lines as they are.
     paragraphs = [
         "\b\n" + paragraph if any(line.startswith(" ") for line in paragraph.splitlines()) else paragraph
