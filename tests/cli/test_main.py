@@ -97,6 +97,8 @@ def test_words_that_cannot_be_written_are_written_otherwise(tmp_path):
     with path.open("w", encoding="ascii", errors="foveal") as file:
         assert say("a → b: 2×2 Z\udcfcri 漢…", file)
     assert path.read_text() == "a -> b: 2x2 Z?ri ?...\n"
+    for encoding in ("cp1252", "cp437", "latin-1", "koi8-r", "shift-jis"):
+        assert "a → b".encode(encoding, "foveal").decode(encoding) in ("a -> b", "a → b")
     assert not say("closed", file)
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("ascii", "foveal")
