@@ -131,12 +131,18 @@ class Chain {
     const int64_t tasks = (steps() + 1) * strips;
     for (int64_t i = 0; i < tasks; ++i) done_[i].store(0, std::memory_order_relaxed);
     parallel(tasks, threads, [&](int64_t task) {
+      // Whoever waits for a strip must come to an end even where there was no memory to make it.
+      const Mark mark{done_[task]};
       make(task / strips - 1, task % strips, in, bytes, out);
-      done_[task].store(1, std::memory_order_release);
     });
   }
 
  private:
+  struct Mark {
+    std::atomic<char>& done;
+    ~Mark() { done.store(1, std::memory_order_release); }
+  };
+
   // Steps: the layers, back-projection where there is one, the result.
   int64_t depth() const { return static_cast<int64_t>(layers_.size()); }
   int64_t steps() const { return depth() + (back_side_ == 0 ? 1 : 2); }

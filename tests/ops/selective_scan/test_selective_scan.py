@@ -10,7 +10,7 @@ from foveal.ops import native, selective_scan
 from foveal.ops.backends import BackendError, ShapeError
 from foveal.ops.selective_scan import BACKENDS, explain
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 # batch, channels, length, states, groups
 SIZES = [(1, 1, 1, 1, 1), (2, 6, 7, 5, 2), (1, 34, 63, 3, 2), (3, 100, 100, 16, 1), (1, 16, 130, 64, 1)]
 FAST = [
@@ -36,6 +36,7 @@ def tensors(batch, dim, length, states, groups, *, seed=0):
         "D": normal(dim),
         "z": normal(batch, dim, length),
         "delta_bias": normal(dim),
+        "initial_state": normal(batch, dim, states),
     }
 
 
@@ -43,9 +44,17 @@ def run(given, backend, *, dtype=torch.float32, softplus=True, leave_out=()):
     """Output, last state, then a gradient for each tensor that was given."""
     leaves = {k: v.to(dtype).detach().requires_grad_() for k, v in given.items() if k not in leave_out}
     out, state = selective_scan(**leaves, delta_softplus=softplus, return_last_state=True, backend=backend)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    (out.double() * weight).sum().backward()
-    return {"out": out.detach(), "state": state, **{f"grad {k}": v.grad for k, v in leaves.items()}}
+    generator = torch.Generator().manual_seed(9)
+    weights = (torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (out, state))
+    sum((t.double() * weight).sum() for t, weight in zip((out, state), weights, strict=True)).backward()
+    return {"out": out.detach(), "state": state.detach(), **{f"grad {k}": v.grad for k, v in leaves.items()}}
+
+
+def general(given):
+    """The tensors as the registered operator takes them, with one route."""
+    u, delta, A, B, C, D, z, bias, start = (given[n] for n in NAMES)  # noqa: N806
+    weights = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
+    return [u, delta[:, None], A[None], *weights, D[None], z, bias[None], start[:, None]]
 
 
 def assert_close(got, expected, dtype):
@@ -66,7 +75,7 @@ def test_equals_the_reference(backend, size):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("leave_out", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")], ids="-".join)
+@pytest.mark.parametrize("leave_out", [("D",), ("z",), ("delta_bias",), ("initial_state",), ("D", "z", "delta_bias", "initial_state")], ids="-".join)
 @pytest.mark.parametrize("softplus", [False, True])
 def test_equals_the_reference_without_the_optional_parts(backend, leave_out, softplus):
     given = tensors(2, 5, 37, 4, 1)
@@ -98,7 +107,7 @@ def test_channels_last_and_strided_inputs(backend):
     torch.testing.assert_close(
         selective_scan(**last, delta_softplus=True, backend=backend), expected, rtol=1e-4, atol=1e-4
     )
-    wide = {k: v.float().repeat_interleave(2, -1)[..., ::2] if v.ndim > 2 else v.float() for k, v in given.items()}
+    wide = {k: v.float().repeat_interleave(2, -1)[..., ::2] for k, v in given.items()}
     torch.testing.assert_close(
         selective_scan(**wide, delta_softplus=True, backend=backend), expected, rtol=1e-4, atol=1e-4
     )
@@ -116,15 +125,16 @@ def test_gradients_of_strided_inputs(backend):
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_no_steps_and_no_batch(backend):
     given = {k: v.float() for k, v in tensors(2, 4, 3, 2, 1).items()}
+    start = given.pop("initial_state").requires_grad_()
     none = {k: v[..., :0] if v.ndim > 2 else v for k, v in given.items()}
     out, state = selective_scan(**none, return_last_state=True, backend=backend)
     assert out.shape == (2, 4, 0)
     assert torch.equal(state, torch.zeros(2, 4, 2))
-    assert selective_scan(**{k: v[:0] if v.ndim > 2 else v for k, v in given.items()}, backend=backend).shape == (
-        0,
-        4,
-        3,
-    )
+    _, state = selective_scan(**none, return_last_state=True, initial_state=start, backend=backend)
+    assert torch.equal(state, start)
+    assert torch.equal(torch.autograd.grad(state.square().sum(), start)[0], 2 * start)
+    no_batch = {k: v[:0] if v.ndim > 2 else v for k, v in given.items()}
+    assert selective_scan(**no_batch, backend=backend).shape == (0, 4, 3)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -150,7 +160,13 @@ def test_the_reference_by_hand():
 @pytest.mark.parametrize("backend", ["reference", "eager"])
 def test_gradcheck(backend):
     leaves = [t.requires_grad_() for t in tensors(1, 2, 5, 2, 1).values()]
-    assert torch.autograd.gradcheck(lambda *x: selective_scan(*x, delta_softplus=True, backend=backend), leaves)
+
+    def scan(*x):
+        return selective_scan(
+            *x[:-1], delta_softplus=True, initial_state=x[-1], return_last_state=True, backend=backend
+        )
+
+    assert torch.autograd.gradcheck(scan, leaves)
 
 
 def test_groups_of_b_and_c_may_differ_and_weights_may_be_constant():
@@ -197,13 +213,8 @@ def test_threads_change_nothing():
 
 def test_the_registered_operator_passes_torchs_own_checks():
     given = {k: v.float() for k, v in tensors(1, 4, 6, 2, 1).items()}
-    u, delta, A, B, C, D, z, bias = (given[n] for n in NAMES)  # noqa: N806
-    arguments = [u, delta[:, None], A[None], B[:, None], C[:, None], D[None], z, bias[None]]
-    torch.library.opcheck(
-        torch.ops.foveal.selective_scan.default,
-        (*(t.requires_grad_() for t in arguments), True, None, True),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )
+    operator, tests = torch.ops.foveal.selective_scan.default, ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator, (*(t.requires_grad_() for t in general(given)), True, None, True), test_utils=tests)
 
 
 @pytest.mark.parametrize("backend", ["auto", *FAST])
@@ -252,7 +263,7 @@ WRONG = {
     "delta": ({"delta": torch.zeros(1, 4, 5)}, ShapeError, r"delta must be \(1, 4, 6\), like u, got \(1, 4, 5\)"),
     "A": ({"A": torch.zeros(3, 2)}, ShapeError, r"A must be \(4, states\), one row for each channel of u, got"),
     "B": ({"B": torch.zeros(1, 1, 3, 6)}, ShapeError, r"B must be \(1, 2, 6\) or \(1, groups, 2, 6\), got"),
-    "C of two axes": ({"C": torch.zeros(4, 3)}, ShapeError, r"C must be \(4, 2\), \(C, D\) when it does not depend"),
+    "C of two axes": ({"C": torch.zeros(4, 3)}, ShapeError, r"C must be \(4, 2\), \(dim, states\) when it does not"),
     "groups": ({"B": torch.zeros(1, 3, 2, 6)}, ShapeError, "the 4 channels of u must divide into the groups of B"),
     "groups of both": (
         {"u": torch.zeros(1, 12, 6), "delta": torch.zeros(1, 12, 6), "A": torch.zeros(12, 2), "D": None, "z": None,
@@ -262,11 +273,15 @@ WRONG = {
     "z": ({"z": torch.zeros(1, 4, 5)}, ShapeError, r"z must be \(1, 4, 6\), like u"),
     "D": ({"D": torch.zeros(3)}, ShapeError, r"D must be \(4,\), one value for each channel of u, got \(3,\)"),
     "integers": ({"u": torch.zeros(1, 4, 6, dtype=torch.int64)}, TypeError, "u must be a real floating-point tensor"),
-    "complex": ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError, "A must be a real .* got torch.complex64"),
-    "device": ({"D": torch.zeros(4, device="meta")}, ValueError, "D must be on cpu like u, got meta; move it there"),
-    "not a number": (
-        {"delta": torch.full((1, 4, 6), float("nan"))}, ValueError, "delta holds 24 values that are not a number",
+    "complex": (
+        {"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError,
+        "A must be real, got torch.complex64; complex states are not computed here, foveal.models.sequence.s4d has them",
     ),
+    "initial state": (
+        {"initial_state": torch.zeros(1, 2, 4)}, ShapeError,
+        r"initial_state must be \(1, 4, 2\), \(batch, dim, states\), got \(1, 2, 4\)",
+    ),
+    "device": ({"D": torch.zeros(4, device="meta")}, ValueError, "D must be on cpu like u, got meta; move it there"),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, asked, check_alike, check_shape, choose, reasons
 from foveal.ops.scan2d.eager import selective_scan2d_eager
 from foveal.ops.scan2d.native import selective_scan2d_native
 from foveal.ops.scan2d.reference import selective_scan2d_reference
@@ -112,7 +112,7 @@ def selective_scan2d(
     rates = A.unflatten(0, (count, dim))
     skip, bias = (None if vector is None else vector.view(count, dim) for vector in (D, delta_bias))
     # As for `selective_scan`: on a CPU the registered operator takes everything.
-    registered = backend == "auto" and u.device.type in {"cpu", "meta"}
+    registered = asked(BACKENDS, backend) == "auto" and u.device.type in {"cpu", "meta"}
     run = selective_scan2d_native if registered else choose(BACKENDS, backend, u).run
     return run(u, delta, rates, B, C, skip, routes, bias, delta_softplus)
 

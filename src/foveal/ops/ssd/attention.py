@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     # whether it goes against time, a step then decaying what comes from the one after it
     Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
-__all__ = ["attend_gradients", "ssd_by"]
+__all__ = ["attend_gradients", "moved", "ssd_by"]
 
 
 def _of_groups(gradient: Tensor, groups: int) -> Tensor:
@@ -40,24 +40,42 @@ def _of_groups(gradient: Tensor, groups: int) -> Tensor:
     return gradient.unflatten(2, (groups, -1)).sum(3)
 
 
+def moved(rates: Tensor) -> Tensor:
+    """Rates of the reversed sequence, for which a walk against time is one along time.
+
+    Args:
+        rates: log decays, (B, L, H).
+
+    Returns:
+        The same shape; the first is 0, since nothing comes before it.
+    """
+    return torch.cat([torch.zeros_like(rates[:, :1]), rates[:, 1:].flip(1)], 1)
+
+
 def attend_gradients(
     attend: Attend,
     given: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     made: tuple[Tensor, Tensor],
     gradients: tuple[Tensor, Tensor],
+    backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of F.
+    """Gradients of F, differentiable if F is.
 
     Args:
         attend: F.
         given: q, k, v, rates and start.
         made: y, (B, L, H, P), and the last state, (B, H, N, P).
-        gradients: of the two.
+        gradients: gradients of the two.
+        backward: whether F went against time.
 
     Returns:
-        Those of what was given.
+        Gradients of what was given.
     """
     (q, k, v, rates, start), (out, last) = given, made
+    if backward:
+        turned = q.flip(1), k.flip(1), v.flip(1), moved(rates), start
+        found = attend_gradients(attend, turned, (out.flip(1), last), (gradients[0].flip(1), gradients[1]), False)
+        return found[0].flip(1), found[1].flip(1), found[2].flip(1), moved(found[3]), found[4]
     of_out, of_last = (gradient.contiguous() for gradient in gradients)
     turned = of_last.transpose(-1, -2).contiguous()
     of_v, reached = attend(k, q, of_out, rates, of_last, True)
@@ -74,10 +92,10 @@ def ssd_by(
     attend: Callable[..., tuple[Tensor, Tensor]],
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,  # noqa: ARG001 - who computes F cuts the sequence as suits it
