@@ -226,7 +226,7 @@ def _forward(
     given = (u, delta, A, B, C, D, z, bias, start, softplus, routes)
     if not _native(u):
         out, last = along_in_torch(selective_scan_eager, *given)
-        return out.to(u.dtype).contiguous(), last.contiguous(), u.new_empty(0)
+        return out.to(u.dtype).contiguous(), last.contiguous(), u.new_empty(0, dtype=torch.float32)
     shape, data, alive = _prepared(*given)
     out = _like(u, routes)
     last = u.new_empty(u.shape[0], *A.shape, dtype=torch.float32)

@@ -81,11 +81,13 @@ def attend_gradients(
     of_v, reached = attend(k, q, of_out, rates, of_last, True)
     of_k, _ = attend(v, of_out, q, rates, turned, True)
     of_q, _ = attend(of_out, v, k, rates, start.transpose(-1, -2).contiguous(), False)
-    of_sums = (of_out * out).sum(-1) - (of_v * v).sum(-1)
+    each = v.repeat_interleave(out.shape[2] // v.shape[2], 2)
+    of_sums = (of_out * out).sum(-1) - (of_v * each).sum(-1)
     of_sums[:, -1] += (of_last * last).sum((-1, -2))
     of_rates = of_sums.flip(1).cumsum(1).flip(1)
     of_start = rates[:, 0].exp()[..., None, None] * reached
-    return _of_groups(of_q, q.shape[2]), _of_groups(of_k, k.shape[2]), of_v, of_rates, of_start
+    of_q, of_k, of_v = (_of_groups(g, t.shape[2]) for g, t in ((of_q, q), (of_k, k), (of_v, v)))
+    return of_q, of_k, of_v, of_rates, of_start
 
 
 def ssd_by(
