@@ -3,8 +3,8 @@ import threading
 import pytest
 import torch
 
-from foveal.ops import long_conv, selective_scan, ssd, use_backend
 from foveal.ops import backends as module
+from foveal.ops import long_conv, selective_scan, ssd, use_backend
 from foveal.ops.backends import Backend, BackendError, choose, differentiable_gradients, reasons
 from foveal.ops.conv3x3 import BACKENDS as CONV3X3
 from foveal.ops.long_conv import BACKENDS as LONG_CONV
@@ -63,7 +63,10 @@ def test_a_backend_in_force_wins_over_auto_and_only_over_it(monkeypatch):
 
 
 def test_an_unknown_backend_is_not_put_in_force():
-    with pytest.raises(ValueError, match="use_backend takes one of auto, native, .*reference, got 'fast'"), use_backend("fast"):
+    with (
+        pytest.raises(ValueError, match=r"use_backend takes one of auto, native, .*reference, got 'fast'"),
+        use_backend("fast"),
+    ):
         pass
 
 

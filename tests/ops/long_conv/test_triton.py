@@ -44,7 +44,12 @@ def largest_second_error(case):
     """The same of the gradients of the squares of all gradients."""
     batch, channels, heads, length, before, after = case
     generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, channels, length), (heads, channels, before), (heads, channels), *([(heads, channels, after)] * bool(after))]
+    shapes = [
+        (batch, channels, length),
+        (heads, channels, before),
+        (heads, channels),
+        *([(heads, channels, after)] * bool(after)),
+    ]
     given = [torch.randn(s, generator=generator) for s in shapes]
     found = []
     for backend, kind in (("triton", torch.float32), ("reference", torch.float64)):
@@ -62,7 +67,11 @@ def test_interpreted_kernel_equals_the_reference():
         "import test_triton as t; assert [c for c in t.CASES if not t.largest_error(c) < 1] == [], 'differs'; "
         "assert [c for c in t.CASES[:2] if not t.largest_second_error(c) < 1] == [], 'differs at second'"
     )
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

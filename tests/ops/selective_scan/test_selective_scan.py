@@ -74,7 +74,11 @@ def test_equals_the_reference(backend, size):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("leave_out", [("D",), ("z",), ("delta_bias",), ("initial_state",), ("D", "z", "delta_bias", "initial_state")], ids="-".join)
+@pytest.mark.parametrize(
+    "leave_out",
+    [("D",), ("z",), ("delta_bias",), ("initial_state",), ("D", "z", "delta_bias", "initial_state")],
+    ids="-".join,
+)
 @pytest.mark.parametrize("softplus", [False, True])
 def test_equals_the_reference_without_the_optional_parts(backend, leave_out, softplus):
     given = tensors(2, 5, 37, 4, 1)
@@ -212,7 +216,10 @@ def test_threads_change_nothing():
 
 def test_the_registered_operator_passes_torchs_own_checks():
     given = {k: v.float() for k, v in tensors(1, 4, 6, 2, 1).items()}
-    operator, tests = torch.ops.foveal.selective_scan.default, ("test_schema", "test_autograd_registration", "test_faketensor")
+    operator, tests = (
+        torch.ops.foveal.selective_scan.default,
+        ("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
     torch.library.opcheck(operator, (*(t.requires_grad_() for t in general(given)), True, None, True), test_utils=tests)
 
 
@@ -332,7 +339,7 @@ def test_a_value_that_is_not_a_number_spreads_and_raises_nothing(name, backend):
     spread = torch.zeros(4, 130, dtype=torch.bool)
     channels = slice(None) if name in {"B", "C"} else 1
     first = 0 if name in {"A", "D", "delta_bias", "initial_state"} else 70
-    forever = name not in {"z", "C"} and not (name == "D")
+    forever = name not in {"z", "C"} and name != "D"
     spread[channels, slice(first, None if forever or name == "D" else 71)] = True
     assert torch.equal(out[0].isnan(), spread)
     assert bool(state.isnan().any()) == forever
@@ -497,7 +504,7 @@ WRONG = {
     "integers": ({"u": torch.zeros(1, 4, 6, dtype=torch.int64)}, TypeError, "u must be a real floating-point tensor"),
     "complex": (
         {"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError,
-        "A must be real, got torch.complex64; complex states are not computed here, foveal.models.sequence.s4d has them",
+        "A must be real, got torch.complex64; complex states are not computed here, foveal.models.sequence.s4d",
     ),
     "initial state": (
         {"initial_state": torch.zeros(1, 2, 4)}, ShapeError,

@@ -158,7 +158,12 @@ def run_by_interpreter():
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
     command = [sys.executable, __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -216,7 +221,14 @@ def test_kernels_compile_without_a_gpu(kernel, routed, monkeypatch):
     constant = dict(zip(names, (True, not routed, False, *tile), strict=True))
     constant |= dict.fromkeys(("gate", "of_gate", "start", "of_start", "grad_last") if routed else ("routes",))
     tensors = {"u", "delta", "rates", "weights_in", "weights_out", "skip", "gate", "bias", "start"}
-    tensors |= {"out", "last", "checkpoints", "grad", "grad_last", *(f"of_{n.removeprefix('weights_')}" for n in tensors)}
+    tensors |= {
+        "out",
+        "last",
+        "checkpoints",
+        "grad",
+        "grad_last",
+        *(f"of_{n.removeprefix('weights_')}" for n in tensors),
+    }
     types = {}
     for parameter in function.params:
         other = "*fp32" if parameter.name in tensors else "i32"

@@ -23,6 +23,7 @@ __all__ = ["conv3x3_native", "why_not"]
 
 WHOLE = 16  # channels come in multiples of it
 
+
 def why_not(x: Tensor) -> str | None:
     """Why the kernel cannot run.
 

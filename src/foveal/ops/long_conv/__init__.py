@@ -43,7 +43,7 @@ def _heads(name: str, kernel: Tensor, u: Tensor, heads: int | None) -> Tensor:
 def long_conv(
     u: Tensor,
     kernel: Tensor,
-    D: Tensor | None = None,  # noqa: N803 - the letter of state-space papers
+    D: Tensor | None = None,
     *,
     reverse: Tensor | None = None,
     backend: str = "auto",

@@ -11,6 +11,7 @@ a route.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from foveal.ops.selective_scan.eager import selective_scan_eager
 from foveal.ops.selective_scan.onnx import selective_scan_symbolic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -130,7 +131,8 @@ def _prepared(
         routes = routes.to(torch.int32).contiguous()
     B, C = (w.float().contiguous() if w.ndim == 3 else w.float() for w in (B, C))
     z = None if z is None else z.float()
-    A, D, bias, start = (None if t is None else t.float().contiguous() for t in (A, D, bias, start))  # type: ignore[assignment]
+    A = A.float().contiguous()
+    D, bias, start = (None if t is None else t.float().contiguous() for t in (D, bias, start))
     shape = calls.ScanShape(
         u.shape[0],
         u.shape[1],
@@ -157,22 +159,12 @@ def _like(tensor: Tensor, routes: Tensor | None) -> Tensor:
     return tensor.new_empty(*others, length, dim, dtype=torch.float32).transpose(-1, -2)
 
 
-def _gradients_like(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    start: Tensor | None,
-    routes: Tensor | None,
-) -> list[Tensor]:
+def _gradients_like(inputs: Sequence[Any], routes: Tensor | None) -> list[Tensor]:
     """Memory for a gradient of each input, float32, not filled, empty where there is no input.
 
     Compiled code takes what the operator gives to have the strides that tracing saw: here they are, for both.
     """
+    u, delta, A, B, C, D, z, bias, start = inputs
     none = u.new_empty(0)
 
     def plain(tensor: Tensor | None) -> Tensor:
@@ -271,7 +263,7 @@ def _backward(
         present = [t for t in leaves if t is not None]
         each = iter(torch.autograd.grad(made, present, outgoing, allow_unused=True))
         return [u.new_empty(0) if t is None else _or_zero(next(each), t) for t in leaves]
-    found = _gradients_like(*inputs, routes)
+    found = _gradients_like(inputs, routes)
     of_u, of_delta, of_rates, of_in, of_out, of_skip, of_z, of_bias, of_start = found
     if not u.numel():
         for gradient in found:
@@ -291,7 +283,7 @@ def _backward(
     # One for each picture, because tasks of several pictures meet in them.
     rates = u.new_empty(batch, *A.shape, dtype=torch.float32)
     skips, biases = (u.new_empty(batch, *A.shape[:2], dtype=torch.float32) for _ in range(2))
-    # (parts, B, K, G, L, D), and (B, K, C, D) of constants
+    # (parts, batch, K, groups, L, states), and (batch, K, dim, states) of constants
     rows = (parts, batch, A.shape[0], shape.groups, length, A.shape[2])
     ins, outs = (u.new_zeros((batch, *A.shape) if w.ndim == 3 else rows, dtype=torch.float32) for w in (B, C))
     # The kernel reads the gradient with the strides of what it writes.
@@ -355,7 +347,7 @@ def _fake_backward(grad: Tensor, of_last: Tensor | None, *arguments: Any) -> lis
     *inputs, _, routes, checkpoints = arguments
     if checkpoints.ndim == 1:
         return [inputs[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
-    found = _gradients_like(*inputs, routes)
+    found = _gradients_like(inputs, routes)
     return [g if t is None else g.to(t.dtype) for t, g in zip(inputs, found, strict=True)]
 
 
@@ -367,14 +359,13 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, of_last: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad: Tensor | None, of_last: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *tensors, routes, checkpoints = ctx.saved_tensors
     grad = torch.zeros_like(tensors[0]) if grad is None else grad
     if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
-
-        def scan(*given: Any) -> tuple[Tensor, Tensor]:
-            return along_in_torch(selective_scan_eager, *given, ctx.softplus, routes)
-
+        scan = partial(along_in_torch, selective_scan_eager, softplus=ctx.softplus, routes=routes)
         return (*differentiable_gradients(scan, tensors, (grad, of_last)), None, None, None)
     found = torch.ops.foveal.selective_scan_backward(grad, of_last, *tensors, ctx.softplus, routes, checkpoints)
     return (*(None if t is None else g for t, g in zip(tensors, found, strict=True)), None, None, None)
@@ -461,9 +452,9 @@ def selective_scan_native(
         Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states), float32.
     """
     skip, bias = (None if t is None else t[None] for t in (D, delta_bias))
-    weights = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
+    weights_in, weights_out = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
     start = None if initial_state is None else initial_state[:, None]
     out, last = selective_scan_along(
-        u, delta[:, None], A[None], *weights, skip, bias, delta_softplus, None, z, start
+        u, delta[:, None], A[None], weights_in, weights_out, skip, bias, delta_softplus, None, z, start
     )
     return out, last[:, 0]

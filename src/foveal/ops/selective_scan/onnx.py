@@ -37,7 +37,7 @@ def selective_scan_symbolic(
         initial_state: must be None.
 
     Returns:
-        Output, (batch, dim, L); in the place of the last state, which is not exported, an empty tensor of (batch, dim, 0).
+        Output, (batch, dim, L); in the place of the last state, which is not exported, an empty tensor.
     """
     assert initial_state is None  # `selective_scan` refuses it
     if 2 in {B.ndim, C.ndim}:  # the node knows weights of every place only, of every channel then

@@ -9,6 +9,7 @@ when a scan first runs. Shapes here: K routes (1 for the plain scan), S places a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,10 +95,7 @@ class _Along(torch.autograd.Function):
         u, delta, rates, weights_in, weights_out, skip, gate, bias, start = tensors
         grad = torch.zeros_like(u) if grad is None else grad
         if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
-
-            def scan(*given: Any) -> tuple[Tensor, Tensor]:
-                return along_in_torch(selective_scan_eager, *given, ctx.tile[0], routes)
-
+            scan = partial(along_in_torch, selective_scan_eager, softplus=ctx.tile[0], routes=routes)
             return (*differentiable_gradients(scan, tensors, (grad, of_last)), None, None, None)
         batch, places = u.shape[0], delta.shape
         if of_last is not None:
@@ -198,9 +196,9 @@ def selective_scan_triton(
         Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states), float32.
     """
     skip, bias = (None if t is None else t[None] for t in (D, delta_bias))
-    weights = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
+    weights_in, weights_out = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
     start = None if initial_state is None else initial_state[:, None]
     out, last = selective_scan_along_triton(
-        u, delta[:, None], A[None], *weights, skip, bias, delta_softplus, None, z, start
+        u, delta[:, None], A[None], weights_in, weights_out, skip, bias, delta_softplus, None, z, start
     )
     return out, last[:, 0]

@@ -133,9 +133,9 @@ def forward(
     softplus: tl.constexpr,
     in_constant: tl.constexpr,
     out_constant: tl.constexpr,
-    CHANNELS: tl.constexpr,  # noqa: N803 - sizes of a tile
-    STATES: tl.constexpr,  # noqa: N803
-    STEPS: tl.constexpr,  # noqa: N803
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """Outputs, last states and, where `checkpoints` is given, the states before the chunks."""
     batch = tl.program_id(0).to(tl.int64)
@@ -252,9 +252,9 @@ def backward(
     softplus: tl.constexpr,
     in_constant: tl.constexpr,
     out_constant: tl.constexpr,
-    CHANNELS: tl.constexpr,  # noqa: N803
-    STATES: tl.constexpr,  # noqa: N803
-    STEPS: tl.constexpr,  # noqa: N803
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """Gradients, those of u, delta and z for each route, those of A, D and the bias for each picture."""
     batch = tl.program_id(0).to(tl.int64)

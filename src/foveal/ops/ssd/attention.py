@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    # q and k (B, L, G, N), v (B, L, G, P), each with groups of its own, rates (B, L, H), start (B, H, N, P), and
-    # whether it goes against time, a step then decaying what comes from the one after it
+    # q and k (batch, length, groups, states), v (batch, length, groups, channels), each with groups of its own, rates
+    # (batch, length, heads), start (batch, heads, states, channels), and whether it goes against time, a step then
+    # decaying what comes from the one after it
     Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 __all__ = ["attend_gradients", "moved", "ssd_by"]
 
 
 def _of_groups(gradient: Tensor, groups: int) -> Tensor:
-    """Sums over the heads of each group, (B, L, H, …) to (B, L, G, …)."""
+    """Sums over the heads of each group, (batch, length, heads, …) to (batch, length, groups, …)."""
     return gradient.unflatten(2, (groups, -1)).sum(3)
 
 
@@ -44,7 +45,7 @@ def moved(rates: Tensor) -> Tensor:
     """Rates of the reversed sequence, for which a walk against time is one along time.
 
     Args:
-        rates: log decays, (B, L, H).
+        rates: log decays, (batch, length, heads).
 
     Returns:
         The same shape; the first is 0, since nothing comes before it.
@@ -64,7 +65,7 @@ def attend_gradients(
     Args:
         attend: F.
         given: q, k, v, rates and start.
-        made: y, (B, L, H, P), and the last state, (B, H, N, P).
+        made: y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
         gradients: gradients of the two.
         backward: whether F went against time.
 
@@ -73,8 +74,8 @@ def attend_gradients(
     """
     (q, k, v, rates, start), (out, last) = given, made
     if backward:
-        turned = q.flip(1), k.flip(1), v.flip(1), moved(rates), start
-        found = attend_gradients(attend, turned, (out.flip(1), last), (gradients[0].flip(1), gradients[1]), False)
+        reversed_ = q.flip(1), k.flip(1), v.flip(1), moved(rates), start
+        found = attend_gradients(attend, reversed_, (out.flip(1), last), (gradients[0].flip(1), gradients[1]), False)
         return found[0].flip(1), found[1].flip(1), found[2].flip(1), moved(found[3]), found[4]
     of_out, of_last = (gradient.contiguous() for gradient in gradients)
     turned = of_last.transpose(-1, -2).contiguous()
@@ -107,19 +108,19 @@ def ssd_by(
 
     Args:
         attend: F along time, differentiable: takes q, k, v, rates and start, float32.
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        B: input weights, (batch, length, groups, states).
+        C: output weights, (batch, length, groups, states).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
         chunk_size: not asked.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+        Output, (batch, length, heads, channels), in the dtype of `x`; last state, (batch, heads, channels, states).
     """
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     shape = (x.shape[0], x.shape[2], B.shape[3], x.shape[3])

@@ -65,13 +65,13 @@ def attend_triton(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor)
     """F along time, by the kernel, in chunks that fit its registers.
 
     Args:
-        q: (B, L, G, N).
-        k: (B, L, G, N).
-        v: (B, L, G, P).
-        rates: log decays, (B, L, H).
-        start: state before the first step, (B, H, N, P).
+        q: (batch, length, groups, states).
+        k: (batch, length, groups, states).
+        v: (batch, length, groups, channels).
+        rates: log decays, (batch, length, heads).
+        start: state before the first step, (batch, heads, states, channels).
 
     Returns:
-        y, (B, L, H, P), and the last state, (B, H, N, P).
+        y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
     """
     return _Attend.apply(q, k, v, rates, start, False)  # type: ignore[no-any-return, no-untyped-call]
