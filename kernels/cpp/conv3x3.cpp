@@ -9,7 +9,6 @@
 // a tile is read and its gradient is taken while a tile is written, so neither costs a pass over memory. Sums are
 // taken in one order for a number of threads: a training gives the same bits each time.
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <vector>
 

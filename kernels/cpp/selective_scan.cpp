@@ -10,7 +10,7 @@
 // the places.
 //
 // LANES channels go side by side through a vector register, so no sum runs across a register. Time goes in blocks of
-// STEPS: inputs of a block are brought into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in
+// STEPS: inputs of a block are loaded into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in
 // registers for the length of the block. A forward pass that will be differentiated keeps the states at the beginnings
 // of blocks; the backward pass computes the others again, block by block, from the last to the first.
 //
@@ -99,7 +99,7 @@ struct Places {
 };
 
 // A (count channels × length places) piece into a tile (STEPS, LANES); what is missing becomes 0.
-void bring(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
+void load_tile(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
   if (by_channel == 1 && count == LANES) {
     for (int t = 0; t < length; ++t) tile[t] = places[t] < 0 ? Vec{} : load(from + places[t] * by_place);
     return;
@@ -122,7 +122,7 @@ void bring(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, P
 }
 
 // The way back, added to what is there when `add`.
-void take_out(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, Places places, int length, int count,
+void store_tile(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, Places places, int length, int count,
               bool add) {
   if (by_channel == 1 && count == LANES) {
     for (int t = 0; t < length; ++t) {
@@ -155,7 +155,7 @@ void take_out(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, 
 
 // Asks the caches for a piece before it is wanted: rows this far apart are not what a processor guesses by itself.
 template <int WRITE>
-void ask_for(const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
+void prefetch_tile(const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
   constexpr int LINE = 16;
   if (by_place != 1 || places.route != nullptr) return;
   for (int c = 0; c < count; ++c)
@@ -163,7 +163,7 @@ void ask_for(const float* from, int64_t by_channel, int64_t by_place, Places pla
 }
 
 // Weights of all states over some steps, (length, padded states); padding is 0.
-void bring_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int64_t length,
+void load_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int64_t length,
                    int64_t states, int64_t padded) {
   for (int64_t t = 0; t < length; ++t) {
     const float* row = from + (places[t] < 0 ? 0 : places[t]) * by_place;
@@ -176,13 +176,13 @@ void bring_weights(float* tile, const float* from, int64_t by_state, int64_t by_
 }
 
 // B and C of a group, those that are not constant.
-void bring_weights_of_group(const ScanShape& s, const ScanData& d, int64_t batch, int64_t route, int64_t group,
+void load_group_weights(const ScanShape& s, const ScanData& d, int64_t batch, int64_t route, int64_t group,
                             Places places, int64_t length, float* b, float* c) {
   if (!s.b_constant)
-    bring_weights(b, d.B + batch * s.b_batch + route * s.b_route + group * s.b_group, s.b_state, s.b_place, places, length,
+    load_weights(b, d.B + batch * s.b_batch + route * s.b_route + group * s.b_group, s.b_state, s.b_place, places, length,
                   s.states, s.states);
   if (!s.c_constant)
-    bring_weights(c, d.C + batch * s.c_batch + route * s.c_route + group * s.c_group, s.c_state, s.c_place, places, length,
+    load_weights(c, d.C + batch * s.c_batch + route * s.c_route + group * s.c_group, s.c_state, s.c_place, places, length,
                   s.states, s.states);
 }
 
@@ -390,14 +390,14 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
       const float* u_at = d.u + batch * s.u_batch + block.first * s.u_channel;
       const float* delta_at = d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel;
       float* out_at = d.out + batch * s.out_batch + block.first * s.out_channel;
-      bring(u, u_at, s.u_channel, s.u_place, places, length, block.count);
-      bring(delta, delta_at, s.delta_channel, s.delta_place, places, length, block.count);
+      load_tile(u, u_at, s.u_channel, s.u_place, places, length, block.count);
+      load_tile(delta, delta_at, s.delta_channel, s.delta_place, places, length, block.count);
       if (tb + 1 < time_blocks) {
         const Places next{route, (tb + 1) * STEPS};
         const int steps = static_cast<int>(std::min<int64_t>(STEPS, s.steps - next.first));
-        ask_for<0>(u_at, s.u_channel, s.u_place, next, steps, block.count);
-        ask_for<0>(delta_at, s.delta_channel, s.delta_place, next, steps, block.count);
-        ask_for<1>(out_at, s.out_channel, s.out_place, next, steps, block.count);
+        prefetch_tile<0>(u_at, s.u_channel, s.u_place, next, steps, block.count);
+        prefetch_tile<0>(delta_at, s.delta_channel, s.delta_place, next, steps, block.count);
+        prefetch_tile<1>(out_at, s.out_channel, s.out_place, next, steps, block.count);
       }
       make_steps(delta, d.bias == nullptr ? Vec{} : of_channels(d.bias + k * s.channels, block), s.softplus, places,
                  length);
@@ -415,10 +415,10 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
         });
       });
       if (d.z != nullptr) {
-        bring(u, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length, block.count);
+        load_tile(u, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length, block.count);
         for (int t = 0; t < length; ++t) y[t] *= u[t] * sigmoid(u[t]);
       }
-      take_out(y, out_at, s.out_channel, s.out_place, places, length, block.count, d.route != nullptr || k > 0);
+      store_tile(y, out_at, s.out_channel, s.out_place, places, length, block.count, d.route != nullptr || k > 0);
     };
     for (int64_t first = 0; first < time_blocks; first += row) {
       const int64_t last = std::min(first + row, time_blocks);
@@ -430,7 +430,7 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
         if (block.group != have) {
           have = block.group;
           const Places places{route, first * STEPS};
-          bring_weights_of_group(s, d, batch, k, have, places, length, b, c);
+          load_group_weights(s, d, batch, k, have, places, length, b, c);
         }
         for (int64_t tb = first; tb < last; ++tb) {
           const int64_t at = (tb - first) * STEPS * states;
@@ -503,12 +503,12 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
           hand_over();
           have = block.group;
           std::fill(of_weights.start, of_weights.start + 2 * tile, Vec{});
-          bring_weights_of_group(s, d, batch, k, have, places, length, b, c);
+          load_group_weights(s, d, batch, k, have, places, length, b, c);
         }
-        bring(u, d.u + batch * s.u_batch + block.first * s.u_channel, s.u_channel, s.u_place, places, length, block.count);
-        bring(delta, d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel, s.delta_channel,
+        load_tile(u, d.u + batch * s.u_batch + block.first * s.u_channel, s.u_channel, s.u_place, places, length, block.count);
+        load_tile(delta, d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel, s.delta_channel,
               s.delta_place, places, length, block.count);
-        bring(gy, g.out + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
+        load_tile(gy, g.out + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
               block.count);
         make_steps(delta, d.bias == nullptr ? Vec{} : of_channels(d.bias + k * s.channels, block), s.softplus, places,
                    length, slope);
@@ -530,14 +530,14 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
           });
         });
         if (d.z != nullptr) {
-          bring(z, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length,
+          load_tile(z, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length,
                 block.count);
           for (int t = 0; t < length; ++t) {
             const Vec gate = sigmoid(z[t]), passed = z[t] * gate;
             z[t] = gy[t] * y[t] * gate * (1.0f + z[t] * (1.0f - gate));
             gy[t] *= passed;
           }
-          take_out(z, g.z + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
+          store_tile(z, g.z + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
                    block.count, false);
         }
         Vec of_skip{}, of_bias{};
@@ -562,9 +562,9 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
         }
         of_channel.start[2 * i] += of_skip;
         of_channel.start[2 * i + 1] += of_bias;
-        take_out(grad_input, g.u + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places,
+        store_tile(grad_input, g.u + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places,
                  length, block.count, d.route != nullptr || k > 0);
-        take_out(grad_delta, g.delta + batch * g.delta_batch + k * g.delta_route + block.first * g.delta_channel,
+        store_tile(grad_delta, g.delta + batch * g.delta_batch + k * g.delta_route + block.first * g.delta_channel,
                  g.delta_channel, g.delta_place, places, length, block.count, false);
       }
       hand_over();

@@ -66,7 +66,7 @@ class Convolution(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int64) for name in _CONVOLUTION),
-        *_fields(c_void_p, "x weight slope bias y gate gate_slope gradient"),
+        *_fields(c_void_p, "x weight slope bias y gate gate_slope slope_gradient"),
     )
 
 
