@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveal.ops import backends as module
-from foveal.ops import long_conv, selective_scan, ssd, use_backend
+from foveal.ops import long_conv, selective_scan, ssd, ssd_noncausal, use_backend
 from foveal.ops.backends import Backend, BackendError, choose, differentiable_gradients, reasons
 from foveal.ops.conv3x3 import BACKENDS as CONV3X3
 from foveal.ops.long_conv import BACKENDS as LONG_CONV
@@ -97,6 +97,24 @@ def test_every_operator_obeys_a_backend_in_force(name):
             assert torch.equal(call(), call(backend=name))
     with use_backend(name):
         assert explain()["reference" if name == "eager" else "eager"] == f"set aside: use_backend({name!r}) is in force"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision_does_not_reach_the_products(dtype):
+    x, dt = torch.randn(2, 1, 50, 2, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    dt = dt[..., 0].float().abs()
+    calls = [
+        lambda **kw: ssd(x, dt, -torch.ones(2), x[:, :, :1], x[:, :, 1:], **kw),
+        lambda **kw: ssd_noncausal(x, dt, -torch.ones(2), x[:, :, :1], x[:, :, 1:], **kw),
+        lambda **kw: long_conv(x[0].permute(1, 2, 0), x[0, :, 0].mT, **kw),
+    ]
+    for call, names in zip(calls, (("native", "eager"), ("eager",), ("eager", "butterfly2")), strict=True):
+        for name in names:
+            if name == "native" and explain()["native"] != "can run":
+                continue
+            wanted = call(backend=name)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(call(backend=name), wanted)
 
 
 def test_gradients_go_to_what_needs_them():

@@ -7,7 +7,7 @@ names one for all calls of a block of code, those inside a model for example.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = [
     "Backend",
@@ -27,6 +28,7 @@ __all__ = [
     "check_shape",
     "choose",
     "differentiable_gradients",
+    "in_full_precision",
     "reasons",
     "use_backend",
 ]
@@ -191,6 +193,21 @@ def reasons(backends: Sequence[Backend], tensor: Any) -> dict[str, str]:
         backend.name: backend.why_not(tensor) or ("can run" if chosen in {"auto", backend.name} else aside)
         for backend in backends
     }
+
+
+def in_full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products keep the dtype of their factors, as operators that promise float32 need it.
+
+    Args:
+        tensor: first tensor of the call.
+
+    Returns:
+        Automatic mixed precision switched off, where it is on.
+    """
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def differentiable_gradients(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, in_full_precision, reasons
 from foveal.ops.native import tell_once
 from foveal.ops.ssd import native
 from foveal.ops.ssd.attention import ssd_by
@@ -137,7 +137,8 @@ def ssd(
     chosen = choose(BACKENDS, backend, x)
     if backend == "auto" and native.missing(x):
         tell_once("ssd")
-    out, state = chosen.run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
+    with in_full_precision(x):
+        out, state = chosen.run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
     return (out, state) if return_last_state else out
 
 
@@ -179,7 +180,8 @@ def ssd_noncausal(
         ValueError: an unknown backend.
     """
     _check(x, dt, A, B, C, D, dt_bias)
-    out: Tensor = choose(NONCAUSAL, backend, x).run(x, dt, A, B, C, D, dt_bias, dt_softplus)
+    with in_full_precision(x):
+        out: Tensor = choose(NONCAUSAL, backend, x).run(x, dt, A, B, C, D, dt_bias, dt_softplus)
     return out
 
 
