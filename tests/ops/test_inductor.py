@@ -51,6 +51,7 @@ def trains(model, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a family is a hundred kernels, each compiled by the C++ compiler
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_train_compiled(name):
     torch.manual_seed(0)
@@ -58,6 +59,7 @@ def test_families_train_compiled(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a family is a hundred kernels, each compiled by the C++ compiler
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_train_compiled(name):
     torch.manual_seed(0)
