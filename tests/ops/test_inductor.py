@@ -1,5 +1,7 @@
 """What scans trains under `torch.compile` as users call it, by inductor: one step, eager torch's gradients."""
 
+import copy
+
 import pytest
 import torch
 
@@ -34,20 +36,23 @@ BLOCKS = {
 
 
 def trains(model, shape):
-    """One step with and without compiling."""
+    """One step compiled is as near to float64 as one in eager torch, which untrained MHS-VM misses by a fifth."""
     torch._dynamo.reset()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    parameters = [p for p in model.train().parameters() if p.requires_grad]
+    model.train()
 
-    def step(run):
-        leaf = x.clone().requires_grad_()
-        y = run(leaf)
-        return torch.autograd.grad(y.sin().sum(), [leaf, *parameters], allow_unused=True)
+    def step(run, like):
+        leaf = x.to(next(like.parameters()).dtype).requires_grad_()
+        leaves = [leaf, *(p for p in like.parameters() if p.requires_grad)]
+        return torch.autograd.grad(run(leaf).sin().sum(), leaves, allow_unused=True)
 
-    for got, wanted in zip(step(torch.compile(model)), step(model), strict=True):
-        assert (got is None) == (wanted is None)
-        if wanted is not None:
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item() + 1e-6)
+    exact = copy.deepcopy(model).double()
+    eager, wanted = step(model, model), step(exact, exact)
+    for ours, theirs, right in zip(step(torch.compile(model), model), eager, wanted, strict=True):
+        assert (ours is None) == (theirs is None) == (right is None)
+        if right is not None:
+            bound = 1e-3 * right.abs().max() + 2 * (theirs - right).abs().max() + 1e-6
+            assert (ours - right).abs().max() <= bound
 
 
 @pytest.mark.slow
