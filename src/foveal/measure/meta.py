@@ -16,8 +16,11 @@ __all__ = ["without_storage"]
 # In-place operations that constructors fill parameters with. On the meta device they change nothing, and random ones
 # are decomposed in Python there, which takes seconds in large networks.
 FILLS = frozenset(
-    ("normal_", "uniform_", "trunc_normal_", "bernoulli_", "exponential_", "erfinv_", "clamp_")
-    + ("zero_", "fill_", "copy_", "add_", "sub_", "mul_", "div_")
+    f"{name}_"
+    for name in (
+        *("normal", "uniform", "trunc_normal", "bernoulli", "exponential", "erfinv", "clamp"),
+        *("zero", "fill", "copy", "add", "sub", "mul", "div"),
+    )
 )
 
 
