@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 small = partial(ConvS5Video, dim=32, depth=2, states=32, stride=2)
-STEPS = 250
+STEPS = 200
 
 
 def _with(layer: Callable[[int], nn.Module]) -> ConvS5Video:
