@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveal.catalogue import collect
+from foveal.index import Indexed
 
 HOOK = Path(__file__).parents[2] / "docs" / "hooks" / "catalogue.py"
 
@@ -45,7 +46,7 @@ def test_the_page_is_made_while_the_site_is_built(build):
 def test_a_record_that_cannot_be_read_fails_a_strict_build(build, monkeypatch):
     from mkdocs.exceptions import Abort
 
-    missing = collect.Missing("foveal.toy", Path("toy.py"), "torch", (63,))
+    missing = collect.Missing(Indexed("foveal.toy", Path("toy.py"), 63, "ESPCN", "model", ()), "torch")
     found = collect.records()
     monkeypatch.setattr(collect, "_collected", lambda: (found, [missing]))
     with pytest.raises(Abort, match="Aborted with 1 warnings in strict mode"):
