@@ -8,18 +8,17 @@ Outcomes of a rehearsal are marked, and `foveal.evidence.results` refuses to rec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["STEPS", "cached", "rehearsal", "rehearsing"]
 
 STEPS = 2
-_forget: list[Callable[[], None]] = []  # clears what rehearsals cached
+_forget: list[Any] = []  # functions that clear what rehearsals cached
 _on: ContextVar[bool] = ContextVar("rehearsal", default=False)
 P = ParamSpec("P")
 R = TypeVar("R")
