@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foveal.cases import Procedure
 from foveal.catalogue import collect
 from foveal.catalogue.collect import Located
 from foveal.index import Indexed
-from foveal.record import Claim, Method, Paper, Procedure, smaller
+from foveal.record import Claim, Method, Paper, smaller
 
 PAPER = Paper("A Toy", "A. Author", 2020, "arXiv:0000.00000")
 RUNS = {"case": Procedure(run=lambda seed: float(seed))}

@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +32,7 @@ __all__ = [
     "KINDS",
     "Claim",
     "Method",
-    "Objective",
-    "Operator",
     "Paper",
-    "Procedure",
-    "Transform",
     "bound",
     "equal",
     "faster",
@@ -67,77 +63,6 @@ class Paper:
     authors: str
     year: int
     identifier: str
-
-
-@dataclass(frozen=True)
-class Operator:
-    """A case of the common suite for operators: tensors in, tensors out, beside a plain reference.
-
-    Args:
-        fast: the function users call.
-        reference: a slow, plain function of the same arguments.
-        inputs: makes the keyword arguments from a seed; floating-point tensors among them get gradients.
-        tolerance: largest difference over the reference's largest value, in float64.
-    """
-
-    fast: Callable[..., Any]
-    reference: Callable[..., Any]
-    inputs: Callable[[int], dict[str, Any]]
-    tolerance: float = 1e-9
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A case of the common suite for transforms of a model.
-
-    Args:
-        apply: model → transformed model, in place or not.
-        model: builds a small model, the same for the same seed.
-        inputs: makes the model's input from a seed.
-        identity: model → transformed model, configured so that outputs stay the same; None when there is no such
-            configuration.
-        tolerance: largest difference that `identity` may make, over the largest output.
-        twice: the text of the error that a second `apply` raises, "" when it may be applied again.
-    """
-
-    apply: Callable[[Any], Any]
-    model: Callable[[int], Any]
-    inputs: Callable[[int], Any]
-    identity: Callable[[Any], Any] | None = None
-    tolerance: float = 1e-5
-    twice: str = ""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A case of the common suite for training objectives.
-
-    Args:
-        loss: keyword arguments → scalar tensor.
-        inputs: makes the keyword arguments from a seed.
-        learns: names of the arguments that gradients must reach; no gradient may reach the other tensors.
-        best: makes keyword arguments for which the loss is least, such as equality; None when there are none.
-    """
-
-    loss: Callable[..., Any]
-    inputs: Callable[[int], dict[str, Any]]
-    learns: tuple[str, ...]
-    best: Callable[[int], dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Procedure:
-    """A case of the common suite for procedures: everything that is none of the other kinds.
-
-    Args:
-        run: seed → array, tensor or number; equal for equal seeds.
-        empty: calls the procedure with nothing to work on; None when its input cannot be empty.
-        refuses: text of the ValueError that `empty` must raise, "" when it must return without one.
-    """
-
-    run: Callable[[int], Any]
-    empty: Callable[[], Any] | None = None
-    refuses: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +108,7 @@ class Method:
         paper: where it comes from.
         models: registered name → function that builds the model (keyword arguments only).
         cases: what the common suites run: for a model, registered name → keyword arguments of a tiny instance; else
-            any name → `Operator`, `Transform`, `Objective` or `Procedure`.
+            any name → a case of `foveal.cases`.
         except_for: common check → why this method is excused from it.
 
     Raises:
@@ -239,6 +164,14 @@ def _expected(expect: float | str, tolerance: float) -> dict[str, Any]:
     return {"expect": expect, "tolerance": tolerance}
 
 
+class Words(TypedDict, total=False):
+    """What every claim may say besides; see `Claim`."""
+
+    needs: tuple[str, ...]
+    clause: int
+    beyond: str
+
+
 def params(
     says: str,
     *,
@@ -246,9 +179,7 @@ def params(
     model: Callable[[], Any],
     expect: int | str,
     tolerance: float = 0.0,
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """The model has `expect` parameters.
 
@@ -258,14 +189,12 @@ def params(
         model: builds the model; built on the meta device.
         expect: parameters: an exact number, or the number as the paper prints it ("33 M"), whose rounding is allowed.
         tolerance: relative, where the bar allows more than the rounding.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
     """
-    return Claim("params", says, paper, {"model": model, **_expected(expect, tolerance)}, needs, clause, beyond)
+    return Claim("params", says, paper, {"model": model, **_expected(expect, tolerance)}, **words)
 
 
 def macs(
@@ -276,9 +205,7 @@ def macs(
     shape: tuple[int, ...],
     expect: float | str,
     tolerance: float = 0.0,
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """One forward pass at `shape` takes `expect` multiply-adds.
 
@@ -289,15 +216,13 @@ def macs(
         shape: shape of the input, (B, C, H, W).
         expect: multiply-adds: an exact number, or the number as the paper prints it ("4.6 G").
         tolerance: relative, where the bar allows more than the rounding.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
     """
     check = {"model": model, "shape": shape, **_expected(expect, tolerance)}
-    return Claim("macs", says, paper, check, needs, clause, beyond)
+    return Claim("macs", says, paper, check, **words)
 
 
 def equal(
@@ -307,9 +232,7 @@ def equal(
     ours: Callable[[], Any],
     theirs: Callable[[], Any],
     tolerance: float = 1e-5,
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """Two computations give the same numbers.
 
@@ -319,15 +242,13 @@ def equal(
         ours: computes one tensor or array.
         theirs: computes what it should equal.
         tolerance: largest absolute difference over the largest absolute value of `theirs`.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
     """
     check = {"ours": ours, "theirs": theirs, "tolerance": tolerance}
-    return Claim("equal", says, paper, check, needs, clause, beyond)
+    return Claim("equal", says, paper, check, **words)
 
 
 def faster(
@@ -338,9 +259,7 @@ def faster(
     theirs: Callable[[], Callable[[], Any]],
     at_least: float = 1.0,
     threads: int = 2,
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """One thing takes less time than another; both are timed in turn in one run.
 
@@ -351,15 +270,13 @@ def faster(
         theirs: prepares and returns the function it is compared with.
         at_least: time of `theirs` over time of `ours`, median of the paired ratios.
         threads: processor threads.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
     """
     check = {"ours": ours, "theirs": theirs, "at_least": at_least, "threads": threads}
-    return Claim("faster", says, paper, check, needs, clause, beyond)
+    return Claim("faster", says, paper, check, **words)
 
 
 def smaller(
@@ -369,9 +286,7 @@ def smaller(
     ours: Callable[[], float],
     theirs: Callable[[], float],
     at_least: float = 1.0,
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """One number is less than another.
 
@@ -381,15 +296,13 @@ def smaller(
         ours: bytes, parameters or multiply-adds.
         theirs: what it is compared with.
         at_least: `theirs` over `ours`.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
     """
     check = {"ours": ours, "theirs": theirs, "at_least": at_least}
-    return Claim("smaller", says, paper, check, needs, clause, beyond)
+    return Claim("smaller", says, paper, check, **words)
 
 
 def kept(
@@ -401,9 +314,7 @@ def kept(
     unit: str = "dB",
     seeds: int = SEEDS,
     data: str = "",
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """A quality, averaged over seeds on named data, is at least a bound.
 
@@ -418,9 +329,7 @@ def kept(
         unit: unit of the value.
         seeds: number of seeds, from 0; at least 3.
         data: what it is measured on.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
@@ -431,7 +340,7 @@ def kept(
     if seeds < SEEDS:
         raise ValueError(f"{says!r}: a comparison takes at least {SEEDS} seeds, got {seeds}; without seeds use bound")
     check = {"quality": quality, "at_least": at_least, "unit": unit, "seeds": seeds, "data": data}
-    return Claim("kept", says, paper, check, needs, clause, beyond)
+    return Claim("kept", says, paper, check, **words)
 
 
 def grows(
@@ -443,9 +352,7 @@ def grows(
     of: Callable[[Any], float] = float,
     exponent: tuple[float, float] = (0.9, 1.1),
     rounds: int = 1,
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """A cost follows a power of a size: cost ~ size^e with e between two numbers.
 
@@ -457,9 +364,7 @@ def grows(
         of: size → the number whose power is fitted, such as pixels of a side.
         exponent: smallest and largest exponent; `float("inf")` for no upper bound.
         rounds: how often each cost is measured, in turn over all sizes; the median counts. 1 for counts, more for time.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
@@ -470,7 +375,7 @@ def grows(
     if len(sizes) < 3:
         raise ValueError(f"{says!r}: an exponent takes at least three sizes, got {len(sizes)}")
     check = {"cost": cost, "sizes": tuple(sizes), "of": of, "exponent": tuple(exponent), "rounds": rounds}
-    return Claim("grows", says, paper, check, needs, clause, beyond)
+    return Claim("grows", says, paper, check, **words)
 
 
 def bound(
@@ -481,9 +386,7 @@ def bound(
     at_least: float | None = None,
     at_most: float | None = None,
     unit: str = "",
-    needs: tuple[str, ...] = (),
-    clause: int = 0,
-    beyond: str = "",
+    **words: Unpack[Words],
 ) -> Claim:
     """One number is at least, or at most, a bound.
 
@@ -494,9 +397,7 @@ def bound(
         at_least: lower bound.
         at_most: upper bound.
         unit: unit of the number.
-        needs: see `Claim`.
-        clause: see `Claim`.
-        beyond: see `Claim`.
+        **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:
         The claim.
@@ -507,4 +408,4 @@ def bound(
     if at_least is None and at_most is None:
         raise ValueError(f"{says!r}: give at_least, at_most or both")
     check = {"value": value, "at_least": at_least, "at_most": at_most, "unit": unit}
-    return Claim("bound", says, paper, check, needs, clause, beyond)
+    return Claim("bound", says, paper, check, **words)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from toys import toy
 
+from foveal.cases import Objective, Operator, Procedure, Transform
 from foveal.evidence.checks import CheckError, check, run
-from foveal.record import Objective, Operator, Procedure, Transform
 
 
 def refuses(kind, name, case, text):

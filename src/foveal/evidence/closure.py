@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["closure", "closure_hash", "code_hash"]
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ("foveal.record", "foveal.errors", "foveal.evidence.rehearsal")
+WORDS = ("foveal.record", "foveal.cases", "foveal.errors", "foveal.evidence.rehearsal")
 
 
 def _type_checking(node: ast.AST) -> bool:

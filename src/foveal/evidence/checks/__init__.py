@@ -9,9 +9,9 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING
 
+from foveal.cases import Objective, Operator, Procedure, Transform
 from foveal.evidence.checks import models, objectives, operators, procedures, transforms
 from foveal.evidence.checks.common import CheckError, fail
-from foveal.record import Objective, Operator, Procedure, Transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def fields(method: Method, case: str = "") -> None:
         <= datetime.datetime.now(datetime.UTC).year + 1,
         "a model needs at least one entry in `models` and a tiny one in `cases`": method.kind == "model"
         and not (method.models and method.cases),
-        f"at least one case is needed, a foveal.record.{kind.__name__}": method.kind != "model"
+        f"at least one case is needed, a foveal.cases.{kind.__name__}": method.kind != "model"
         and not (method.cases and all(isinstance(case, kind) for case in method.cases.values())),
         f"except_for names checks ({', '.join(suite)}) and gives a reason for each": not all(
             name in suite and reason.strip() for name, reason in method.except_for.items()

@@ -1,4 +1,4 @@
-"""The suite of training objectives: kind "objective", cases `foveal.record.Objective`."""
+"""The suite of training objectives: kind "objective", cases `foveal.cases.Objective`."""
 
 from __future__ import annotations
 

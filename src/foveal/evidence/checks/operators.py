@@ -1,4 +1,4 @@
-"""The suite of operators: kind "operator", cases `foveal.record.Operator`."""
+"""The suite of operators: kind "operator", cases `foveal.cases.Operator`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite of transforms of a model: kind "transform", cases `foveal.record.Transform`."""
+"""The suite of transforms of a model: kind "transform", cases `foveal.cases.Transform`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from foveal.evidence.checks.common import difference, fail, outputs, relative, s
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from foveal.record import Method, Transform
+    from foveal.cases import Transform
+    from foveal.record import Method
 
 __all__ = ["CHECKS"]
 

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from foveal.cases import Transform
 from foveal.nn.mamba import Mamba
-from foveal.record import Method, Paper, Transform
+from foveal.record import Method, Paper
 from foveal.shrink.quantize.mamba import Codes, IntegerMamba, Watch, integers_, per_tensor, watched
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foveal.record import Method, Paper, Transform
+from foveal.cases import Transform
+from foveal.record import Method, Paper
 from foveal.shrink.quantize.mamba import (
     Codes,
     IntegerMamba,

@@ -28,12 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.cases import Transform
 from foveal.models.backbone.plainmamba import PlainMambaMixer
 from foveal.nn.mamba import Mamba
 from foveal.nn.snake import moves
 from foveal.ops import selective_scan
 from foveal.ops.scan2d import routes
-from foveal.record import Method, Paper, Transform
+from foveal.record import Method, Paper
 from foveal.shrink.tokens.network import Tokens
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveal.record import Method, Paper, Procedure
+from foveal.cases import Procedure
+from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
