@@ -1,0 +1,365 @@
+"""LumaClean: LumaSR for sources with compression artefacts and noise, told how much of each there is.
+
+*Source*: foveal's own. The network is `luma_sr`'s; that one network serves every strength because it is told the
+strength is the idea of K. Zhang, W. Zuo, L. Zhang, "FFDNet: Toward a Fast and Flexible Solution for CNN-Based Image
+Denoising" (arXiv:1710.04026). Differs from the paper: the level is no plane beside the picture but a shift of every
+hidden channel,
+
+    hₗ = leaky(Wₗ * hₗ₋₁ + bₗ + tellₗ(jpeg, noise))
+
+The level is the same all over a picture, so the shifts are biases at run time: `plain(level)` is as fast as LumaSR, and
+all levels share their kernels. (A constant plane would do nothing in LumaSR, whose first filters sum to zero.)
+
+Colour is cleaned where it is cheap, at the small size: the last convolution makes two more planes, which correct Cb and
+Cr of the picture before the linear upsampler enlarges it,
+
+    out = shuffle( base(x + C · chroma(x)) + 1 ⊗ detail(x) )
+
+with C the colours of Cb and Cr, which have no luminance. A picture of one colour comes out as that colour, at every
+level. Back-projection is left away: it would pull the result towards the damaged picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.models.restore.luma_sr import LumaSR
+from foveal.nn.equivariant import MOVES, Alike, back, fields, moved, still
+from foveal.ops.conv3x3 import conv3x3
+from foveal.record import Method, Paper, equal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CHROMA", "LumaClean", "luma_clean_balanced", "luma_clean_fast"]
+
+# RGB of one unit of Cb and of Cr (BT.601), (3, 2); their luminance is 0.
+CHROMA = torch.tensor([[0.0, 1.402], [-0.344136, -0.714136], [1.772, 0.0]])
+CLEAN = (0.0, 0.0)
+FIELD = len(MOVES)
+
+
+class LumaClean(LumaSR):
+    """Super-resolution network that is told how damaged its input is, (B, 3, H, W) to (B, 3, s·H, s·W); RGB in [0, 1].
+
+    A level is a pair: the step of the JPEG's luminance table as a multiple of that of quality 50 (0 for none, 0.5 for
+    quality 75), and the standard deviation of the noise in units of 10 levels of 255.
+
+    Args:
+        scale: s, 2 to 4.
+        channels: C, width of every hidden layer; a multiple of 16 fills the vector registers.
+        depth: 3×3 convolutions between the first and the last.
+        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
+        base_kernel: side of the linear colour upsampler, odd.
+        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture; C is a multiple of 8.
+        tell: hidden width of the small network that turns a level into shifts.
+
+    Raises:
+        ValueError: a scale outside 2 to 4, or channels that an equivariant network can't have.
+    """
+
+    linear = ("base", "tell.0.weight", "tell.2.weight")
+
+    def __init__(
+        self,
+        scale: int = 4,
+        *,
+        channels: int = 32,
+        depth: int = 8,
+        expand: int = 128,
+        base_kernel: int = 5,
+        equivariant: bool = False,
+        tell: int = 32,
+    ) -> None:
+        super().__init__(
+            scale, channels=channels, depth=depth, expand=expand, base_kernel=base_kernel, equivariant=equivariant
+        )
+        self.chroma = nn.Conv2d(channels, 2, 3, padding=1, bias=False)
+        nn.init.zeros_(self.chroma.weight)
+        shifts = (depth + 1) * (channels // FIELD if equivariant else channels)
+        self.tell = nn.Sequential(nn.Linear(4, tell), nn.SiLU(), nn.Linear(tell, shifts))
+        last = cast("nn.Linear", self.tell[2])
+        nn.init.zeros_(last.weight)  # at the start, every level is clean
+        nn.init.zeros_(last.bias)
+        if equivariant:
+            self.ties["chroma"] = Alike(still(2), fields(channels), 3)
+
+    @property
+    def margin(self) -> int:
+        """Radius of the receptive field in input pixels, r: colour is corrected where the upsampler looks."""
+        return super().margin + self.base.shape[-1] // 2
+
+    def shifts(self, level: Tensor) -> tuple[Tensor, ...]:
+        """What a level adds to the biases of the hidden layers.
+
+        Args:
+            level: (B, 2).
+
+        Returns:
+            (B, C) for every hidden layer.
+        """
+        told: Tensor = self.tell(torch.cat([level, level.clamp_min(0).sqrt()], 1))
+        if self.equivariant:
+            told = told.repeat_interleave(FIELD, 1)
+        return told.chunk(len(self.body) + 1, 1)
+
+    def _last(self) -> Tensor:
+        """Kernel of the last layer, detail and chroma, (s² + 2, C, 3, 3)."""
+        return torch.cat([super()._last(), self._tied("chroma", self.chroma.weight)])
+
+    def parts(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network makes itself: luminance's detail and the correction of chroma.
+
+        Args:
+            x: (B, 3, H, W).
+            level: (B, 2).
+
+        Returns:
+            (B, s², H, W) and (B, 2, H, W).
+        """
+        slopes = self.slope.unbind()
+        features, flat = x, x.new_zeros(len(x), 3)
+        layers = zip(*self._kernels(), self.shifts(level), (None, *slopes[:-1]), slopes, strict=True)
+        for weight, bias, shift, before, slope in layers:
+            features = conv3x3(features, weight, bias, slope=before) + shift[..., None, None]
+            # What the biases alone make of a flat picture, which has no border in its inside.
+            flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias) + shift, slope.reshape(1))
+        last = self._last()
+        silence = F.linear(flat, last.sum((2, 3)))
+        made = conv3x3(features, last, slope=slopes[-1]) - silence[..., None, None]
+        detail, chroma = made.split([self.scale**2, 2], 1)
+        return detail, chroma
+
+    def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
+        """Enlarge pictures.
+
+        Args:
+            x: (B, 3, H, W).
+            level: (B, 2); None for clean pictures.
+
+        Returns:
+            (B, 3, s·H, s·W).
+        """
+        detail, chroma = self.parts(x, x.new_zeros(len(x), 2) if level is None else level)
+        x = x + torch.einsum("ci,bihw->bchw", CHROMA.to(x), chroma)
+        phases = self._phases()[:, None].repeat(3, 1, 1, 1)  # (3·s², 1, k, k), one colour after the other
+        out = F.conv2d(x, phases, padding=phases.shape[-1] // 2, groups=3)
+        return F.pixel_shuffle(out + detail.repeat(1, 3, 1, 1), self.scale)
+
+    def luminance(self, x: Tensor, weights: Tensor, level: Tensor | None = None) -> Tensor:
+        """A weighted sum of the colours `forward` makes, (B, 1, s·H, s·W).
+
+        Args:
+            x: (B, 3, H, W).
+            weights: of red, green and blue, (3,).
+            level: (B, 2); None for clean pictures.
+
+        Returns:
+            (B, 1, s·H, s·W).
+        """
+        return torch.einsum("bchw,c->bhw", self(x, level), weights)[:, None]
+
+    @torch.no_grad()
+    def plain(self, level: Sequence[float] = CLEAN, *, back_projection: bool = False) -> nn.Module:  # noqa: ARG002
+        """The network of one level as plain convolutions without padding.
+
+        Args:
+            level: step of the JPEG's table and noise.
+            back_projection: there is none, and none is made.
+
+        Returns:
+            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = its `margin`.
+        """
+        weights, biases = self._kernels()
+        layers: list[nn.Module] = []
+        flat = self.base.new_zeros(1, 3)
+        told = self.shifts(self.base.new_tensor([level]))
+        for weight, bias, shift, slope in zip(weights, biases, told, self.slope.tolist(), strict=True):
+            layers += [_conv(weight, bias + shift[0]), nn.LeakyReLU(slope)]
+            flat = F.leaky_relu(F.linear(flat, weight.sum((2, 3)), bias + shift[0]), slope)
+        last = self._last()
+        layers.append(_conv(last, -F.linear(flat, last.sum((2, 3))).flatten()))
+        return _Plain(layers, self._phases(), self.scale).eval()
+
+
+class _Plain(nn.Module):
+    """LumaClean of one level without padding: (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W)."""
+
+    def __init__(self, layers: list[nn.Module], base: Tensor, scale: int) -> None:
+        super().__init__()
+        phases, side, _ = base.shape
+        self.layers = nn.Sequential(*layers)
+        self.base = _conv(torch.einsum("oi,pyx->opiyx", torch.eye(3).to(base), base).flatten(0, 1))
+        self.colour = _conv(CHROMA[..., None, None].to(base))
+        self.spread = _conv(torch.eye(phases).repeat(3, 1)[..., None, None].to(base))
+        self.reach = side // 2
+        self.margin = len(layers) // 2 + 1 + self.reach  # every other layer is a slope
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        made, r = self.layers(x), self.reach
+        phases = self.scale**2
+        m = self.margin - r
+        x = x[..., m:-m, m:-m] + self.colour(made[:, phases:])
+        detail = made[:, :phases, r:-r, r:-r]
+        return F.pixel_shuffle(self.spread(detail) + self.base(x), self.scale)
+
+
+def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A convolution without padding that holds these weights."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], bias=bias is not None)
+    conv.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv
+
+
+def luma_clean_fast(
+    scale: int = 4,
+    *,
+    channels: int = 16,
+    depth: int = 6,
+    expand: int = 64,
+    base_kernel: int = 5,
+    equivariant: bool = False,
+    tell: int = 32,
+) -> LumaClean:
+    """LumaClean of 16 channels, for `--quality fast`.
+
+    Args:
+        scale: s.
+        channels: C.
+        depth: 3×3 convolutions between the first and the last.
+        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
+        base_kernel: side of the linear colour upsampler.
+        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
+        tell: hidden width of the network that turns a level into shifts.
+
+    Returns:
+        The network.
+    """
+    return LumaClean(
+        scale,
+        channels=channels,
+        depth=depth,
+        expand=expand,
+        base_kernel=base_kernel,
+        equivariant=equivariant,
+        tell=tell,
+    )
+
+
+def luma_clean_balanced(
+    scale: int = 4,
+    *,
+    channels: int = 32,
+    depth: int = 8,
+    expand: int = 0,
+    base_kernel: int = 5,
+    equivariant: bool = True,
+    tell: int = 32,
+) -> LumaClean:
+    """LumaClean of 32 channels, for `--quality balanced`.
+
+    Args:
+        scale: s.
+        channels: C.
+        depth: 3×3 convolutions between the first and the last.
+        expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
+        base_kernel: side of the linear colour upsampler.
+        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture.
+        tell: hidden width of the network that turns a level into shifts.
+
+    Returns:
+        The network.
+    """
+    return LumaClean(
+        scale,
+        channels=channels,
+        depth=depth,
+        expand=expand,
+        base_kernel=base_kernel,
+        equivariant=equivariant,
+        tell=tell,
+    )
+
+
+def _changed(*, equivariant: bool = False) -> LumaClean:
+    """A network whose every parameter has left its start."""
+    torch.manual_seed(0)
+    network = luma_clean_fast(4, depth=2, equivariant=equivariant).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+LEVEL = (0.8, 0.3)  # of the claims
+
+
+def _inside(*, plain: bool) -> Tensor:
+    network, s = _changed(), 4
+    m = network.margin * s
+    x = torch.rand(1, 3, 30, 27)
+    with torch.inference_mode():
+        return network.plain(LEVEL)(x) if plain else network(x, torch.tensor([LEVEL]))[..., m:-m, m:-m]
+
+
+def _flat() -> Tensor:
+    network = _changed()
+    m = network.margin
+    x = torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 9 + 2 * m, 11 + 2 * m)
+    with torch.inference_mode():
+        return network.plain(LEVEL)(x)
+
+
+def _each_way(*, turned: bool) -> Tensor:
+    """(8, 3, 48, 36): what an equivariant network makes of a picture in eight ways, each turned back."""
+    network = _changed(equivariant=True)
+    x, level = torch.rand(1, 3, 12, 9), torch.tensor([LEVEL])
+    with torch.inference_mode():
+        made = [
+            moved(network(moved(x, back(move)), level), move) if turned else network(x, level) for move in MOVES
+        ]
+    return torch.cat(made)
+
+
+METHOD = Method(
+    id=None,
+    name="LumaClean",
+    kind="model",
+    summary="LumaSR for compressed and noisy sources, told the level through its biases; chroma cleaned when small.",
+    paper=Paper("LumaClean", "foveal", 2026, "foveal.models.restore.luma_clean"),
+    models={"luma_clean_fast": luma_clean_fast, "luma_clean_balanced": luma_clean_balanced},
+    cases={
+        "luma_clean_fast": {"scale": 2, "depth": 1, "expand": 8},
+        "luma_clean_balanced": {"scale": 3, "channels": 16, "depth": 1},
+    },
+    claims=(
+        equal(
+            "The plain form of a level equals the trained network inside its margin.",
+            paper="",
+            ours=lambda: _inside(plain=True),
+            theirs=lambda: _inside(plain=False),
+            tolerance=1e-4,
+        ),
+        equal(
+            "A picture of one colour comes out as that colour, at every level.",
+            paper="",
+            ours=_flat,
+            theirs=lambda: torch.tensor([0.2, 0.7, 0.4]).view(1, 3, 1, 1).expand(1, 3, 36, 44),
+            tolerance=1e-4,
+        ),
+        equal(
+            "An equivariant network makes of a turned or mirrored picture the turned or mirrored result.",
+            paper="",
+            ours=lambda: _each_way(turned=True),
+            theirs=lambda: _each_way(turned=False),
+            tolerance=1e-4,
+        ),
+    ),
+)

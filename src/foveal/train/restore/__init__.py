@@ -1,0 +1,1 @@
+"""Training of networks that restore pictures: how their inputs are damaged."""
