@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SETS = (("Set5", None), ("Set14", None), ("BSD100", 20))
-CLEAN = 0.05  # what is read below this goes to the shipped network
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Damaged:
     """A damaged picture, its true level, and the quality that its file states."""
 
     pixels: NDArray[np.uint8]
-    level: tuple[float, float]
+    level: tuple[float, float, float]
     quality: int | None = None
 
 
@@ -53,27 +52,27 @@ def jpeg(low: NDArray[np.uint8], rng: np.random.Generator, *, quality: int, sigm
     if sigma:
         low = add_noise(low, sigma, rng)
     level = degradation.jpeg_level(quality)
-    return Damaged(encode_jpeg(low, quality), (level, 0.0), quality)
+    return Damaged(encode_jpeg(low, quality), (level, 0.0, 0.0), quality)
 
 
 def noise(low: NDArray[np.uint8], rng: np.random.Generator, *, sigma: float, grey: bool = False) -> Damaged:
     told = sigma * (1.5 if grey else 1.0) / NOISE_UNIT
-    return Damaged(add_noise(low, sigma, rng, grey=grey), (0.0, told))
+    return Damaged(add_noise(low, sigma, rng, grey=grey), (0.0, told, 0.0 if grey else told))
 
 
 def twice(low: NDArray[np.uint8], rng: np.random.Generator, *, first: int, last: int) -> Damaged:  # noqa: ARG001
-    return Damaged(encode_jpeg(encode_jpeg(low, first), last), (degradation.jpeg_level(first), 0.0), last)
+    return Damaged(encode_jpeg(encode_jpeg(low, first), last), (degradation.jpeg_level(first), 0.0, 0.0), last)
 
 
 def cropped(low: NDArray[np.uint8], rng: np.random.Generator, *, quality: int) -> Damaged:
     """Saved as PNG after a cut, so that the grid of blocks lies elsewhere and no file states the quality."""
     rows, columns = (int(n) for n in rng.integers(1, 8, 2))
     whole = np.pad(low, ((rows, 0), (columns, 0), (0, 0)), mode="edge")
-    return Damaged(encode_jpeg(whole, quality)[rows:, columns:], (degradation.jpeg_level(quality), 0.0))
+    return Damaged(encode_jpeg(whole, quality)[rows:, columns:], (degradation.jpeg_level(quality), 0.0, 0.0))
 
 
 CONDITIONS: dict[str, Damage] = {
-    "clean": lambda low, _: Damaged(low, (0.0, 0.0)),
+    "clean": lambda low, _: Damaged(low, (0.0, 0.0, 0.0)),
     "q90": partial(jpeg, quality=90),
     "q75": partial(jpeg, quality=75),
     "q60": partial(jpeg, quality=60),
@@ -123,9 +122,10 @@ def trained(folder: Path, scale: int, level: str, clean: str) -> Callable[[Damag
     def upscale(damaged: Damaged) -> NDArray[np.uint8]:
         told = damaged.level
         if level == "read":
-            found = degradation.read(damaged.pixels, quality=damaged.quality)
-            told = (found.jpeg, found.noise / NOISE_UNIT)
-        if max(told) < CLEAN and level != "always":
+            stated = None if damaged.quality is None else degradation.jpeg_level(damaged.quality)
+            found = degradation.examine(damaged.pixels, file_level=stated)
+            told = (found.jpeg, found.noise / NOISE_UNIT, found.colour / NOISE_UNIT)
+        if degradation.Degradation(told[0], told[1] * NOISE_UNIT).slight and level != "always":
             return routed(damaged)
         margin = model.margin
         x = np.pad(damaged.pixels, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")

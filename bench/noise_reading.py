@@ -103,10 +103,10 @@ def main() -> None:
         pairs = list(benchmark_pairs(find(name), 4))
         for kind, index in (("reduced", 1), ("whole", 2)):
             pictures = [pair[index] for pair in pairs]
-            line = [f"{name} {kind}: clean pictures called noisy {sum(degradation.noise(p) > 0 for p in pictures)}"]
+            line = [f"{name} {kind}: clean pictures called noisy {sum(degradation.noise(p)[0] > 0 for p in pictures)}"]
             for grey in (False, True):
                 for s in (3, 5, 7, 10):
-                    read = [degradation.noise(add_noise(p, s, np.random.default_rng(s), grey=grey)) for p in pictures]
+                    read = [degradation.noise(add_noise(p, s, np.random.default_rng(s), grey=grey))[0] for p in pictures]
                     seen = [r for r in read if r]
                     line.append(f"{'grey' if grey else 'colour'} {s}: {len(seen)}, {np.median(seen or [0]):.1f}")
             print("; ".join(line), f"of {len(pictures)}", flush=True)

@@ -90,12 +90,14 @@ class Degradation:
         jpeg: step of the JPEG's luminance table as a multiple of quality 50's; 0 for none.
         noise: standard deviation of the noise of each colour, in levels of 255; of grey noise, that of colour noise
             whose luminance is as noisy.
+        colour: the same, of the noise of colour alone; 0 where the noise is grey.
         seen: "file" where the file states the table, "pixels" where they show it, "" for no JPEG.
         grid: row and column of the first whole block; (0, 0) unless the picture was cut from a JPEG.
     """
 
     jpeg: float = 0.0
     noise: float = 0.0
+    colour: float = 0.0
     seen: str = ""
     grid: tuple[int, int] = (0, 0)
 
@@ -301,7 +303,7 @@ def find_jpeg(pixels: NDArray) -> Degradation:
         return Degradation()
     # A coarser table, of which this is a divisor, explains as much.
     level = _first_level(low, best + 1) or jpeg_level(best + 1)
-    return Degradation(level, 0.0, "pixels", divmod(grid, BLOCK))
+    return Degradation(level, seen="pixels", grid=divmod(grid, BLOCK))
 
 
 def _first_level(low: NDArray[np.float32], last: int) -> float | None:
@@ -361,24 +363,26 @@ def noise_features(pixels: NDArray) -> tuple[NDArray[np.float64], float] | None:
     return np.concatenate([np.quantile(high, QUANTILES), np.quantile(middle, QUANTILES)]), float(min(colour, default=0))
 
 
-def noise(pixels: NDArray) -> float:
-    """Standard deviation of a picture's noise.
+def noise(pixels: NDArray) -> tuple[float, float]:
+    """Standard deviation of a picture's noise, and of that of its colour alone.
 
     Args:
         pixels: (H, W) or (H, W, C), uint8, uint16 or floats in [0, 1].
 
     Returns:
         In levels of 255, of each colour; of noise that is grey, what colour noise would have that is as strong in
-        luminance. 0 where there is none, or none that can be told from detail.
+        luminance, and 0 for that of colour. 0 where there is none, or none that can be told from detail.
     """
     found = noise_features(pixels)
     if found is None:
-        return 0.0
+        return 0.0, 0.0
     features, colour = found
     logs = np.append(np.log(features + 0.3), 1)
     of_luma = float(np.exp(logs @ HOW_NOISY)) if logs @ IS_NOISY > 0 else 0.0
-    most = max(colour / COLOUR_SHARE, of_luma)
-    return most if most >= LEAST_NOISE else 0.0
+    of_colour = colour / COLOUR_SHARE
+    if of_colour < LEAST_NOISE:
+        of_colour = 0.0
+    return max(of_colour, of_luma if of_luma >= LEAST_NOISE else 0.0), of_colour
 
 
 def examine(pixels: NDArray, *, file_level: float | None = None) -> Degradation:
@@ -396,5 +400,5 @@ def examine(pixels: NDArray, *, file_level: float | None = None) -> Degradation:
     else:
         y = _luma(_levels(pixels))
         level = file_level if min(y.shape) < 3 * BLOCK else _first_of_file(y, file_level)
-        found = Degradation(level, 0.0, "file")
-    return Degradation(found.jpeg, noise(pixels), found.seen, found.grid)
+        found = Degradation(level, seen="file")
+    return Degradation(found.jpeg, *noise(pixels), found.seen, found.grid)

@@ -37,11 +37,18 @@ class Degraded(NamedTuple):
         pixels: (H, W, 3).
         jpeg: step of the JPEG table that will be read, as a multiple of quality 50's; 0 for none.
         noise: standard deviation of the noise that will be read, in tens of levels; 0 for none.
+        colour: the same of the noise of colour alone; 0 where it is grey.
     """
 
     pixels: NDArray[np.uint8]
-    jpeg: float
-    noise: float
+    jpeg: float = 0.0
+    noise: float = 0.0
+    colour: float = 0.0
+
+    @property
+    def level(self) -> tuple[float, float, float]:
+        """The three numbers that a network is told."""
+        return self.jpeg, self.noise, self.colour
 
 
 def encode_jpeg(picture: NDArray[np.uint8], quality: int, subsampling: int = 2) -> NDArray[np.uint8]:
@@ -98,10 +105,11 @@ def add_noise(
 
 
 def _told(sigma: float, rng: np.random.Generator, *, grey: bool, blur: float) -> float:
-    """Noise as it will be read: by what is left of it in luminance at the finest scale, and not exactly."""
+    """Noise as it will be read: less where it is blurred, for it is looked for at the finest scale; and not exactly."""
     a = blur
-    fine = ((2 * a**2 + 2 * (1 - 4 * a) ** 2 + (6 * a - 2) ** 2) / 6) / ((1 - 2 * a) ** 2 + 2 * a**2)
-    share = fine**0.5  # of each axis in the variance that [1, -2, 1] sees; half of it is seen at the next scale
+    # What is left of the variance that [1, -2, 1] sees along an axis; high and middle frequencies share in the reading.
+    left = ((2 * a**2 + 2 * (1 - 4 * a) ** 2 + (6 * a - 2) ** 2) / 6) / ((1 - 2 * a) ** 2 + 2 * a**2)
+    share = left**0.5
     return sigma * (1.5 if grey else 1.0) * share * float(np.exp(0.12 * rng.standard_normal())) / NOISE_UNIT
 
 
@@ -111,7 +119,7 @@ def _quality(rng: np.random.Generator) -> int:
 
 def _jpeg(low: NDArray[np.uint8], rng: np.random.Generator) -> Degraded:
     quality = _quality(rng)
-    return Degraded(encode_jpeg(low, quality, int(rng.choice(SUBSAMPLINGS))), jpeg_level(quality), 0.0)
+    return Degraded(encode_jpeg(low, quality, int(rng.choice(SUBSAMPLINGS))), jpeg_level(quality))
 
 
 def _twice(low: NDArray[np.uint8], rng: np.random.Generator) -> Degraded:
@@ -121,10 +129,10 @@ def _twice(low: NDArray[np.uint8], rng: np.random.Generator) -> Degraded:
     subsampling = int(rng.choice(SUBSAMPLINGS))
     if rng.random() < 0.5:
         known = min(first, last) if rng.random() < 0.7 else last
-        return Degraded(encode_jpeg(once, last, subsampling), jpeg_level(known), 0.0)
+        return Degraded(encode_jpeg(once, last, subsampling), jpeg_level(known))
     rows, columns = rng.integers(0, 8, 2)
     moved = np.pad(once, ((rows, 0), (columns, 0), (0, 0)), mode="edge")
-    return Degraded(encode_jpeg(moved, last, subsampling)[rows:, columns:], jpeg_level(last), 0.0)
+    return Degraded(encode_jpeg(moved, last, subsampling)[rows:, columns:], jpeg_level(last))
 
 
 def _noise(low: NDArray[np.uint8], rng: np.random.Generator) -> Degraded:
@@ -133,15 +141,16 @@ def _noise(low: NDArray[np.uint8], rng: np.random.Generator) -> Degraded:
     blur = float(rng.uniform(0.05, 0.25)) if rng.random() < 0.25 else 0.0
     dark = float(rng.random()) if rng.random() < 0.25 else 0.0
     pixels = add_noise(low, sigma, rng, grey=grey, blur=blur, dark=dark)
-    return Degraded(pixels, 0.0, _told(sigma, rng, grey=grey, blur=blur))
+    told = _told(sigma, rng, grey=grey, blur=blur)
+    return Degraded(pixels, 0.0, told, 0.0 if grey else told)
 
 
 def _noise_then_jpeg(low: NDArray[np.uint8], rng: np.random.Generator) -> Degraded:
     """Of noise before a JPEG little can be read, and often nothing."""
     noisy = _noise(low, rng)
     damaged = _jpeg(noisy.pixels, rng)
-    read = noisy.noise * float(rng.random()) if rng.random() < 0.3 else 0.0
-    return Degraded(damaged.pixels, damaged.jpeg, read)
+    read = float(rng.random()) if rng.random() < 0.3 else 0.0
+    return Degraded(damaged.pixels, damaged.jpeg, read * noisy.noise, read * noisy.colour)
 
 
 def _reduced(high: NDArray[np.uint8], size: int, rng: np.random.Generator) -> Degraded:
@@ -151,7 +160,7 @@ def _reduced(high: NDArray[np.uint8], size: int, rng: np.random.Generator) -> De
     once = encode_jpeg(np.asarray(picture), int(rng.integers(30, 85)), int(rng.choice(SUBSAMPLINGS)))
     again = np.asarray(Image.fromarray(once).resize((size, size), Image.Resampling.BICUBIC))
     last = int(rng.integers(75, 97))
-    return Degraded(encode_jpeg(again, last, int(rng.choice(SUBSAMPLINGS))), jpeg_level(last), 0.0)
+    return Degraded(encode_jpeg(again, last, int(rng.choice(SUBSAMPLINGS))), jpeg_level(last))
 
 
 # Share of each kind; what is left stays clean.
@@ -182,4 +191,4 @@ def degrade(low: NDArray[np.uint8], high: NDArray[np.uint8], rng: np.random.Gene
     damage = KINDS[kind][1]
     if damage is not None:
         return damage(low, rng)
-    return _reduced(high, len(low), rng) if kind != "clean" else Degraded(low, 0.0, 0.0)
+    return _reduced(high, len(low), rng) if kind != "clean" else Degraded(low)
