@@ -3,9 +3,9 @@
     python bench/noise_reading.py data/mixed                     prints the weights
     python bench/noise_reading.py data/mixed --check SETS...     and how the reading does on pictures never seen
 
-A logistic regression tells grey noise from clean pictures and JPEGs, a linear one gives its strength; both on logarithms
-of quantiles, fitted to crops of training pictures in three sizes. Pictures that are noisy themselves (game textures, by
-what R-G and B-G show) are left out.
+A logistic regression tells grey noise from clean pictures and JPEGs, a linear one gives its strength; both on
+logarithms of quantiles, fitted to crops of training pictures in three sizes. Pictures that are noisy themselves (game
+textures, by what R-G and B-G show) are left out.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def main() -> None:
             line = [f"{name} {kind}: clean pictures called noisy {sum(degradation.noise(p)[0] > 0 for p in pictures)}"]
             for grey in (False, True):
                 for s in (3, 5, 7, 10):
-                    read = [degradation.noise(add_noise(p, s, np.random.default_rng(s), grey=grey))[0] for p in pictures]
+                    read = [
+                        degradation.noise(add_noise(p, s, np.random.default_rng(s), grey=grey))[0] for p in pictures
+                    ]
                     seen = [r for r in read if r]
                     line.append(f"{'grey' if grey else 'colour'} {s}: {len(seen)}, {np.median(seen or [0]):.1f}")
             print("; ".join(line), f"of {len(pictures)}", flush=True)

@@ -9,12 +9,12 @@ the most evidence
     z = Σ cos(2π c / step) / √(n/2)    over the n coefficients c beyond 0.6 steps
 
 whose terms are 1 for multiples, and have no mean otherwise: clean pictures reach 7, JPEGs of quality 95 stand at 19 and
-more (Set5, Set14, 20 of BSD100, reduced four times). In a JPEG that was one before, on the same grid, coefficients still
-gather at multiples of the coarser first table.
+more (Set5, Set14, 20 of BSD100, reduced four times). In a JPEG that was one before, on the same grid, coefficients
+still gather at multiples of the coarser first table.
 
 *Noise* is alike all over a picture and white; what a picture shows at the finest scale is neither. In colour, the
-quietest places of R-G and B-G have none of a clean picture's detail, at their highest frequencies. In luminance they do,
-and a logistic regression on quantiles of high and middle frequencies tells the two apart; it was fitted to training
+quietest places of R-G and B-G have none of a clean picture's detail, at their highest frequencies. In luminance they
+do, and a logistic regression on quantiles of high and middle frequencies tells the two apart; it was fitted to training
 pictures (bench/noise_reading.py).
 
 Noise below a JPEG of middling quality, and a JPEG that was resized, cannot be read.
@@ -64,13 +64,14 @@ SLIGHT_JPEG = 0.1  # quality 95: from there on, the network for clean pictures i
 FINEST = 96  # qualities above leave steps of 1, which everything is a multiple of
 # Coefficients in which multiples are looked for: the lower ones, which are seldom 0.
 LOW = np.array([(u, v) for d in range(1, 7) for u in range(BLOCK) for v in range(BLOCK) if u + v == d])
+LEAST_SIDE = 3 * BLOCK  # below, there are too few blocks
 REGION, REGIONS = 10, 4  # blocks on a side, and how many, that a large picture is judged by
 EVIDENCE = 12.0  # clean pictures reach 7, pictures of quality 95 begin at 19
 COARSER, COARSER_EVIDENCE = 0.4, 22.0  # share of multiples, and evidence, for a first table below the last
 PLACES = 4000  # blocks at which noise is looked for, at most
 QUANTILES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75)
 COLOUR_SHARE = 0.85  # of the noise of one colour in the quietest twentieth of R-G's blocks
-LEAST_NOISE = 2.0  # levels; clean pictures read up to 1.7
+LEAST_NOISE = 2.5  # levels; clean pictures read up to 2.3
 # Weights of log(feature + 0.3), and a constant last: whether luminance is noisy, and the logarithm of how much.
 # fmt: off
 IS_NOISY = np.array(
@@ -231,37 +232,43 @@ COSINES = _cosines()
 STEPS = np.stack([jpeg_table(q)[LOW[:, 0], LOW[:, 1]] for q in range(1, FINEST + 1)])  # (qualities, coefficients)
 
 
-def _levels(pixels: NDArray) -> NDArray[np.float32]:
-    """Any picture as (H, W, C) of levels of 255, C 1 or 3; alpha left away."""
+def _colours(pixels: NDArray) -> NDArray:
+    """Any picture as (H, W, C), C 1 or 3: alpha left away."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    pixels = pixels[..., : 1 if pixels.shape[2] < 3 else 3]
+    return pixels[..., : 1 if pixels.shape[2] < 3 else 3]
+
+
+def _levels(pixels: NDArray) -> NDArray[np.float32]:
+    """Values in levels of 255."""
     unit = 1.0 if pixels.dtype == np.uint8 else 257.0 if pixels.dtype == np.uint16 else 1 / 255
     return pixels.astype(np.float32) / np.float32(unit)
 
 
-def _luma(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _luma(pixels: NDArray) -> NDArray[np.float32]:
+    """Luminance of (H, W, C), in levels."""
+    levels = _levels(pixels)
     return levels[..., 0] if levels.shape[2] == 1 else levels @ LUMA
 
 
-def _regions(y: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Parts of a picture that begin on multiples of 8: of a large one, a few in which there is something to see."""
+def _regions(pixels: NDArray) -> list[NDArray[np.float32]]:
+    """Luminance of parts that begin on multiples of 8: of a large picture, a few in which there is something to see."""
     side = BLOCK * REGION + BLOCK - 1
-    height, width = y.shape
+    height, width = pixels.shape[:2]
     if height * width <= REGIONS * side**2:
-        return [y]
+        return [_luma(pixels)]
     side_y, side_x = min(side, height), min(side, width)
     starts = [
         (int((height - side_y) * i / 4) // BLOCK * BLOCK, int((width - side_x) * j / 4) // BLOCK * BLOCK)
         for i in range(5)
         for j in range(5)
     ]
-    parts = [y[top : top + side_y, left : left + side_x] for top, left in dict.fromkeys(starts)]
+    parts = [_luma(pixels[top : top + side_y, left : left + side_x]) for top, left in dict.fromkeys(starts)]
     # Neither sky, which holds nothing, nor what is clipped.
     worth = [float(np.abs(np.diff(part, axis=1)).mean() * ((part > 2) & (part < 253)).mean()) for part in parts]
     return [parts[k] for k in np.argsort(worth)[::-1][:REGIONS]]
 
 
-def _blocks(y: NDArray[np.float32]) -> NDArray[np.float32]:
+def _blocks(y: NDArray[np.float32]) -> NDArray[np.floating]:
     """Coefficients of the blocks of every grid, (64, n, 8, 8); n is the same for all, so some are left out."""
     rows, columns = ((size - BLOCK + 1) // BLOCK for size in y.shape)
     windows = np.lib.stride_tricks.sliding_window_view(y - 128, (BLOCK, BLOCK))[: rows * BLOCK, : columns * BLOCK]
@@ -270,7 +277,7 @@ def _blocks(y: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _evidence(
-    low: NDArray[np.float32], steps: NDArray[np.float32], beyond: float, within: NDArray[np.bool_] | None = None
+    low: NDArray[np.floating], steps: NDArray[np.float32], beyond: float, within: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """For each quality, how much coefficients (n, K) look like multiples of its steps: evidence, and mean cosine."""
     ratio = low[None] / steps[:, None]
@@ -291,10 +298,10 @@ def find_jpeg(pixels: NDArray) -> Degradation:
     Returns:
         `jpeg`, `seen` and `grid`; `seen` is "" where nothing shows it.
     """
-    y = _luma(_levels(pixels))
-    if min(y.shape) < 3 * BLOCK:
+    pixels = _colours(pixels)
+    if min(pixels.shape[:2]) < LEAST_SIDE:
         return Degradation()
-    blocks = np.concatenate([_blocks(part) for part in _regions(y)], axis=1)
+    blocks = np.concatenate([_blocks(part) for part in _regions(pixels)], axis=1)
     grid = int((np.abs(blocks[:, :, 2:, 2:]) < 0.7).mean((1, 2, 3)).argmax())
     low = blocks[grid][:, LOW[:, 0], LOW[:, 1]]
     evidence, _ = _evidence(low, STEPS, 0.6)
@@ -306,7 +313,7 @@ def find_jpeg(pixels: NDArray) -> Degradation:
     return Degradation(level, seen="pixels", grid=divmod(grid, BLOCK))
 
 
-def _first_level(low: NDArray[np.float32], last: int) -> float | None:
+def _first_level(low: NDArray[np.floating], last: int) -> float | None:
     """Level of a JPEG that was saved again at a finer quality, from coefficients on its grid; None for none."""
     coarser = slice(0, max(last - BLOCK, 0))
     if not len(STEPS[coarser]):
@@ -318,10 +325,12 @@ def _first_level(low: NDArray[np.float32], last: int) -> float | None:
     return jpeg_level(best + 1) if evidence[best] >= COARSER_EVIDENCE else None
 
 
-def _first_of_file(y: NDArray[np.float32], level: float) -> float:
+def _first_of_file(pixels: NDArray, level: float) -> float:
     """Level of a JPEG file, or the coarser one of a JPEG that it was before, on the same grid."""
+    if min(pixels.shape[:2]) < LEAST_SIDE:
+        return level
     found = []
-    for part in _regions(y):
+    for part in _regions(pixels):
         rows, columns = (size // BLOCK for size in part.shape)
         blocks = part[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2)
         found.append(COSINES @ (blocks.reshape(-1, BLOCK, BLOCK) - 128) @ COSINES.T)
@@ -341,18 +350,18 @@ def noise_features(pixels: NDArray) -> tuple[NDArray[np.float64], float] | None:
         strength of high frequencies of R-G or B-G in the quietest blocks, 0 for grey pictures. None for a picture that
         is too small.
     """
-    levels = _levels(pixels)
-    height, width, colours = levels.shape
+    pixels = _colours(pixels)
+    height, width, colours = pixels.shape
     if min(height, width) < 2 * BLOCK:
         return None
-    planes = [_luma(levels)]
-    if colours == 3:
-        planes += [levels[..., 0] - levels[..., 1], levels[..., 2] - levels[..., 1]]
     stride = max(BLOCK // 2, int(np.ceil((height * width / PLACES) ** 0.5)))
-    windows = [
-        np.lib.stride_tricks.sliding_window_view(p, (BLOCK, BLOCK))[::stride, ::stride].reshape(-1, BLOCK, BLOCK)
-        for p in planes
-    ]
+    places = np.lib.stride_tricks.sliding_window_view(pixels, (BLOCK, BLOCK), (0, 1))[::stride, ::stride]
+    levels = _levels(places.reshape(-1, colours, BLOCK, BLOCK))
+    if colours == 1:
+        windows = [levels[:, 0]]
+    else:
+        red, green, blue = levels.transpose(1, 0, 2, 3)
+        windows = [LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue, red - green, blue - green]
     # Where a picture is clipped there is no noise.
     inside = (windows[0].min((1, 2)) > 2) & (windows[0].max((1, 2)) < 253)
     if inside.sum() < 20:
@@ -398,7 +407,5 @@ def examine(pixels: NDArray, *, file_level: float | None = None) -> Degradation:
     if file_level is None:
         found = find_jpeg(pixels)
     else:
-        y = _luma(_levels(pixels))
-        level = file_level if min(y.shape) < 3 * BLOCK else _first_of_file(y, file_level)
-        found = Degradation(level, seen="file")
+        found = Degradation(_first_of_file(_colours(pixels), file_level), seen="file")
     return Degradation(found.jpeg, *noise(pixels), found.seen, found.grid)

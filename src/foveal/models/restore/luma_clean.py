@@ -360,9 +360,7 @@ def _each_way(*, turned: bool) -> Tensor:
     network = _changed(equivariant=True)
     x, level = torch.rand(1, 3, 12, 9), torch.tensor([LEVEL])
     with torch.inference_mode():
-        made = [
-            moved(network(moved(x, back(move)), level), move) if turned else network(x, level) for move in MOVES
-        ]
+        made = [moved(network(moved(x, back(move)), level), move) if turned else network(x, level) for move in MOVES]
     return torch.cat(made)
 
 
