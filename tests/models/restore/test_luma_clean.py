@@ -105,3 +105,14 @@ def test_it_takes_as_many_products_as_before_but_for_colour():
         if isinstance(m, torch.nn.Conv2d)
     )  # fmt: skip
     assert products < 1.006 * before
+
+
+def test_luminance_and_colour_apart_are_those_of_the_result():
+    network, x = changed(), torch.rand(1, 3, 13, 12)
+    luminance, chroma = network.separate(x, told(LEVEL))
+    result = network(x, told(LEVEL))
+    torch.testing.assert_close(luminance[0, 0], torch.einsum("chw,c->hw", result[0], LUMINANCE), atol=1e-4, rtol=0)
+    clean = torch.einsum("ci,bihw->bchw", CHROMA, chroma) + torch.einsum("bchw,c->bhw", x, LUMINANCE)[:, None]
+    linear = network._upsampled(clean[:, :1])
+    of_red = torch.nn.functional.pixel_shuffle(linear - network._upsampled(clean[:, 1:2]), 4)
+    torch.testing.assert_close(of_red, result[:, :1] - result[:, 1:2], atol=1e-4, rtol=0)
