@@ -23,7 +23,9 @@ def told(*levels):
     return torch.tensor(levels)
 
 
-@pytest.mark.parametrize(("scale", "arguments"), [(4, {}), (3, {"base_kernel": 3}), (2, {"equivariant": True})])
+@pytest.mark.parametrize(
+    ("scale", "arguments"), [(4, {}), (3, {"base_kernel": 3}), (2, {"equivariant": True}), (2, {"depth": 0})]
+)
 def test_plain_form_of_a_level_equals_the_network_inside_its_margin(scale, arguments):
     network = changed(scale, **arguments)
     x = torch.rand(1, 3, 30, 25)

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.models.restore.luma_sr import LUMINANCE, LumaSR
+from foveal.models.restore.luma_sr import LUMINANCE, LumaSR, _conv, _cut
 from foveal.nn.equivariant import MOVES, Alike, back, fields, moved, still
 from foveal.ops.conv3x3 import conv3x3
 from foveal.record import Method, Paper, equal
@@ -246,9 +246,8 @@ class _Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made, r = self.layers(x), self.reach
         phases = self.scale**2
-        m = self.margin - r
-        n = m - 2
-        x = self.smooth(x[..., n:-n, n:-n]) + self.colour(made[:, phases:])
+        # The filter reads two pixels around what the upsampler does.
+        x = self.smooth(_cut(x, self.margin - r - 2)) + self.colour(made[:, phases:])
         detail = made[:, :phases, r:-r, r:-r]
         return F.pixel_shuffle(self.spread(detail) + self.base(x), self.scale)
 
@@ -260,15 +259,6 @@ def _filtered(x: Tensor, kernels: Tensor) -> Tensor:
     x = F.pad(x, (r, r, r, r), mode="replicate").reshape(1, -1, height + 2 * r, width + 2 * r)
     weight = kernels[:, None].repeat_interleave(channels, 0)
     return F.conv2d(x, weight, groups=batch * channels).view(batch, channels, height, width)
-
-
-def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    """A convolution without padding that holds these weights."""
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], bias=bias is not None)
-    conv.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.detach().clone())
-    return conv
 
 
 def luma_clean_fast(
