@@ -2,9 +2,9 @@
 
 Each comes with the level that foveal will read in such a picture, which is not always the truth: of two JPEGs on
 different grids the file tells the last, and noise that a JPEG has smoothed away cannot be measured. A network that is
-told the truth in training and something else in use does worse than one that is told nothing. But such pictures are few:
-when they were a fifth, as many of those called quality 90 were worse than that as were not, and honest ones of quality 90
-lost 0.2 dB.
+told the truth in training and something else in use does worse than one that is told nothing. But such pictures are
+few: when they were a fifth, as many of those called quality 90 were worse than that as were not, and honest ones of
+quality 90 lost 0.2 dB.
 
 The grid of blocks lies anywhere: encode more than is needed and cut (`border`). All of it is a function of the random
 generator alone.
