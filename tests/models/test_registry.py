@@ -30,7 +30,7 @@ def test_names_are_in_natural_order():
     ("pattern", "names"),
     [
         ("sesr_m?", ["sesr_m3", "sesr_m5", "sesr_m7"]),
-        ("*_fast", ["luma_sr_fast"]),
+        ("*_fast", ["luma_clean_fast", "luma_sr_fast"]),
         ("quick", ["quicksrnet_large", "quicksrnet_medium", "quicksrnet_small"]),
         ("nothing", []),
     ],

@@ -112,7 +112,8 @@ class LumaSR(nn.Module):
         ValueError: a scale outside 2 to 4, or channels that an equivariant network can't have.
     """
 
-    linear = ("base",)  # parameters that are no hidden kernels: trained by Adam even where kernels are not
+    # Parameters that are no hidden kernels: trained by Adam even where kernels are not.
+    linear: tuple[str, ...] = ("base",)
 
     def __init__(
         self,
