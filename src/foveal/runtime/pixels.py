@@ -6,32 +6,29 @@ transparent pixels cannot shine through as a halo. Where alpha is the same extre
 
 8-bit colour takes the bundle's uint8 file if there is one: the bytes of the picture go in, bytes come out, and the last
 step, depth to space, is one copy here straight into the picture (a strided view does what costs the engine a pass).
-Overlapping tiles (`blend.py`) are blended in floats, and so take the float file.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from foveal.runtime.blend import Blend, ramp, widened
 from foveal.runtime.engines import Engine, EngineError, PixelKind
-from foveal.runtime.tiles import SMALLEST_TILE, Grid, Piece, cut
+from foveal.runtime.tiles import cut
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from foveal.runtime.card import Card
+    from foveal.runtime.tiles import Grid, Piece
 
-__all__ = ["Network", "Step", "enlarge", "largest_value"]
-
-# Called after each batch of tiles with the part of the output that is now done: (left, top, right, bottom) in pixels.
-Step = Callable[[tuple[int, int, int, int]], None]
+__all__ = ["Network", "colour_tiles", "largest_value", "store", "tile_with_alpha"]
 
 # Alpha within this many input pixels decides that a pixel is surely opaque or surely transparent.
 _PIN = 2
@@ -224,8 +221,13 @@ def _grey_shuffle(blocks: NDArray, into: NDArray, scale: int) -> None:
     into[..., 0] = mean.reshape(height, width, scale, scale).transpose(0, 2, 1, 3).reshape(into.shape[:2])
 
 
-def _store(values: NDArray, into: NDArray) -> None:
-    """Floats (s·h, s·w, C) in [0, 1], perhaps a little beyond, to pixels of the dtype of `into`."""
+def store(values: NDArray, into: NDArray) -> None:
+    """Write floats as pixels of the dtype of an array.
+
+    Args:
+        values: (s·h, s·w, C), in [0, 1], perhaps a little beyond.
+        into: array that is written.
+    """
     if into.dtype.kind == "f":
         np.clip(values, 0, 1, out=into, casting="same_kind")
         return
@@ -250,8 +252,16 @@ def _times(window: tuple[slice, slice], scale: int) -> tuple[slice, slice]:
     return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
 
 
-def _colour(image: NDArray, network: Network, grid: Grid, pieces: list[Piece], into: list[NDArray]) -> None:
-    """Tiles of a grey or RGB picture."""
+def colour_tiles(image: NDArray, network: Network, grid: Grid, pieces: list[Piece], into: list[NDArray]) -> None:
+    """Run tiles of a grey or RGB picture.
+
+    Args:
+        image: picture, (H, W, C), C = 1 or 3.
+        network: network to run.
+        grid: the picture's grid.
+        pieces: tiles to run in one batch.
+        into: array for each tile's result.
+    """
     count, scale, m = len(pieces), network.card.scale, grid.margin
     grey = image.shape[2] == 1
     if network.kind(image.dtype) == "uint8":
@@ -276,7 +286,7 @@ def _colour(image: NDArray, network: Network, grid: Grid, pieces: list[Piece], i
     y = network.run("float", x)
     for i, piece in enumerate(pieces):
         values = y[i][:, *_times(_window(grid, piece), scale)].transpose(1, 2, 0)
-        _store(np.clip(values, 0, 1).mean(axis=2, keepdims=True) if grey else values, into[i])
+        store(np.clip(values, 0, 1).mean(axis=2, keepdims=True) if grey else values, into[i])
 
 
 def _around(values: NDArray, radius: int, best: np.ufunc) -> NDArray:
@@ -297,8 +307,16 @@ def _on_window(block: NDArray, window: tuple[slice, slice], grid: Grid, scale: i
     return block[np.ix_(rows, columns)]
 
 
-def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into: NDArray) -> None:
-    """One tile of a picture whose last channel is alpha."""
+def tile_with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into: NDArray) -> None:
+    """Run one tile of a picture whose last channel is alpha.
+
+    Args:
+        image: picture, (H, W, C), C = 2 or 4.
+        network: network to run.
+        grid: the picture's grid.
+        piece: tile to run.
+        into: array for the tile's result.
+    """
     scale, m = network.card.scale, grid.margin
     white, white_out = largest_value(image.dtype), largest_value(into.dtype)
     y0, y1 = max(0, piece.top - m), piece.top - m + grid.side[0]
@@ -307,7 +325,7 @@ def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into
     low, high = alpha.min(), alpha.max()
     colours = image.shape[2] - 1
     if low >= white:
-        _colour(image[..., :-1], network, grid, [piece], [into[..., :-1]])
+        colour_tiles(image[..., :-1], network, grid, [piece], [into[..., :-1]])
         into[..., -1] = into.dtype.type(white_out)
         return
     used = (piece.top + piece.rows[0], piece.top + piece.rows[1], piece.left + piece.columns[0])
@@ -346,133 +364,12 @@ def _with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, into
     new_alpha[opaque] = 1
     np.clip(new_alpha, 0, 1, out=new_alpha)
     divisor = np.where(opaque, ringing, new_alpha)
-    _store(new_alpha[..., None], into[..., -1:])
+    store(new_alpha[..., None], into[..., -1:])
     colour = y[0][:, *big].transpose(1, 2, 0)
     if colours == 1:
         colour = colour.mean(axis=2, keepdims=True)
     visible = into[..., -1:] > 0
     with np.errstate(all="ignore"):
         straight = np.where(visible, colour / divisor[..., None], 0)
-    _store(straight, into[..., :-1])
+    store(straight, into[..., :-1])
     np.copyto(into[..., :-1], hidden, where=~visible)
-
-
-def enlarge(
-    image: NDArray,
-    network: Network,
-    grid_for: Callable[[int], Grid],
-    tile: int,
-    *,
-    alpha: bool,
-    out: NDArray | None = None,
-    step: Step | None = None,
-    smaller: Callable[[int], None] | None = None,
-) -> Iterator[NDArray]:
-    """Run a picture through a network, band by band from top to bottom.
-
-    Args:
-        image: picture, (H, W, C), C from 1 to 4, uint8, uint16 or floating point in [0, 1].
-        network: network to run.
-        grid_for: function from the side of a tile to the picture's grid.
-        tile: side of a tile to begin with; halved whenever memory does not suffice.
-        alpha: the last channel is alpha.
-        out: array for the result, (s·H, s·W, C) of the dtype of `image`; by default each band is an array of its own.
-        step: function called after each batch of tiles.
-        smaller: function called with the new side when a tile was halved.
-
-    Yields:
-        Bands, (s·n, s·W, C), the parts of `out` if there is one. With overlapping tiles, the rows that no further tile
-        changes; `step` is then called with the tiles' cores.
-
-    Raises:
-        MemoryError: even the smallest tile is too large.
-    """
-    scale = network.card.scale
-    height, width, channels = image.shape
-    grid = grid_for(tile)
-    blend = Blend(width * scale, channels, alpha=alpha) if network.card.tiling == "overlap" else None
-    top = 0  # first row of the picture that no core covers yet
-    while top < height:
-        try:
-            bottom, pieces = grid.band(top)
-            if blend is None:
-                band = _rows_of(out, top, bottom, image, scale)
-                for batch in grid.batches(pieces):
-                    parts = []
-                    for piece in batch:
-                        first, last = (scale * (piece.left + edge) for edge in piece.columns)
-                        parts.append(band[:, first:last])
-                    _tiles(image, network, grid, batch, parts, alpha=alpha)
-                    _report(step, batch, top, bottom, scale)
-            else:
-                adding = blend.extended(min(height, bottom + grid.margin) * scale)
-                for batch in grid.batches(pieces):
-                    _add_tiles(image, network, grid, batch, adding, alpha=alpha)
-                    _report(step, batch, top, bottom, scale)
-                first, last = adding.top // scale, height if bottom == height else bottom - grid.margin
-                if last > first:
-                    band = _rows_of(out, first, last, image, scale)
-                    _store(adding.take(last * scale, _hidden(image[first:last], scale)), band)
-                blend = adding
-        except MemoryError:
-            now = max(grid.tile)
-            if now <= SMALLEST_TILE:
-                raise
-            tile = max(SMALLEST_TILE, now // 2)
-            # Bands that are done stay done: tiles of the new grid only have to start where the old ones ended.
-            grid = grid_for(tile)
-            if smaller is not None:
-                smaller(tile)
-            continue
-        top = bottom
-        if blend is None or last > first:
-            yield band
-
-
-def _rows_of(out: NDArray | None, top: int, bottom: int, image: NDArray, scale: int) -> NDArray:
-    """The part of `out` for some rows of the picture, or an array of its own."""
-    if out is not None:
-        return out[top * scale : bottom * scale]
-    return np.empty(((bottom - top) * scale, image.shape[1] * scale, image.shape[2]), image.dtype)
-
-
-def _hidden(under: NDArray, scale: int) -> NDArray[np.float32]:
-    """Colours behind transparent pixels, each pixel repeated, (h, w, C) to (s·h, s·w, C - 1) in [0, 1]."""
-    values = under[..., :-1].astype(np.float32) / np.float32(largest_value(under.dtype))
-    return values.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _tiles(
-    image: NDArray, network: Network, grid: Grid, batch: list[Piece], parts: list[NDArray], *, alpha: bool
-) -> None:
-    """Tiles of any picture."""
-    if alpha:
-        for piece, part in zip(batch, parts, strict=True):
-            _with_alpha(image, network, grid, piece, part)
-    elif image.shape[2] in (2, 4):  # a last channel that is no alpha is enlarged on its own
-        for some in (slice(None, -1), slice(-1, None)):
-            _colour(image[..., some], network, grid, batch, [part[..., some] for part in parts])
-    else:
-        _colour(image, network, grid, batch, parts)
-
-
-def _add_tiles(image: NDArray, network: Network, grid: Grid, batch: list[Piece], blend: Blend, *, alpha: bool) -> None:
-    """Tiles of any picture, added to a blend with all that they reach."""
-    scale = network.card.scale
-    wide = [widened(piece, grid) for piece in batch]
-    spans = [(scale * (piece.rows[1] - piece.rows[0]), scale * (piece.columns[1] - piece.columns[0])) for piece in wide]
-    parts = [np.empty((*span, image.shape[2]), np.float32) for span in spans]
-    _tiles(image, network, grid, wide, list(parts), alpha=alpha)
-    for piece, reach, part in zip(batch, wide, parts, strict=True):
-        weights = (
-            ramp(piece.top + piece.rows[0], piece.top + piece.rows[1], grid.height, grid.margin, scale),
-            ramp(piece.left + piece.columns[0], piece.left + piece.columns[1], grid.width, grid.margin, scale),
-        )
-        blend.add(part, scale * (piece.top + reach.rows[0]), scale * (piece.left + reach.columns[0]), weights)
-
-
-def _report(step: Step | None, batch: list[Piece], top: int, bottom: int, scale: int) -> None:
-    if step is not None:
-        first = scale * (batch[0].left + batch[0].columns[0])
-        last = scale * (batch[-1].left + batch[-1].columns[1])
-        step((first, top * scale, last, bottom * scale))

@@ -19,9 +19,10 @@ from foveal.runtime.background_writer import BackgroundWriter
 from foveal.runtime.bundle import Bundle, choose
 from foveal.runtime.card import BundleError, Purpose
 from foveal.runtime.engine_choice import EngineChoice
+from foveal.runtime.enlarge import Step, enlarge
 from foveal.runtime.inputs import measure, take
 from foveal.runtime.machine import cores
-from foveal.runtime.pixels import Network, Step, enlarge
+from foveal.runtime.pixels import Network
 from foveal.runtime.plan import Plan, make_plan
 from foveal.runtime.result import Result
 from foveal.runtime.throughput import learn_file_seconds
