@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone"]
 
-# Names of the parameters that hold positions, decays and skips, by their last part.
+# Last parts of the names of parameters that hold positions, decays, skips and step sizes.
 _UNDECAYED = {"pos_embed", "cls_token", "A_log", "A_b_log", "D", "D_b", "dt_bias"}
 
 
@@ -187,7 +187,13 @@ class Backbone(nn.Module):
         Returns:
             Their names.
         """
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in _UNDECAYED}
+        found = set()
+        for name, value in self.named_parameters():
+            last = name.rpartition(".")[2]
+            # a bias of several dimensions is a table of relative positions; timm knows the others
+            if last in _UNDECAYED or (last.startswith("bias") and value.ndim > 1):
+                found.add(name)
+        return found
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, for learning rates that fall from the head to the stem.
