@@ -1,5 +1,6 @@
 """What timm's tools ask of every backbone, asked of one small network a family."""
 
+import copy
 import importlib
 import itertools
 import math
@@ -137,6 +138,7 @@ def test_a_batch_of_no_pictures(name):
     model = build(name, num_classes=3).eval()
     with torch.no_grad():
         assert model(picture(0)).shape[:2] == (0, 3)
+        assert copy.deepcopy(model).double()(picture(0).double()).shape[:2] == (0, 3)  # scans in torch
         assert torch.isfinite(model(picture().to(memory_format=torch.channels_last))).all()
 
 
