@@ -118,5 +118,15 @@ def test_a_fresh_classifier():
     assert model.feature_info[-1] == {"num_chs": 4, "reduction": 8, "module": "blocks.2"}
 
 
+def test_the_mean_beside_a_class_token_leaves_it_out():
+    model = build(class_token=True)
+    tokens = torch.rand(2, 7, 4)
+    model.set_global_pool("avg")
+    want = tokens[:, [0, 1, 2, 4, 5, 6]].mean(1)
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), want)
+    with pytest.raises(ValueError, match="global_pool must be one of 'avg', '', got 'token'"):
+        build().set_global_pool("token")
+
+
 def test_positions_are_left_out_of_weight_decay():
     assert build(class_token=True).no_weight_decay() == {"pos_embed", "cls_token"}

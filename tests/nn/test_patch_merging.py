@@ -24,3 +24,7 @@ def test_channels_are_normalised_before_they_are_projected():
     assert layer(x).shape == (2, 6, 4, 1)
     torch.testing.assert_close(layer(3 * x[..., :6, :]), layer(x[..., :6, :]), rtol=1e-3, atol=1e-4)
     assert sum(p.numel() for p in layer.parameters()) == 2 * 16 + 16 * 6
+
+
+def test_a_batch_of_no_pictures_is_halved_too():
+    assert PatchMerging(2, 6)(torch.rand(0, 2, 5, 4)).shape == (0, 6, 3, 2)

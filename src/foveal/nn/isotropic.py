@@ -60,6 +60,7 @@ class Isotropic(Backbone):
     """
 
     parts = "blocks"
+    stem_parts = ("patch_embed", "pos_embed", "cls_token")
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class Isotropic(Backbone):
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.grid = grid
         self.num_prefix_tokens = int(class_token)
+        if class_token:
+            self.global_pool, self.pools = "token", ("token", "avg", "")
         self.feature_info = [
             {"num_chs": dim, "reduction": reduction, "module": f"blocks.{i}"} for i in range(len(blocks))
         ]
@@ -95,28 +98,19 @@ class Isotropic(Backbone):
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002 - timm's
-        """Put a fresh classifier in place.
+    def make_classifier(self, num_classes: int) -> nn.Linear:
+        """One classifier, begun near zero.
 
         Args:
-            num_classes: 0 for none.
-            global_pool: what the head reads is fixed; taken for timm's sake.
-        """
-        self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that training leaves out of weight decay.
+            num_classes: at least 1.
 
         Returns:
-            Their names.
+            A linear layer.
         """
-        endings = ("pos_embed", "cls_token", "A_log", "A_b_log", ".D", ".D_b")
-        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
+        head = super().make_classifier(num_classes)
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of a picture, each with its position added.
@@ -181,7 +175,7 @@ class Isotropic(Backbone):
         for i, block in enumerate(self.blocks):
             if stop_early and i > max(taken):
                 break
-            tokens = block(tokens, size)
+            tokens = self.through(block, tokens, size)
             if i in taken:
                 maps[i] = self._map(self.norm(tokens) if norm else tokens, size)
         kept = [maps[i] for i in taken]
@@ -198,22 +192,24 @@ class Isotropic(Backbone):
         """
         tokens, size = self.embed(x)
         for block in self.blocks:
-            tokens = block(tokens, size)
+            tokens = self.through(block, tokens, size)
         return self.norm(tokens)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify.
+    def pool(self, x: Tensor) -> Tensor:
+        """The class token, or the mean of the patches.
 
         Args:
             x: last tokens, (B, N, C).
-            pre_logits: whether to stop before the classifier.
 
         Returns:
-            (B, num_classes), or (B, C).
+            (B, C).
         """
-        x = x.mean(1) if self.cls_token is None else x[:, (x.shape[1] - 1) // 2]
-        x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        middle = (x.shape[1] - 1) // 2
+        if self.global_pool == "token":
+            return x[:, middle]
+        if self.cls_token is not None:
+            x = torch.cat((x[:, :middle], x[:, middle + 1 :]), 1)
+        return x.mean(1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.forward_head(self.forward_features(x))

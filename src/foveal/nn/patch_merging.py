@@ -23,8 +23,11 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Conv2d(4 * in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        batch, channels, height, width = x.shape
+        rows, columns = (height + 1) // 2, (width + 1) // 2
         # In this form a traced graph of free sides knows that the padded ones are even; height % 2 would hide it.
-        x = F.pad(x, (0, (width + 1) // 2 * 2 - width, 0, (height + 1) // 2 * 2 - height))
-        # (B, 4·C, ⌈H/2⌉, ⌈W/2⌉), channel 4·c + 2·i + j from row i and column j of four neighbours
-        return self.reduction(self.norm(F.pixel_unshuffle(x, 2)))
+        x = F.pad(x, (0, columns * 2 - width, 0, rows * 2 - height))
+        # (B, 4·C, ⌈H/2⌉, ⌈W/2⌉), channel 4·c + 2·i + j from row i and column j of four neighbours;
+        # F.pixel_unshuffle does the same, but not to a batch of no pictures
+        x = x.reshape(batch, channels, rows, 2, columns, 2).permute(0, 1, 3, 5, 2, 4)
+        return self.reduction(self.norm(x.reshape(batch, 4 * channels, rows, columns)))

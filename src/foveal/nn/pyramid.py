@@ -36,6 +36,7 @@ class Pyramid(Backbone):
     """
 
     parts = "stages"
+    stem_parts = ("stem",)
 
     def __init__(
         self,
@@ -65,16 +66,6 @@ class Pyramid(Backbone):
         self.norm = norm if norm is not None else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002 - timm's
-        """Put a fresh classifier in place.
-
-        Args:
-            num_classes: 0 for none.
-            global_pool: average pooling is the only one; taken for timm's sake.
-        """
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_intermediates(
         self,
@@ -107,7 +98,7 @@ class Pyramid(Backbone):
         for i, stage in enumerate(self.stages):
             if stop_early and i > max(taken):
                 break
-            x = stage(x)
+            x = self.through(stage, x)
             if i in taken:
                 maps[i] = self.norm(x) if norm and i == len(self.stages) - 1 else x
         kept = [maps[i] for i in taken]
@@ -124,21 +115,19 @@ class Pyramid(Backbone):
         """
         x = self.stem(x)
         for stage in self.stages:
-            x = stage(x)
+            x = self.through(stage, x)
         return self.norm(x)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify.
+    def pool(self, x: Tensor) -> Tensor:
+        """The mean of a map.
 
         Args:
             x: last map, (B, C, H', W').
-            pre_logits: whether to stop before the classifier.
 
         Returns:
-            (B, num_classes), or (B, C).
+            (B, C).
         """
-        x = self.head_drop(x.mean((2, 3)))
-        return x if pre_logits else self.head(x)
+        return x.mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.forward_head(self.forward_features(x))

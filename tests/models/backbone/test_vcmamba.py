@@ -37,9 +37,10 @@ def test_logits_are_the_mean_of_two_classifiers():
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     assert pooled.shape == (2, 8)
     torch.testing.assert_close(model(x), (model.head(pooled) + model.head_dist(pooled)) / 2)
+    assert model.get_classifier() == (model.head, model.head_dist)
     model.reset_classifier(0)
-    assert model.head_dist is None
-    assert isinstance(model.get_classifier(), nn.Identity)
+    assert isinstance(model.head, nn.Identity)
+    assert isinstance(model.head_dist, nn.Identity)
     torch.testing.assert_close(model(x), pooled)
 
 

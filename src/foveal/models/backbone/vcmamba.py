@@ -196,38 +196,31 @@ class VCMamba(Pyramid):
             in_channels=in_channels,
             norm=LayerNorm2d(dims[-1], eps=1e-5),
         )
-        self.distilled = distilled
+        if distilled:
+            self.heads = ("head", "head_dist")
         self.reset_classifier(num_classes)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put fresh classifiers in place.
+    def make_classifier(self, num_classes: int) -> nn.Linear:
+        """One classifier, begun near zero.
 
         Args:
-            num_classes: 0 for none.
-            global_pool: average pooling is the only one; taken for timm's sake.
-        """
-        super().reset_classifier(num_classes, global_pool)
-        second = num_classes and getattr(self, "distilled", False)
-        self.head_dist = nn.Linear(self.num_features, num_classes) if second else None
-        for head in (self.head, self.head_dist):
-            if isinstance(head, nn.Linear):
-                trunc_normal_(head.weight, std=0.02)
-                nn.init.zeros_(head.bias)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify.
-
-        Args:
-            x: last map, (B, C, H', W').
-            pre_logits: whether to stop before the classifiers.
+            num_classes: at least 1.
 
         Returns:
-            (B, num_classes), or (B, C).
+            A linear layer.
         """
-        x = super().forward_head(x, pre_logits=True)
-        if pre_logits:
-            return x
-        return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
+        head = super().make_classifier(num_classes)
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that training leaves out of weight decay.
+
+        Returns:
+            Their names: those of every backbone, and the last stage's positions.
+        """
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(".embed")}
 
 
 vcmamba_s = VCMamba  # VCMamba-S

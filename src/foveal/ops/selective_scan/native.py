@@ -86,7 +86,7 @@ def along_in_torch(
     if there is None or skipped is None:
         out = out if z is None else (out.to(wide) * F.silu(z.to(wide))).to(u.dtype)
         return out, last
-    out = out.view(batch, count, dim, -1).masked_fill(skipped[:, None], 0)
+    out = out.unflatten(1, (count, dim)).masked_fill(skipped[:, None], 0)
     merged = out.new_zeros(batch, dim, length)
     for k in range(count):
         merged = merged.index_add(2, there[k], out[:, k])
