@@ -70,6 +70,10 @@ constraints: setup  ## constraints.txt, resolved anew: names and versions for ev
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package foveal-kernels --quiet --output-file constraints.txt
 
+.PHONY: dist
+dist: setup  ## what an index would get, into dist/: the kernels by their version, not by a path
+	FOVEAL_KERNELS="==$$(sed -n 's/^version = "\(.*\)"/\1/p' kernels/pyproject.toml)" $(BIN)/python -m hatchling build -d dist
+
 .PHONY: clean
 clean:  ## what was built, but no environment
 	rm -rf build dist site demo/*.png demo/*.html .pytest_cache .ruff_cache .mypy_cache

@@ -3,12 +3,13 @@
     python bench/ops.py                       table on standard output
     python bench/ops.py --save results/ops    also results/ops.md and results/ops.json
 
-All paths take turns round by round on the same inputs; the median and the quartiles of the rounds are printed, and each
-ratio is the median of the rounds' ratios. The bound is what this machine could do at best, whichever is longest: every
-input and output byte once at the measured copy speed, every exponential of the recurrence at the measured speed of the
-kernel's own exponential with everything in cache, or every multiply-add at the measured speed of a large matrix product
-(for the FFT, its 5/2 · n · log₂ n). Memory is the peak of a training step above its
-inputs, each in a process of its own. mambapy takes part where it is installed (`pip install mambapy`).
+Paths that do not agree end the run. All paths take turns round by round on the same inputs; the median and the
+quartiles of the rounds are printed, and each ratio is the median of the rounds' ratios. The bound is what this
+machine could do at best, whichever is longest: every input and output byte once at the measured copy speed, every
+exponential of the recurrence at the measured speed of the kernel's own exponential with everything in cache, or every
+multiply-add at the measured speed of a large matrix product (for the FFT, its 5/2 · n · log₂ n). Memory is the peak
+of a training step above its inputs, each in a process of its own. mambapy takes part where it is installed (`pip
+install mambapy`).
 """
 
 from __future__ import annotations
@@ -94,10 +95,22 @@ def timed(run: Callable[..., torch.Tensor], given: list[torch.Tensor], *, backwa
     return time.perf_counter() - begun
 
 
+def agree(label: str, outputs: dict[str, torch.Tensor | tuple[torch.Tensor, ...]]) -> None:
+    """Paths that differ are not worth timing: says which, and ends the run."""
+    first, wanted = next(iter(outputs.items()))
+    for name, found in outputs.items():
+        for a, b in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (found, wanted)), strict=True):
+            off = (a - b).abs().max().item() / max(b.abs().max().item(), 1e-6)
+            if not off < 1e-3:
+                sys.exit(f"{label}: {name} differs from {first} by {off:.1e} of the largest value; no speed is printed")
+
+
 def compare(shape: tuple[int, ...], rounds: int, *, backward: bool) -> dict[str, list[float]]:
     given = inputs(shape, grad=backward)
     if backward:
         given[5].requires_grad_(False)
+    with torch.no_grad():
+        agree(str(shape), {name: run(*given) for name, run in paths().items()})
     taken: dict[str, list[float]] = {name: [] for name in paths()}
     for round_ in range(-1, rounds):
         for name, run in paths().items():
@@ -216,9 +229,9 @@ def add_convolutions(add: Callable[..., None], copy: float, macs: float) -> None
         x, weight, bias, slope = leaves
         return conv3x3(x, weight, bias, slope=slope, backend=backend)
 
-    def step(backend: str) -> None:
+    def step(backend: str) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
-            torch.autograd.grad(forward(backend), leaves, gradient)
+            return torch.autograd.grad(forward(backend), leaves, gradient)
 
     size = leaves[0].numel()
     for label, run, passes in (("forward", forward, 1), ("forward and backward", step, 3)):
@@ -238,6 +251,7 @@ def compare_others(found: list[dict[str, Any]], rounds: int) -> None:
         calls = item.pop("calls")
         item["seconds"] = {name: [] for name in calls}
         with torch.no_grad():
+            agree(item["label"], {name: call() for name, call in calls.items()})
             for round_ in range(-1, rounds):
                 for name, call in calls.items():
                     call()

@@ -119,6 +119,22 @@ def test_no_sample_is_trained_on():
     assert skipped is None or [name for name in sources if not name.startswith(skipped)] == []
 
 
+def test_what_an_index_would_get_names_no_path(monkeypatch):
+    from hatchling.metadata.core import ProjectMetadata
+    from hatchling.plugin.manager import PluginManager
+
+    from foveal.runtime.kernels import WANTED
+
+    def wanted():
+        extras = ProjectMetadata(str(ROOT), PluginManager()).core.optional_dependencies
+        return [line for lines in extras.values() for line in lines]
+
+    assert any("@ file:" in line for line in wanted())  # a checkout builds its own kernels
+    monkeypatch.setenv("FOVEAL_KERNELS", f"=={WANTED}")
+    assert [line for line in wanted() if "@" in line] == []
+    assert f"foveal-kernels=={WANTED}" in wanted()
+
+
 def test_licence_is_apache():
     assert PROJECT["project"]["license"] == "Apache-2.0"
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")

@@ -9,7 +9,6 @@
 // a tile is read and its gradient is taken while a tile is written, so neither costs a pass over memory. Sums are
 // taken in one order for a number of threads: a training gives the same bits each time.
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <vector>
 
@@ -189,20 +188,12 @@ void convolve(const Conv3x3& c, int threads) {
   weights_to_points(c.weight, c.in * c.out, weight);
   const float slope = c.slope == nullptr ? 1.0f : *c.slope, gate_slope = c.gate == nullptr ? 1.0f : *c.gate_slope;
   std::vector<double> slopes(chunks);
-  std::atomic<bool> no_memory{false};
   parallel(chunks, threads, [&](int64_t chunk) {
     const int64_t begin = chunk * CHUNK, here = std::min<int64_t>(CHUNK, tiles - begin);
     const int64_t point_in = CHUNK * c.in + LINE, point_out = CHUNK * c.out + LINE;
     static thread_local Room room;
-    float *base, *made, *block;
-    try {
-      base = room.take(POINTS * (point_in + point_out + std::max(c.in, c.out)));
-    } catch (const std::bad_alloc&) {
-      no_memory = true;
-      return;
-    }
-    made = base + POINTS * point_in;
-    block = made + POINTS * point_out;
+    float* base = room.take(POINTS * (point_in + point_out + std::max(c.in, c.out)));
+    float *made = base + POINTS * point_in, *block = made + POINTS * point_out;
     for (int64_t t = 0; t < here; ++t) {
       int64_t row;
       const float* from = grid.around(grid.place(begin + t), REACH, 1, c.x, c.in, block, row);
@@ -232,7 +223,6 @@ void convolve(const Conv3x3& c, int threads) {
     }
     slopes[chunk] = sum(slope_sum);
   });
-  if (no_memory) throw std::bad_alloc();
   if (c.slope_gradient != nullptr) {
     double total = 0;
     for (double part : slopes) total += part;
@@ -246,19 +236,12 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, tiles / LONG));
   std::vector<float> sums(parts * each);
   const float slope = c.slope == nullptr ? 1.0f : *c.slope;
-  std::atomic<bool> no_memory{false};
   parallel(parts, threads, [&](int64_t part) {
     const int64_t last = tiles * (part + 1) / parts;
     const int64_t point_in = LONG * c.in + LINE, point_out = LONG * c.out + LINE;
     float *mine = sums.data() + part * each, *bias = mine + POINTS * plane;
     static thread_local Room room;
-    float* base;
-    try {
-      base = room.take(POINTS * (point_in + point_out + std::max(c.in, c.out)));
-    } catch (const std::bad_alloc&) {
-      no_memory = true;
-      return;
-    }
+    float* base = room.take(POINTS * (point_in + point_out + std::max(c.in, c.out)));
     float *made = base + POINTS * point_in, *block = made + POINTS * point_out;
     for (int64_t begin = tiles * part / parts; begin < last; begin += LONG) {
       const int64_t here = std::min<int64_t>(LONG, last - begin);
@@ -287,7 +270,6 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
           }
     }
   });
-  if (no_memory) throw std::bad_alloc();
   for (int64_t part = 1; part < parts; ++part)
     for (int64_t i = 0; i < POINTS * plane + c.out; ++i) sums[i] += sums[part * each + i];
   weights_from_points(sums.data(), plane, c.weight);
@@ -299,22 +281,12 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
 
 extern "C" {
 
-// 0, or 1 when there is no memory.
+// Both: 0, or 1 when there is no memory.
 int foveal_conv3x3(const foveal::Conv3x3* call, int threads) {
-  try {
-    foveal::convolve(*call, threads);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+  return foveal::code_of([&] { foveal::convolve(*call, threads); });
 }
 
 int foveal_conv3x3_weights(const foveal::Conv3x3Weights* call, int threads) {
-  try {
-    foveal::weight_gradients(*call, threads);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+  return foveal::code_of([&] { foveal::weight_gradients(*call, threads); });
 }
 }

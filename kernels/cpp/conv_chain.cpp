@@ -20,72 +20,25 @@
 //
 //     x_(l+1) = round(zero_l + leaky(W_l * x_l + b_l, slope_l) / step_l), 0 to 255,
 //
-// with weights of 8 bits, a scale a channel, and a zero a channel, which the next bias takes back: see dots.h. Its last
+// with weights of 8 bits, a scale a channel, and a zero a channel, which the next bias takes back: see int8_dot.h. Its last
 // layer makes floats again.
 //
 // Work is cut into strips of 4 rows of one layer. Strips are taken in order, each waits for the strips that it reads and
 // for those that read what it overwrites, so threads never meet at a barrier and any number of them comes to an end.
 #include <algorithm>
+#include <atomic>
 #include <memory>
-#include <new>
 #include <vector>
 
-#include "dots.h"
+#include "back_projection.h"
+#include "int8_dot.h"
+#include "int8_rows.h"
+#include "pack.h"
 #include "simd.h"
 #include "threads.h"
 #include "winograd.h"
 
 namespace foveal {
-namespace {
-
-constexpr int COLOURS = 3;
-
-// Numbers that start on a line of the cache and are 0 at first.
-template <class T>
-class Buffer {
- public:
-  void make(int64_t size) {
-    data_.reset(static_cast<T*>(::operator new(size * sizeof(T), ALIGNED)));
-    std::memset(data_.get(), 0, size * sizeof(T));
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  static constexpr std::align_val_t ALIGNED{64};
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, ALIGNED); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
-struct Layer {
-  int64_t in, out;             // channels, out rounded up to whole vectors
-  float slope;                 // 1 is no activation
-  Buffer<float> weight, bias;  // first layer: (3·9, out); others: (36, in, out)
-  // Of a chain of bytes:
-  Buffer<int32_t> words;  // but the first layer's: weights, (blocks of vectors, 3, 3·in / 4, block), four a word
-  Buffer<float> factor;   // what a sum of products is worth, in steps of what the layer makes
-  Buffer<float> zero;     // what stands for 0 in what it makes, between two bytes perhaps
-};
-
-}  // namespace
-
-// Numbers of a chain of bytes, besides the biases: weights (out, in, 3, 3) of all layers but the first; scales of their
-// channels; what all layers but the last make: a step, and what stands for 0 in its channels. The biases hold
-// what takes those back.
-struct Levels {
-  const int8_t* const* weights;
-  const float* const* scales;
-  const float* steps;
-  const float* const* zeros;
-};
-
-// Back-projection, its kernels of odd sides: small (3, base side + side - 1, likewise), reduce and enlarge (s², side,
-// side).
-struct Back {
-  int64_t side;
-  const float *small, *reduce, *enlarge;
-};
 
 class Chain {
  public:
@@ -93,57 +46,42 @@ class Chain {
   Chain(int64_t layers, const int64_t* widths, const float* const* weights, const float* const* biases,
         const float* slopes, int64_t scale, int64_t base_side, const float* base, const Back& back,
         const Levels* levels)
-      : layers_(layers),
-        in_bytes_(levels != nullptr),
+      : layers_(pack_layers(layers, widths, weights, biases, slopes, levels)),
+        int8_(levels != nullptr),
         phases_(scale * scale),
         scale_(scale),
         base_side_(base_side),
-        back_side_(back.side) {
-    for (int64_t l = 0; l < layers; ++l) {
-      Layer& layer = layers_[l];
-      layer.in = l == 0 ? widths[0] : layers_[l - 1].out;
-      layer.out = up(widths[l + 1], LANES);
-      layer.slope = slopes[l];
-      layer.bias.make(layer.out);
-      std::copy_n(biases[l], widths[l + 1], layer.bias.get());
-      if (l == 0)
-        pack_direct(layer, weights[0], widths[1]);
-      else if (levels == nullptr)
-        pack_tiles(layer, weights[l], widths[l], widths[l + 1]);
-      else
-        pack_words(layer, levels->weights[l - 1], levels->scales[l - 1], widths[l], widths[l + 1],
-                   levels->steps[l - 1]);
-      if (levels != nullptr && l + 1 < layers) count_steps(layer, levels->steps[l], levels->zeros[l], widths[l + 1]);
-      widest_ = std::max(widest_, layer.out);
-    }
-    pack_phases(base_, base, base_side);
-    if (back_side_ == 0) return;
-    pack_phases(reduce_, back.reduce, back_side_);
-    pack_phases(enlarge_, back.enlarge, back_side_);
-    small_.make(COLOURS * small_side() * small_side());
-    std::copy_n(back.small, COLOURS * small_side() * small_side(), small_.get());
+        back_(back, phases_, layers_.back().out, base_side) {
+    for (const Layer& layer : layers_) widest_ = std::max(widest_, layer.out);
+    pack_phases(base_, base, base_side, phases_, layers_.back().out);
   }
 
   // One picture: bytes (h, w, 3) to (h', w', s², 3), or floats (3, h, w) to (3, s·h', s·w').
   void run(const void* in, bool bytes, int64_t height, int64_t width, void* out, int threads) {
-    fit(height, width);
+    resize(height, width);
     const int64_t strips = strips_of(height - 2);  // of the first layer, which has most
     const int64_t tasks = (steps() + 1) * strips;
     for (int64_t i = 0; i < tasks; ++i) done_[i].store(0, std::memory_order_relaxed);
     parallel(tasks, threads, [&](int64_t task) {
+      // Whoever waits for a strip must come to an end even where there was no memory to make it.
+      const Mark mark{done_[task]};
       make(task / strips - 1, task % strips, in, bytes, out);
-      done_[task].store(1, std::memory_order_release);
     });
   }
 
  private:
+  struct Mark {
+    std::atomic<char>& done;
+    ~Mark() { done.store(1, std::memory_order_release); }
+  };
+
   // Steps: the layers, back-projection where there is one, the result.
   int64_t depth() const { return static_cast<int64_t>(layers_.size()); }
-  int64_t steps() const { return depth() + (back_side_ == 0 ? 1 : 2); }
+  int64_t steps() const { return depth() + (back_.side() == 0 ? 1 : 2); }
   // Pixels that the steps up to step l take off each side.
   int64_t taken(int64_t l) const {
     if (l < depth()) return l + 1;
-    return depth() + back_side_ / 2 * (l + 1 == steps() ? 2 : 1);
+    return depth() + back_.side() / 2 * (l + 1 == steps() ? 2 : 1);
   }
   int64_t rows_of(int64_t l) const { return height_ - 2 * taken(l); }
   int64_t columns_of(int64_t l) const { return width_ - 2 * taken(l); }
@@ -154,7 +92,7 @@ class Chain {
     if (l < 0) {
       // What the first layer reads: 4 rows, and with the last strip whatever is left.
       const int64_t first = strip * TILE, last = strip == strips_of(height_ - 2) - 1 ? height_ : first + TILE;
-      for (int64_t y = first; y < last; ++y) bring_row(in, bytes, y);
+      for (int64_t y = first; y < last; ++y) load_row(in, bytes, y);
       return;
     }
     if (strip * TILE >= rows_of(l)) return;
@@ -162,15 +100,15 @@ class Chain {
     wait(l, strip);
     wait(l, strip + 1);
     if (l + 1 == steps())
-      finish(strip, out, bytes);
+      output_strip(strip, out, bytes);
     else if (l == depth())
-      lack(strip);
+      residual_strip(strip);
     else if (l == 0)
-      first(strip);
-    else if (in_bytes_)
-      words(l, strip);
+      first_strip(strip);
+    else if (int8_)
+      int8_strip(l, strip);
     else
-      tiles(l, strip);
+      winograd_strip(l, strip);
   }
 
   // Waits for a strip of what step l reads.
@@ -180,96 +118,30 @@ class Chain {
     while (done_[l * strips + strip].load(std::memory_order_acquire) == 0) std::this_thread::yield();
   }
 
-  void fit(int64_t height, int64_t width) {
+  void resize(int64_t height, int64_t width) {
     if (height == height_ && width == width_) return;
-    height_ = height;
-    width_ = width;
+    height_ = width_ = 0;  // of no size, should there be no memory
     plane_row_ = up(width + REACH + GROUP, LINE);
     planes_.make(COLOURS * plane_row_ * (up(height, TILE) + REACH));
     // A strip writes whole tiles and reads two pixels beyond them.
     row_ = (up(width, TILE) + CHUNK) * widest_ + LINE;
     const int64_t size = row_ * (up(height, TILE) + 2 * TILE);
-    for (auto& side : sides_) side.make(in_bytes_ ? 0 : size);
-    for (auto& side : byte_sides_) side.make(in_bytes_ ? size : 0);
-    detail_row_ = in_bytes_ ? (up(width, TILE) + CHUNK) * layers_.back().out + LINE : row_;
-    detail_.make(in_bytes_ ? detail_row_ * (up(height, TILE) + 2 * TILE) : 0);
-    lacking_row_ = up(width, LANES) + LINE;
-    lacking_.make(back_side_ == 0 ? 0 : lacking_row_ * up(height, TILE));
+    for (auto& side : activations_) side.make(int8_ ? 0 : size);
+    for (auto& side : int8_activations_) side.make(int8_ ? size : 0);
+    detail_row_ = int8_ ? (up(width, TILE) + CHUNK) * layers_.back().out + LINE : row_;
+    detail_.make(int8_ ? detail_row_ * (up(height, TILE) + 2 * TILE) : 0);
+    residual_row_ = up(width, LANES) + LINE;
+    residual_.make(back_.side() == 0 ? 0 : residual_row_ * up(height, TILE));
     done_ = std::make_unique<std::atomic<char>[]>((steps() + 1) * strips_of(height));
+    height_ = height;
+    width_ = width;
   }
 
   int64_t plane() const { return plane_row_ * (up(height_, TILE) + REACH); }
   // What the last layer makes: floats, s² phases a pixel.
-  float* detail() const { return in_bytes_ ? detail_.get() : sides_[(depth() - 1) % 2].get(); }
-  int64_t small_side() const { return base_side_ + back_side_ - 1; }
+  float* detail() const { return int8_ ? detail_.get() : activations_[(depth() - 1) % 2].get(); }
 
-  // (s², side·side) to (side·side, phases in whole vectors)
-  void pack_phases(Buffer<float>& to, const float* from, int64_t side) {
-    const int64_t taps = side * side, width = layers_.back().out;
-    to.make(taps * width);
-    for (int64_t p = 0; p < phases_; ++p)
-      for (int64_t k = 0; k < taps; ++k) to.get()[k * width + p] = from[p * taps + k];
-  }
-
-  void pack_direct(Layer& layer, const float* weight, int64_t made) {
-    layer.weight.make(COLOURS * 9 * layer.out);
-    for (int64_t o = 0; o < made; ++o)
-      for (int64_t k = 0; k < COLOURS * 9; ++k) layer.weight.get()[k * layer.out + o] = weight[o * COLOURS * 9 + k];
-  }
-
-  // (out, in, 3, 3) to (36, in, out): G w Gᵀ, in double since it is done once.
-  static void pack_tiles(Layer& layer, const float* weight, int64_t in, int64_t made) {
-    static const double G[REACH][3] = {{1.0 / 4, 0, 0},
-                                       {-1.0 / 6, -1.0 / 6, -1.0 / 6},
-                                       {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                                       {1.0 / 24, 1.0 / 12, 1.0 / 6},
-                                       {1.0 / 24, -1.0 / 12, 1.0 / 6},
-                                       {0, 0, 1}};
-    layer.weight.make(POINTS * layer.in * layer.out);
-    for (int64_t o = 0; o < made; ++o)
-      for (int64_t i = 0; i < in; ++i)
-        for (int y = 0; y < REACH; ++y)
-          for (int x = 0; x < REACH; ++x) {
-            double value = 0;
-            for (int a = 0; a < 3; ++a)
-              for (int b = 0; b < 3; ++b) value += G[y][a] * G[x][b] * weight[((o * in + i) * 3 + a) * 3 + b];
-            layer.weight.get()[((y * REACH + x) * layer.in + i) * layer.out + o] = static_cast<float>(value);
-          }
-  }
-
-  // (out, in, 3, 3) of bytes to words.
-  static void pack_words(Layer& layer, const int8_t* weight, const float* scales, int64_t in, int64_t made,
-                         float step) {
-    const int64_t row = 3 * layer.in / WORD;
-    layer.words.make(3 * row * layer.out);
-    layer.factor.make(layer.out);
-    for (int64_t o = 0; o < made; ++o) {
-      const int64_t block = o / (2 * LANES) * 2 * LANES, side = std::min<int64_t>(2 * LANES, layer.out - block);
-      int8_t* to = reinterpret_cast<int8_t*>(layer.words.get() + block * 3 * row);
-      for (int64_t i = 0; i < in; ++i)
-        for (int64_t k = 0; k < 9; ++k) {
-          const int64_t at = k % 3 * layer.in + i;  // in the row of three pixels
-          to[((k / 3 * row + at / WORD) * side + o - block) * WORD + at % WORD] = weight[(o * in + i) * 9 + k];
-        }
-      layer.factor.get()[o] = step * scales[o];
-    }
-  }
-
-  // What the layer makes is counted in steps; its slope does not mind.
-  static void count_steps(Layer& layer, float step, const float* zeros, int64_t made) {
-    layer.zero.make(layer.out);
-    std::copy_n(zeros, made, layer.zero.get());
-    const auto divide = [step](const Buffer<float>& numbers, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) numbers.get()[i] /= step;
-    };
-    divide(layer.bias, layer.out);
-    if (layer.factor.get() == nullptr)  // the first layer
-      divide(layer.weight, COLOURS * 9 * layer.out);
-    else
-      divide(layer.factor, layer.out);
-  }
-
-  void bring_row(const void* in, bool bytes, int64_t y) {
+  void load_row(const void* in, bool bytes, int64_t y) {
     for (int c = 0; c < COLOURS; ++c) {
       float* to = planes_.get() + c * plane() + y * plane_row_;
       if (bytes) {
@@ -282,22 +154,22 @@ class Chain {
   }
 
   // Strip of the first layer: 27 products a pixel and channel.
-  void first(int64_t strip) {
+  void first_strip(int64_t strip) {
     const Layer& layer = layers_[0];
     const int64_t bottom = std::min((strip + 1) * TILE, rows_of(0));
     for (int64_t y = strip * TILE; y < bottom; ++y) {
-      if (in_bytes_) {
-        uint8_t* to = byte_sides_[0].get() + y * row_;
+      if (int8_) {
+        uint8_t* to = int8_activations_[0].get() + y * row_;
         first_row(y, [to, zero = layer.zero.get()](int64_t at, int64_t channel, Vec value) {
           store_bytes(to + at, value + load(zero + channel));
         });
       } else {
-        float* to = sides_[0].get() + y * row_;
+        float* to = activations_[0].get() + y * row_;
         first_row(y, [to](int64_t at, int64_t, Vec value) { store(to + at, value); });
-        clear(to, columns_of(0), layer.out);
+        clear_row_end(to, columns_of(0), layer.out);
       }
     }
-    if (!in_bytes_ && bottom == rows_of(0)) clear_below(sides_[0].get(), bottom);
+    if (!int8_ && bottom == rows_of(0)) clear_rows_below(activations_[0].get(), bottom);
   }
 
   // put(place in the row, channel, values)
@@ -340,18 +212,18 @@ class Chain {
 
   // Pixels that a tile reads beyond the end of a row, and rows below the last, are 0: a tile mixes all that it reads,
   // and what lay there before would change the last bits.
-  void clear(float* row, int64_t columns, int64_t channels) const {
+  void clear_row_end(float* row, int64_t columns, int64_t channels) const {
     std::fill(row + columns * channels, row + std::min(row_, (up(columns, TILE) + TILE) * channels), 0.0f);
   }
-  void clear_below(float* side, int64_t rows) const {
+  void clear_rows_below(float* side, int64_t rows) const {
     std::fill(side + rows * row_, side + (up(rows, TILE) + TILE) * row_, 0.0f);
   }
 
   // Strip of another layer.
-  void tiles(int64_t l, int64_t strip) {
+  void winograd_strip(int64_t l, int64_t strip) {
     const Layer& layer = layers_[l];
-    const float* from = sides_[(l - 1) % 2].get() + strip * TILE * row_;
-    float* to = sides_[l % 2].get() + strip * TILE * row_;
+    const float* from = activations_[(l - 1) % 2].get() + strip * TILE * row_;
+    float* to = activations_[l % 2].get() + strip * TILE * row_;
     const int64_t rows = std::min<int64_t>(TILE, rows_of(l) - strip * TILE), columns = columns_of(l);
     const int64_t count = (columns + TILE - 1) / TILE;
     const int64_t point_in = CHUNK * layer.in + LINE, point_out = CHUNK * layer.out + LINE;
@@ -368,18 +240,18 @@ class Chain {
       for (int64_t t = 0; t < here; ++t)
         pixels_out(layer, made + t * layer.out, point_out, to + (begin + t) * TILE * layer.out, row_);
     }
-    for (int64_t y = 0; y < rows; ++y) clear(to + y * row_, columns, layer.out);
-    if (strip * TILE + rows == rows_of(l)) clear_below(sides_[l % 2].get(), rows_of(l));
+    for (int64_t y = 0; y < rows; ++y) clear_row_end(to + y * row_, columns, layer.out);
+    if (strip * TILE + rows == rows_of(l)) clear_rows_below(activations_[l % 2].get(), rows_of(l));
   }
 
   // Strip of another layer of bytes. What lies beyond the end of a row is read for pixels that nobody reads.
-  void words(int64_t l, int64_t strip) {
+  void int8_strip(int64_t l, int64_t strip) {
     const Layer& layer = layers_[l];
-    const uint8_t* from = byte_sides_[(l - 1) % 2].get() + strip * TILE * row_;
+    const uint8_t* from = int8_activations_[(l - 1) % 2].get() + strip * TILE * row_;
     const int64_t rows = std::min<int64_t>(TILE, rows_of(l) - strip * TILE), columns = columns_of(l);
     if (l + 1 < depth()) {
-      uint8_t* to = byte_sides_[l % 2].get() + strip * TILE * row_;
-      word_rows(layer, from, rows, columns, [&](int64_t y, int64_t x, int64_t v) {
+      uint8_t* to = int8_activations_[l % 2].get() + strip * TILE * row_;
+      int8_rows(layer, from, row_, rows, columns, [&](int64_t y, int64_t x, int64_t v) {
         uint8_t* corner = to + y * row_ + x * layer.out + v;
         return [corner, zero = layer.zero.get() + v, out = layer.out](int t, int i, Vec value) {
           store_bytes(corner + t * out + i * LANES, value + load(zero + i * LANES));
@@ -387,44 +259,11 @@ class Chain {
       });
     } else {
       float* to = detail() + strip * TILE * detail_row_;
-      word_rows(layer, from, rows, columns, [&](int64_t y, int64_t x, int64_t v) {
+      int8_rows(layer, from, row_, rows, columns, [&](int64_t y, int64_t x, int64_t v) {
         float* corner = to + y * detail_row_ + x * layer.out + v;
         return [corner, out = layer.out](int t, int i, Vec value) { store(corner + t * out + i * LANES, value); };
       });
     }
-  }
-
-  // at(row, column, first channel) gives what takes the values of a block, put(pixel, vector, values). A block of
-  // weights stays near while all rows are made.
-  template <class At>
-  void word_rows(const Layer& layer, const uint8_t* from, int64_t rows, int64_t columns, const At& at) const {
-    for (int64_t v = 0; v < layer.out;) {
-      const bool two = v + 2 * LANES <= layer.out;
-      for (int64_t y = 0; y < rows; ++y) {
-        if (two)
-          word_row<2>(layer, from, y, columns, v, at);
-        else
-          word_row<1>(layer, from, y, columns, v, at);
-      }
-      v += two ? 2 * LANES : LANES;
-    }
-  }
-
-  template <int VECS, class At>
-  void word_row(const Layer& layer, const uint8_t* from, int64_t y, int64_t columns, int64_t v, const At& at) const {
-    struct {
-      Vec factor[VECS], bias[VECS];
-    } line;
-    for (int i = 0; i < VECS; ++i) {
-      line.factor[i] = load(layer.factor.get() + v + i * LANES);
-      line.bias[i] = load(layer.bias.get() + v + i * LANES);
-    }
-    const int32_t* weight = layer.words.get() + v * 9 * layer.in / WORD;
-    for (int64_t x = 0; x < columns; x += ACROSS)
-      dots<VECS>(from + y * row_ + x * layer.in, row_, layer.in, weight,
-                 [=, slope = layer.slope, put = at(y, x, v)](int t, int i, Vec sum) {
-                   put(t, i, leaky(sum * line.factor[i] + line.bias[i], slope));
-                 });
   }
 
   static void pixels_out(const Layer& layer, const float* from, int64_t point, float* to, int64_t row) {
@@ -435,39 +274,19 @@ class Chain {
     });
   }
 
-  // Strip of what the result lacks: LANES pixels of a row at a time, first of the picture, then of the detail, whose
-  // vectors of phases are summed up at the end.
-  void lack(int64_t strip) const {
+  // Strip of what the result lacks, LANES pixels of a row at a time.
+  void residual_strip(int64_t strip) const {
     const int64_t columns = columns_of(depth()), bottom = std::min((strip + 1) * TILE, rows_of(depth()));
-    const int64_t skip = taken(depth()) - small_side() / 2;
+    const int64_t skip = taken(depth()) - back_.small_side() / 2, width = layers_.back().out;
     for (int64_t y = strip * TILE; y < bottom; ++y)
-      for (int64_t x = 0; x < columns; x += LANES) {
-        Vec total{};
-        const float* weight = small_.get();
-        for (int64_t c = 0; c < COLOURS; ++c)
-          for (int64_t dy = 0; dy < small_side(); ++dy) {
-            const float* from = planes_.get() + c * plane() + (y + skip + dy) * plane_row_ + x + skip;
-            for (int64_t dx = 0; dx < small_side(); ++dx) total += load(from + dx) * *weight++;
-          }
-        Vec sum[LANES] = {};
-        weight = reduce_.get();
-        const int64_t width = layers_.back().out;
-        for (int64_t dy = 0; dy < back_side_; ++dy) {
-          const float* from = detail() + (y + dy) * detail_row_ + x * width;
-          for (int64_t dx = 0; dx < back_side_ * width; dx += LANES, weight += LANES) {
-            const Vec tap = load(weight);
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; ++i) sum[i] += load(from + dx + i * width) * tap;
-          }
-        }
-        transpose(sum);
-        for (int i = 0; i < LANES; ++i) total += sum[i];
-        store(lacking_.get() + y * lacking_row_ + x, total);
-      }
+      for (int64_t x = 0; x < columns; x += LANES)
+        store(residual_.get() + y * residual_row_ + x,
+              back_.residual(planes_.get() + (y + skip) * plane_row_ + x + skip, plane(), plane_row_,
+                             detail() + y * detail_row_ + x * width, detail_row_));
   }
 
   // Strip of the result's blocks: base of each colour and the detail that all colours share.
-  void finish(int64_t strip, void* out, bool bytes) const {
+  void output_strip(int64_t strip, void* out, bool bytes) const {
     constexpr int PIXELS = 4;
     const int64_t last = steps() - 1, margin = taken(last), rows = rows_of(last), columns = columns_of(last);
     const int64_t width = layers_.back().out, skip = margin - base_side_ / 2, inward = margin - depth();
@@ -479,10 +298,10 @@ class Chain {
         for (int64_t v = 0; v < width; v += LANES) {
           Vec shared[PIXELS];
           for (int i = 0; i < PIXELS; ++i) shared[i] = load(detailed + i * width + v);
-          for (int64_t dy = 0; dy < back_side_; ++dy) {
-            const float* from = lacking_.get() + (y + dy) * lacking_row_ + x;
-            for (int64_t dx = 0; dx < back_side_; ++dx, ++from) {
-              const Vec tap = load(enlarge_.get() + (dy * back_side_ + dx) * width + v);
+          for (int64_t dy = 0; dy < back_.side(); ++dy) {
+            const float* from = residual_.get() + (y + dy) * residual_row_ + x;
+            for (int64_t dx = 0; dx < back_.side(); ++dx, ++from) {
+              const Vec tap = load(back_.enlarge() + (dy * back_.side() + dx) * width + v);
 #pragma GCC unroll 4
               for (int i = 0; i < PIXELS; ++i) shared[i] += fill(from[i]) * tap;
             }
@@ -505,14 +324,14 @@ class Chain {
         }
         for (int64_t i = 0; i < std::min<int64_t>(PIXELS, columns - x); ++i) {
           if (bytes)
-            put_bytes(colour[i], static_cast<uint8_t*>(out) + (y * columns + x + i) * phases_ * COLOURS);
+            store_pixel_bytes(colour[i], static_cast<uint8_t*>(out) + (y * columns + x + i) * phases_ * COLOURS);
           else
-            put_floats(colour[i], static_cast<float*>(out), y, x + i, rows, columns);
+            store_pixel_floats(colour[i], static_cast<float*>(out), y, x + i, rows, columns);
         }
       }
   }
 
-  void put_bytes(const float (*colour)[64], uint8_t* to) const {
+  void store_pixel_bytes(const float (*colour)[64], uint8_t* to) const {
     alignas(64) int32_t packed[64];
     const int64_t phases = phases_;
     for (int64_t v = 0; v < phases; v += LANES) {
@@ -531,7 +350,7 @@ class Chain {
     std::memcpy(to + (phases - 1) * COLOURS, packed + phases - 1, COLOURS);
   }
 
-  void put_floats(const float (*colour)[64], float* to, int64_t y, int64_t x, int64_t rows, int64_t columns) const {
+  void store_pixel_floats(const float (*colour)[64], float* to, int64_t y, int64_t x, int64_t rows, int64_t columns) const {
     for (int c = 0; c < COLOURS; ++c)
       for (int64_t i = 0; i < scale_; ++i)
         std::copy_n(colour[c] + i * scale_, scale_,
@@ -539,13 +358,14 @@ class Chain {
   }
 
   std::vector<Layer> layers_;
-  bool in_bytes_;
-  int64_t phases_, scale_, base_side_, back_side_, widest_ = 0;
-  Buffer<float> base_, small_, reduce_, enlarge_;
+  bool int8_;
+  int64_t phases_, scale_, base_side_, widest_ = 0;
+  Buffer<float> base_;
+  BackProjection back_;
   // For pictures of one size.
-  int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0, detail_row_ = 0, lacking_row_ = 0;
-  Buffer<float> planes_, sides_[2], detail_, lacking_;
-  Buffer<uint8_t> byte_sides_[2];
+  int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0, detail_row_ = 0, residual_row_ = 0;
+  Buffer<float> planes_, activations_[2], detail_, residual_;
+  Buffer<uint8_t> int8_activations_[2];
   std::unique_ptr<std::atomic<char>[]> done_;
 };
 
@@ -562,7 +382,7 @@ foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const fl
   try {
     const foveal::Back back{back_side, small, reduce, enlarge};
     return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base, back, nullptr);
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     return nullptr;
   }
 }
@@ -579,7 +399,7 @@ foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, con
     const foveal::Levels levels{weights, scales, steps, zeros};
     const foveal::Back back{back_side, small, reduce, enlarge};
     return new foveal::Chain(layers, widths, &first, biases, slopes, scale, base_side, base, back, &levels);
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     return nullptr;
   }
 }
@@ -596,12 +416,7 @@ int foveal_has_dots() {
 // 0, or 1 when there is no memory. Not for two callers of one chain at a time.
 int foveal_chain_run(foveal::Chain* chain, const void* in, int bytes, int64_t height, int64_t width, void* out,
                      int threads) {
-  try {
-    chain->run(in, bytes != 0, height, width, out, threads);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+  return foveal::code_of([&] { chain->run(in, bytes != 0, height, width, out, threads); });
 }
 
 void foveal_chain_free(foveal::Chain* chain) { delete chain; }

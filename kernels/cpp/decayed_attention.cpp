@@ -118,11 +118,14 @@ void attend(const Attention& a, int64_t batch, int64_t head, int64_t first) {
 
 extern "C" {
 
-void foveal_decayed_attention(const Attention* a, int threads) {
-  const int64_t parts = (a->channels + foveal::ACROSS - 1) / foveal::ACROSS;
-  foveal::parallel(a->batch * a->heads * parts, threads, [&](int64_t task) {
-    const int64_t which = task / parts;
-    foveal::attend(*a, which / a->heads, which % a->heads, task % parts * foveal::ACROSS);
+// 0, or 1 when there is no memory.
+int foveal_decayed_attention(const Attention* a, int threads) {
+  return foveal::code_of([&] {
+    const int64_t parts = (a->channels + foveal::ACROSS - 1) / foveal::ACROSS;
+    foveal::parallel(a->batch * a->heads * parts, threads, [&](int64_t task) {
+      const int64_t which = task / parts;
+      foveal::attend(*a, which / a->heads, which % a->heads, task % parts * foveal::ACROSS);
+    });
   });
 }
 }

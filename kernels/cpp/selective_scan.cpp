@@ -2,12 +2,15 @@
 //
 // For route k, channel c and the t-th position p of the route:
 //     delta = softplus(delta[k, c, p] + bias[k, c])
-//     h_n   = exp(delta · A[k, c, n]) · h_n + delta · u[c, p] · B[k, g, n, p]
+//     h_n   = exp(delta · A[k, c, n]) · h_n + delta · u[c, p] · B[k, g, n, p]          from h = start
 //     y     = sum_n C[k, g, n, p] · h_n + D[k, c] · u[c, p]
 //     out[c, p] += y · silu(z[c, p])
 //
+// B and C may be constants of each channel, (K, C, N), which are read, and get their gradients, without being spread over
+// the places.
+//
 // LANES channels go side by side through a vector register, so no sum runs across a register. Time goes in blocks of
-// STEPS: inputs of a block are brought into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in
+// STEPS: inputs of a block are loaded into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in
 // registers for the length of the block. A forward pass that will be differentiated keeps the states at the beginnings
 // of blocks; the backward pass computes the others again, block by block, from the last to the first.
 //
@@ -15,6 +18,7 @@
 // states. So a forward pass takes as many blocks of the same channels in a row as share their pages, and asks the caches for
 // the next block's lines while it computes.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -33,10 +37,10 @@ constexpr int WIDEST = 4;
 
 extern "C" {
 
-// Sizes and strides in elements. Layouts that are not given here are contiguous: A (K, C, N), D and bias (K, C), last
-// (B, K, C, N), route (K, steps).
+// Sizes and strides in elements. Layouts that are not given here are contiguous: A (K, C, N), D and bias (K, C), start and
+// last (B, K, C, N), route (K, steps), and B or C where it is constant, (K, C, N).
 struct ScanShape {
-  int64_t batch, channels, states, groups, routes, steps, softplus;
+  int64_t batch, channels, states, groups, routes, steps, softplus, b_constant, c_constant;
   int64_t u_batch, u_channel, u_place;
   int64_t delta_batch, delta_route, delta_channel, delta_place;
   int64_t b_batch, b_route, b_group, b_state, b_place;
@@ -48,16 +52,20 @@ struct ScanShape {
 struct ScanData {
   const int32_t* route;  // null: places in order
   const float *u, *delta, *A, *B, *C, *D, *z, *bias;
+  const float* start;  // null: zeros
   float *out, *last, *checkpoints;
 };
 
 struct ScanGradients {
   const float* out;              // of the loss by out, strides out_*
+  const float* last;             // of the loss by the last states, null for zeros
   const float* checkpoints;
   float *u, *z;                  // strides of out_*
   float* delta;                  // strides grad_delta_*
   float *A, *D, *bias;           // one for each batch: (B, K, C, N), (B, K, C), (B, K, C)
-  float *B, *C;                  // one for each part: (parts, B, K, G, places, N)
+  float* start;                  // (B, K, C, N), null where nobody asks
+  float *B, *C;                  // one for each part: (parts, B, K, G, places, N); of constants one for each batch:
+                                 // (B, K, C, N)
   int64_t delta_batch, delta_route, delta_channel, delta_place;
   int64_t parts, places;
 };
@@ -91,7 +99,7 @@ struct Places {
 };
 
 // A (count channels × length places) piece into a tile (STEPS, LANES); what is missing becomes 0.
-void bring(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
+void load_tile(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
   if (by_channel == 1 && count == LANES) {
     for (int t = 0; t < length; ++t) tile[t] = places[t] < 0 ? Vec{} : load(from + places[t] * by_place);
     return;
@@ -114,7 +122,7 @@ void bring(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, P
 }
 
 // The way back, added to what is there when `add`.
-void take_out(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, Places places, int length, int count,
+void store_tile(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, Places places, int length, int count,
               bool add) {
   if (by_channel == 1 && count == LANES) {
     for (int t = 0; t < length; ++t) {
@@ -147,7 +155,7 @@ void take_out(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, 
 
 // Asks the caches for a piece before it is wanted: rows this far apart are not what a processor guesses by itself.
 template <int WRITE>
-void ask_for(const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
+void prefetch_tile(const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
   constexpr int LINE = 16;
   if (by_place != 1 || places.route != nullptr) return;
   for (int c = 0; c < count; ++c)
@@ -155,7 +163,7 @@ void ask_for(const float* from, int64_t by_channel, int64_t by_place, Places pla
 }
 
 // Weights of all states over some steps, (length, padded states); padding is 0.
-void bring_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int64_t length,
+void load_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int64_t length,
                    int64_t states, int64_t padded) {
   for (int64_t t = 0; t < length; ++t) {
     const float* row = from + (places[t] < 0 ? 0 : places[t]) * by_place;
@@ -167,24 +175,85 @@ void bring_weights(float* tile, const float* from, int64_t by_state, int64_t by_
   }
 }
 
+// B and C of a group, those that are not constant.
+void load_group_weights(const ScanShape& s, const ScanData& d, int64_t batch, int64_t route, int64_t group,
+                            Places places, int64_t length, float* b, float* c) {
+  if (!s.b_constant)
+    load_weights(b, d.B + batch * s.b_batch + route * s.b_route + group * s.b_group, s.b_state, s.b_place, places, length,
+                  s.states, s.states);
+  if (!s.c_constant)
+    load_weights(c, d.C + batch * s.c_batch + route * s.c_route + group * s.c_group, s.c_state, s.c_place, places, length,
+                  s.states, s.states);
+}
+
 Vec of_channels(const float* values, const Block& block, int64_t stride = 1) {
   Vec v{};
   for (int c = 0; c < block.count; ++c) v[c] = values[(block.first + c) * stride];
   return v;
 }
 
-// A skipped place has a step of 0: the state stays as it is.
-void make_steps(Vec* delta, Vec bias, bool soft, Places places, int length) {
+// A skipped place has a step of 0: the state stays as it is. `slope`, if given, becomes that of softplus, which is computed
+// from what softplus gets: 1 - exp(-softplus) would have no digits left where steps are small.
+void make_steps(Vec* delta, Vec bias, bool soft, Places places, int length, Vec* slope = nullptr) {
   for (int t = 0; t < length; ++t) {
     const Vec raw = delta[t] + bias;
     delta[t] = places[t] < 0 ? Vec{} : soft ? softplus(raw) : raw;
+    if (slope != nullptr) slope[t] = soft ? sigmoid(raw) : fill(1.0f);
   }
 }
 
+// B or C of a block of steps: numbers that the channels of a group share, a row for each step, or constants of each
+// channel. And the same for their gradients.
+struct Shared {
+  const float* at;
+  int64_t row;
+  float operator()(int64_t t, int64_t n) const { return at[t * row + n]; }
+};
+struct Constant {
+  const Vec* at;
+  Vec operator()(int64_t, int64_t n) const { return at[n]; }
+};
+struct SharedSum {
+  Vec* at;
+  int64_t row;
+  Vec& operator()(int64_t t, int64_t n) const { return at[t * row + n]; }
+};
+struct ConstantSum {
+  Vec* at;
+  Vec& operator()(int64_t, int64_t n) const { return at[n]; }
+};
+
+template <bool CONSTANT>
+auto weights_of(const float* shared, int64_t row, const Vec* constant) {
+  if constexpr (CONSTANT)
+    return Constant{constant};
+  else
+    return Shared{shared, row};
+}
+template <bool CONSTANT>
+auto sums_of(Vec* shared, int64_t row, Vec* constant) {
+  if constexpr (CONSTANT)
+    return ConstantSum{constant};
+  else
+    return SharedSum{shared, row};
+}
+
+// Calls `run` with whether B and C are constant, known when compiled.
+template <class Run>
+void by_kind(const ScanShape& s, Run run) {
+  if (s.b_constant && s.c_constant)
+    run(std::true_type{}, std::true_type{});
+  else if (s.b_constant)
+    run(std::true_type{}, std::false_type{});
+  else if (s.c_constant)
+    run(std::false_type{}, std::true_type{});
+  else
+    run(std::false_type{}, std::false_type{});
+}
+
 // NB states through a block of steps: y[t] += sum_n C · h.
-template <int NB>
-void advance(const Vec* delta, const Vec* input, Vec* y, const float* b, const float* c, int64_t padded, const Vec* rate,
-             Vec* state, int length) {
+template <int NB, class In, class Out>
+void advance(const Vec* delta, const Vec* input, Vec* y, In b, Out c, const Vec* rate, Vec* state, int length) {
   Vec h[NB];
   for (int n = 0; n < NB; ++n) h[n] = state[n];
   for (int t = 0; t < length; ++t) {
@@ -192,8 +261,8 @@ void advance(const Vec* delta, const Vec* input, Vec* y, const float* b, const f
     Vec total = y[t];
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
-      h[n] = exp2(step * rate[n]) * h[n] + drive * b[t * padded + n];
-      total += h[n] * c[t * padded + n];
+      h[n] = exp2(step * rate[n]) * h[n] + drive * b(t, n);
+      total += h[n] * c(t, n);
     }
     y[t] = total;
   }
@@ -201,9 +270,9 @@ void advance(const Vec* delta, const Vec* input, Vec* y, const float* b, const f
 }
 
 // The same, keeping every state and decay: kept[(t + 1) · padded + n], decay[t · padded + n].
-template <int NB>
-void advance_keeping(const Vec* delta, const Vec* input, Vec* y, const float* b, const float* c, int64_t padded,
-                     const Vec* rate, Vec* kept, Vec* decay, int length) {
+template <int NB, class In, class Out>
+void advance_keeping(const Vec* delta, const Vec* input, Vec* y, In b, Out c, int64_t padded, const Vec* rate, Vec* kept,
+                     Vec* decay, int length) {
   Vec h[NB];
   for (int n = 0; n < NB; ++n) h[n] = kept[n];
   for (int t = 0; t < length; ++t) {
@@ -212,8 +281,8 @@ void advance_keeping(const Vec* delta, const Vec* input, Vec* y, const float* b,
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
       const Vec a = exp2(step * rate[n]);
-      h[n] = a * h[n] + drive * b[t * padded + n];
-      total += h[n] * c[t * padded + n];
+      h[n] = a * h[n] + drive * b(t, n);
+      total += h[n] * c(t, n);
       decay[t * padded + n] = a;
       kept[(t + 1) * padded + n] = h[n];
     }
@@ -222,10 +291,10 @@ void advance_keeping(const Vec* delta, const Vec* input, Vec* y, const float* b,
 }
 
 // NB states back through a block. `rate` is A, not A·log2(e).
-template <int NB>
-void retreat(const Vec* delta, const Vec* input, const Vec* grad_y, const float* b, const float* c, int64_t padded,
-             const Vec* rate, const Vec* kept, const Vec* decay, Vec* grad_state, Vec* grad_rate, Vec* grad_delta,
-             Vec* grad_input, Vec* grad_b, Vec* grad_c, int length) {
+template <int NB, class In, class Out, class InSum, class OutSum>
+void retreat(const Vec* delta, const Vec* input, const Vec* grad_y, In b, Out c, int64_t padded, const Vec* rate,
+             const Vec* kept, const Vec* decay, Vec* grad_state, Vec* grad_rate, Vec* grad_delta, Vec* grad_input,
+             InSum grad_b, OutSum grad_c, int length) {
   Vec g[NB], gr[NB];
   for (int n = 0; n < NB; ++n) g[n] = grad_state[n], gr[n] = grad_rate[n];
   for (int t = length - 1; t >= 0; --t) {
@@ -234,10 +303,10 @@ void retreat(const Vec* delta, const Vec* input, const Vec* grad_y, const float*
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
       const int64_t at = t * padded + n;
-      grad_c[at] += gy * kept[at + padded];
-      g[n] += gy * c[at];
-      grad_b[at] += g[n] * drive;
-      of_input += g[n] * b[at];
+      grad_c(t, n) += gy * kept[at + padded];
+      g[n] += gy * c(t, n);
+      grad_b(t, n) += g[n] * drive;
+      of_input += g[n] * b(t, n);
       g[n] *= decay[at];
       const Vec of_exponent = g[n] * kept[at];
       of_delta += of_exponent * rate[n];
@@ -268,16 +337,25 @@ struct Buffer {
   Vec* start;
 };
 
-struct Rates {
+// A number for each channel and state of several blocks: rates, states, constant weights.
+struct Table {
   Buffer memory;
-  int64_t padded;
-  Rates(const ScanShape& s, int64_t count) : memory(count * s.states), padded(s.states) {}
-  Vec* of(int64_t i) { return memory.start + i * padded; }
+  int64_t states;
+  Table(const ScanShape& s, int64_t blocks) : memory(blocks * s.states), states(s.states) {}
+  Vec* of(int64_t i) { return memory.start + i * states; }
 };
 
-void fill_rates(Vec* to, const ScanShape& s, const float* A, int64_t route, const Block& block, float factor) {
+// From values (K, C, N).
+void fill_table(Vec* to, const ScanShape& s, const float* values, int64_t route, const Block& block,
+                float factor = 1.0f) {
   for (int64_t n = 0; n < s.states; ++n)
-    to[n] = of_channels(A + route * s.channels * s.states + n, block, s.states) * factor;
+    to[n] = of_channels(values + route * s.channels * s.states + n, block, s.states) * factor;
+}
+
+// To values (K, C, N).
+void spill_table(float* values, const ScanShape& s, int64_t route, const Block& block, const Vec* from) {
+  for (int c = 0; c < block.count; ++c)
+    for (int64_t n = 0; n < s.states; ++n) values[(route * s.channels + block.first + c) * s.states + n] = from[n][c];
 }
 
 void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin, int64_t end) {
@@ -285,18 +363,26 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
   const int64_t all = blocks_of(s);
   // Blocks in a row: a page of floats, less where B and C of so many steps would not stay in the cache.
   const int64_t row = std::max<int64_t>(1, std::min<int64_t>(1024, 16384 / std::max<int64_t>(1, states)) / STEPS);
-  Rates rates(s, count);
-  Buffer state(count * states), tiles(4 * STEPS);
+  Table rates(s, count), state(s, count), ins(s, s.b_constant ? count : 0), outs(s, s.c_constant ? count : 0);
+  Buffer tiles(4 * STEPS);
   std::vector<float> weights(2 * row * STEPS * states);
   Vec *u = tiles.start, *delta = u + STEPS, *input = delta + STEPS, *y = input + STEPS;
   for (int64_t k = 0; k < s.routes; ++k) {
-    std::fill(state.start, state.start + count * states, Vec{});
-    for (int64_t i = 0; i < count; ++i) fill_rates(rates.of(i), s, d.A, k, block_at(s, begin + i), LOG2E);
+    for (int64_t i = 0; i < count; ++i) {
+      const Block block = block_at(s, begin + i);
+      fill_table(rates.of(i), s, d.A, k, block, LOG2E);
+      if (s.b_constant) fill_table(ins.of(i), s, d.B, k, block);
+      if (s.c_constant) fill_table(outs.of(i), s, d.C, k, block);
+      if (d.start == nullptr)
+        std::fill(state.of(i), state.of(i) + states, Vec{});
+      else
+        fill_table(state.of(i), s, d.start + batch * s.routes * s.channels * states, k, block);
+    }
     const int32_t* route = d.route == nullptr ? nullptr : d.route + k * s.steps;
     const auto advance_block = [&](int64_t i, const Block& block, int64_t tb, const float* b, const float* c) {
       const Places places{route, tb * STEPS};
       const int length = static_cast<int>(std::min<int64_t>(STEPS, s.steps - tb * STEPS));
-      Vec* h = state.start + i * states;
+      Vec* h = state.of(i);
       if (d.checkpoints != nullptr)
         std::copy(h, h + states,
                   reinterpret_cast<LooseVec*>(d.checkpoints) +
@@ -304,14 +390,14 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
       const float* u_at = d.u + batch * s.u_batch + block.first * s.u_channel;
       const float* delta_at = d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel;
       float* out_at = d.out + batch * s.out_batch + block.first * s.out_channel;
-      bring(u, u_at, s.u_channel, s.u_place, places, length, block.count);
-      bring(delta, delta_at, s.delta_channel, s.delta_place, places, length, block.count);
+      load_tile(u, u_at, s.u_channel, s.u_place, places, length, block.count);
+      load_tile(delta, delta_at, s.delta_channel, s.delta_place, places, length, block.count);
       if (tb + 1 < time_blocks) {
         const Places next{route, (tb + 1) * STEPS};
         const int steps = static_cast<int>(std::min<int64_t>(STEPS, s.steps - next.first));
-        ask_for<0>(u_at, s.u_channel, s.u_place, next, steps, block.count);
-        ask_for<0>(delta_at, s.delta_channel, s.delta_place, next, steps, block.count);
-        ask_for<1>(out_at, s.out_channel, s.out_place, next, steps, block.count);
+        prefetch_tile<0>(u_at, s.u_channel, s.u_place, next, steps, block.count);
+        prefetch_tile<0>(delta_at, s.delta_channel, s.delta_place, next, steps, block.count);
+        prefetch_tile<1>(out_at, s.out_channel, s.out_place, next, steps, block.count);
       }
       make_steps(delta, d.bias == nullptr ? Vec{} : of_channels(d.bias + k * s.channels, block), s.softplus, places,
                  length);
@@ -320,14 +406,19 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
         input[t] = delta[t] * u[t];
         y[t] = skip * u[t];
       }
-      by_states(states, [&](auto wide, int64_t n) {
-        advance<decltype(wide)::value>(delta, input, y, b + n, c + n, states, rates.of(i) + n, h + n, length);
+      by_kind(s, [&](auto b_constant, auto c_constant) {
+        by_states(states, [&](auto wide, int64_t n) {
+          advance<decltype(wide)::value>(delta, input, y,
+                                         weights_of<decltype(b_constant)::value>(b + n, states, ins.of(i) + n),
+                                         weights_of<decltype(c_constant)::value>(c + n, states, outs.of(i) + n),
+                                         rates.of(i) + n, h + n, length);
+        });
       });
       if (d.z != nullptr) {
-        bring(u, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length, block.count);
+        load_tile(u, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length, block.count);
         for (int t = 0; t < length; ++t) y[t] *= u[t] * sigmoid(u[t]);
       }
-      take_out(y, out_at, s.out_channel, s.out_place, places, length, block.count, d.route != nullptr || k > 0);
+      store_tile(y, out_at, s.out_channel, s.out_place, places, length, block.count, d.route != nullptr || k > 0);
     };
     for (int64_t first = 0; first < time_blocks; first += row) {
       const int64_t last = std::min(first + row, time_blocks);
@@ -339,10 +430,7 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
         if (block.group != have) {
           have = block.group;
           const Places places{route, first * STEPS};
-          bring_weights(b, d.B + batch * s.b_batch + k * s.b_route + have * s.b_group, s.b_state, s.b_place, places,
-                        length, states, states);
-          bring_weights(c, d.C + batch * s.c_batch + k * s.c_route + have * s.c_group, s.c_state, s.c_place, places,
-                        length, states, states);
+          load_group_weights(s, d, batch, k, have, places, length, b, c);
         }
         for (int64_t tb = first; tb < last; ++tb) {
           const int64_t at = (tb - first) * STEPS * states;
@@ -351,38 +439,47 @@ void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin
       }
     }
     if (d.last == nullptr) continue;
-    for (int64_t i = 0; i < count; ++i) {
-      const Block block = block_at(s, begin + i);
-      for (int j = 0; j < block.count; ++j)
-        for (int64_t n = 0; n < states; ++n)
-          d.last[((batch * s.routes + k) * s.channels + block.first + j) * states + n] = state.start[i * states + n][j];
-    }
+    for (int64_t i = 0; i < count; ++i)
+      spill_table(d.last + batch * s.routes * s.channels * states, s, k, block_at(s, begin + i), state.of(i));
   }
 }
 
-void spill(float* to, const Block& block, int64_t stride, Vec values) {
-  for (int c = 0; c < block.count; ++c) to[(block.first + c) * stride] = values[c];
+void spill(float* to, const Block& block, Vec values) {
+  for (int c = 0; c < block.count; ++c) to[block.first + c] = values[c];
 }
 
 void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int64_t batch, int64_t part, int64_t begin,
               int64_t end) {
   const int64_t count = end - begin, states = s.states, time_blocks = (s.steps + STEPS - 1) / STEPS;
   const int64_t all = blocks_of(s), tile = STEPS * states;
-  Rates rates(s, count), powers(s, count);
-  Buffer grad_state(count * states), grad_rate(count * states), of_channel(2 * count), tiles(8 * STEPS);
-  Buffer history((STEPS + 1) * states), decays(tile), of_weights(2 * tile);
+  Table rates(s, count), powers(s, count), grad_state(s, count), grad_rate(s, count);
+  Table ins(s, s.b_constant ? count : 0), outs(s, s.c_constant ? count : 0);
+  Table grad_ins(s, s.b_constant ? count : 0), grad_outs(s, s.c_constant ? count : 0);
+  Buffer of_channel(2 * count), tiles(9 * STEPS), history((STEPS + 1) * states), decays(tile), of_weights(2 * tile);
   std::vector<float> weights(2 * tile);
   Vec *u = tiles.start, *delta = u + STEPS, *input = delta + STEPS, *y = input + STEPS, *gy = y + STEPS,
-      *grad_delta = gy + STEPS, *grad_input = grad_delta + STEPS, *z = grad_input + STEPS;
+      *grad_delta = gy + STEPS, *grad_input = grad_delta + STEPS, *z = grad_input + STEPS, *slope = z + STEPS;
   Vec *grad_b = of_weights.start, *grad_c = grad_b + tile;
   float *b = weights.data(), *c = b + tile;
   for (int64_t k = 0; k < s.routes; ++k) {
-    std::fill(grad_state.start, grad_state.start + count * states, Vec{});
-    std::fill(grad_rate.start, grad_rate.start + count * states, Vec{});
     std::fill(of_channel.start, of_channel.start + 2 * count, Vec{});
     for (int64_t i = 0; i < count; ++i) {
-      fill_rates(rates.of(i), s, d.A, k, block_at(s, begin + i), 1.0f);
-      fill_rates(powers.of(i), s, d.A, k, block_at(s, begin + i), LOG2E);
+      const Block block = block_at(s, begin + i);
+      fill_table(rates.of(i), s, d.A, k, block);
+      fill_table(powers.of(i), s, d.A, k, block, LOG2E);
+      std::fill(grad_rate.of(i), grad_rate.of(i) + states, Vec{});
+      if (g.last == nullptr)
+        std::fill(grad_state.of(i), grad_state.of(i) + states, Vec{});
+      else
+        fill_table(grad_state.of(i), s, g.last + batch * s.routes * s.channels * states, k, block);
+      if (s.b_constant) {
+        fill_table(ins.of(i), s, d.B, k, block);
+        std::fill(grad_ins.of(i), grad_ins.of(i) + states, Vec{});
+      }
+      if (s.c_constant) {
+        fill_table(outs.of(i), s, d.C, k, block);
+        std::fill(grad_outs.of(i), grad_outs.of(i) + states, Vec{});
+      }
     }
     const int32_t* route = d.route == nullptr ? nullptr : d.route + k * s.steps;
     for (int64_t tb = time_blocks - 1; tb >= 0; --tb) {
@@ -395,8 +492,8 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
         for (int t = 0; t < length; ++t) {
           if (places[t] < 0) continue;
           for (int64_t n = 0; n < states; ++n) {
-            g.B[(at + places[t]) * states + n] = sum(grad_b[t * states + n]);
-            g.C[(at + places[t]) * states + n] = sum(grad_c[t * states + n]);
+            if (!s.b_constant) g.B[(at + places[t]) * states + n] = sum(grad_b[t * states + n]);
+            if (!s.c_constant) g.C[(at + places[t]) * states + n] = sum(grad_c[t * states + n]);
           }
         }
       };
@@ -406,18 +503,15 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
           hand_over();
           have = block.group;
           std::fill(of_weights.start, of_weights.start + 2 * tile, Vec{});
-          bring_weights(b, d.B + batch * s.b_batch + k * s.b_route + have * s.b_group, s.b_state, s.b_place, places,
-                        length, states, states);
-          bring_weights(c, d.C + batch * s.c_batch + k * s.c_route + have * s.c_group, s.c_state, s.c_place, places,
-                        length, states, states);
+          load_group_weights(s, d, batch, k, have, places, length, b, c);
         }
-        bring(u, d.u + batch * s.u_batch + block.first * s.u_channel, s.u_channel, s.u_place, places, length, block.count);
-        bring(delta, d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel, s.delta_channel,
+        load_tile(u, d.u + batch * s.u_batch + block.first * s.u_channel, s.u_channel, s.u_place, places, length, block.count);
+        load_tile(delta, d.delta + batch * s.delta_batch + k * s.delta_route + block.first * s.delta_channel, s.delta_channel,
               s.delta_place, places, length, block.count);
-        bring(gy, g.out + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
+        load_tile(gy, g.out + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
               block.count);
         make_steps(delta, d.bias == nullptr ? Vec{} : of_channels(d.bias + k * s.channels, block), s.softplus, places,
-                   length);
+                   length, slope);
         const Vec skip = d.D == nullptr ? Vec{} : of_channels(d.D + k * s.channels, block);
         for (int t = 0; t < length; ++t) {
           input[t] = delta[t] * u[t];
@@ -427,33 +521,40 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
         const auto* kept = reinterpret_cast<const LooseVec*>(g.checkpoints) +
                            (((batch * s.routes + k) * time_blocks + tb) * all + begin + i) * states;
         std::copy(kept, kept + states, history.start);
-        by_states(states, [&](auto wide, int64_t n) {
-          advance_keeping<decltype(wide)::value>(delta, input, y, b + n, c + n, states, powers.of(i) + n,
-                                                 history.start + n, decays.start + n, length);
+        by_kind(s, [&](auto b_constant, auto c_constant) {
+          by_states(states, [&](auto wide, int64_t n) {
+            advance_keeping<decltype(wide)::value>(delta, input, y,
+                                                   weights_of<decltype(b_constant)::value>(b + n, states, ins.of(i) + n),
+                                                   weights_of<decltype(c_constant)::value>(c + n, states, outs.of(i) + n),
+                                                   states, powers.of(i) + n, history.start + n, decays.start + n, length);
+          });
         });
         if (d.z != nullptr) {
-          bring(z, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length,
+          load_tile(z, d.z + batch * s.z_batch + block.first * s.z_channel, s.z_channel, s.z_place, places, length,
                 block.count);
           for (int t = 0; t < length; ++t) {
             const Vec gate = sigmoid(z[t]), passed = z[t] * gate;
             z[t] = gy[t] * y[t] * gate * (1.0f + z[t] * (1.0f - gate));
             gy[t] *= passed;
           }
-          take_out(z, g.z + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
+          store_tile(z, g.z + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places, length,
                    block.count, false);
         }
         Vec of_skip{}, of_bias{};
         for (int t = 0; t < length; ++t) of_skip += gy[t] * u[t];
-        by_states(states, [&](auto wide, int64_t n) {
-          retreat<decltype(wide)::value>(delta, input, gy, b + n, c + n, states, rates.of(i) + n, history.start + n,
-                                         decays.start + n, grad_state.start + i * states + n,
-                                         grad_rate.start + i * states + n, grad_delta, grad_input, grad_b + n, grad_c + n,
-                                         length);
+        by_kind(s, [&](auto b_constant, auto c_constant) {
+          constexpr bool B = decltype(b_constant)::value, C = decltype(c_constant)::value;
+          by_states(states, [&](auto wide, int64_t n) {
+            retreat<decltype(wide)::value>(delta, input, gy, weights_of<B>(b + n, states, ins.of(i) + n),
+                                           weights_of<C>(c + n, states, outs.of(i) + n), states, rates.of(i) + n,
+                                           history.start + n, decays.start + n, grad_state.of(i) + n,
+                                           grad_rate.of(i) + n, grad_delta, grad_input,
+                                           sums_of<B>(grad_b + n, states, grad_ins.of(i) + n),
+                                           sums_of<C>(grad_c + n, states, grad_outs.of(i) + n), length);
+          });
         });
         for (int t = 0; t < length; ++t) {
-          Vec of_step = grad_delta[t] + grad_input[t] * u[t];
-          // The slope of softplus is 1 - exp(-softplus).
-          if (s.softplus) of_step *= 1.0f - exp(-delta[t]);
+          Vec of_step = (grad_delta[t] + grad_input[t] * u[t]) * slope[t];
           if (places[t] < 0) of_step = Vec{};
           of_bias += of_step;
           grad_delta[t] = of_step;
@@ -461,19 +562,22 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
         }
         of_channel.start[2 * i] += of_skip;
         of_channel.start[2 * i + 1] += of_bias;
-        take_out(grad_input, g.u + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places,
+        store_tile(grad_input, g.u + batch * s.out_batch + block.first * s.out_channel, s.out_channel, s.out_place, places,
                  length, block.count, d.route != nullptr || k > 0);
-        take_out(grad_delta, g.delta + batch * g.delta_batch + k * g.delta_route + block.first * g.delta_channel,
+        store_tile(grad_delta, g.delta + batch * g.delta_batch + k * g.delta_route + block.first * g.delta_channel,
                  g.delta_channel, g.delta_place, places, length, block.count, false);
       }
       hand_over();
     }
     for (int64_t i = 0; i < count; ++i) {
       const Block block = block_at(s, begin + i);
-      const int64_t row = (batch * s.routes + k) * s.channels;
-      for (int64_t n = 0; n < states; ++n) spill(g.A + row * states + n, block, states, grad_rate.start[i * states + n]);
-      spill(g.D + row, block, 1, of_channel.start[2 * i]);
-      spill(g.bias + row, block, 1, of_channel.start[2 * i + 1]);
+      const int64_t row = (batch * s.routes + k) * s.channels, picture = batch * s.routes * s.channels * states;
+      spill_table(g.A + picture, s, k, block, grad_rate.of(i));
+      if (s.b_constant) spill_table(g.B + picture, s, k, block, grad_ins.of(i));
+      if (s.c_constant) spill_table(g.C + picture, s, k, block, grad_outs.of(i));
+      if (g.start != nullptr) spill_table(g.start + picture, s, k, block, grad_state.of(i));
+      spill(g.D + row, block, of_channel.start[2 * i]);
+      spill(g.bias + row, block, of_channel.start[2 * i + 1]);
     }
   }
 }
@@ -483,20 +587,26 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
 
 extern "C" {
 
-void foveal_scan_forward(const ScanShape* shape, const ScanData* data, int threads) {
-  const int64_t blocks = foveal::blocks_of(*shape);
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(blocks, (threads + shape->batch - 1) / shape->batch));
-  foveal::parallel(shape->batch * parts, threads, [&](int64_t task) {
-    const int64_t part = task % parts;
-    foveal::forward(*shape, *data, task / parts, blocks * part / parts, blocks * (part + 1) / parts);
+// Both: 0, or 1 when there is no memory.
+int foveal_scan_forward(const ScanShape* shape, const ScanData* data, int threads) {
+  return foveal::code_of([&] {
+    const int64_t blocks = foveal::blocks_of(*shape);
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(blocks, (threads + shape->batch - 1) / shape->batch));
+    foveal::parallel(shape->batch * parts, threads, [&](int64_t task) {
+      const int64_t part = task % parts;
+      foveal::forward(*shape, *data, task / parts, blocks * part / parts, blocks * (part + 1) / parts);
+    });
   });
 }
 
-void foveal_scan_backward(const ScanShape* shape, const ScanData* data, const ScanGradients* gradients, int threads) {
-  const int64_t blocks = foveal::blocks_of(*shape), parts = gradients->parts;
-  foveal::parallel(shape->batch * parts, threads, [&](int64_t task) {
-    const int64_t part = task % parts;
-    foveal::backward(*shape, *data, *gradients, task / parts, part, blocks * part / parts, blocks * (part + 1) / parts);
+int foveal_scan_backward(const ScanShape* shape, const ScanData* data, const ScanGradients* gradients, int threads) {
+  return foveal::code_of([&] {
+    const int64_t blocks = foveal::blocks_of(*shape), parts = gradients->parts;
+    foveal::parallel(shape->batch * parts, threads, [&](int64_t task) {
+      const int64_t part = task % parts;
+      foveal::backward(*shape, *data, *gradients, task / parts, part, blocks * part / parts,
+                       blocks * (part + 1) / parts);
+    });
   });
 }
 }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -55,11 +56,23 @@ class FlushDenormals {
 #endif
 };
 
+// Runs work(0) … work(tasks - 1). What a task throws stops the taking of further ones, and is thrown again here when all
+// threads have come to an end. Tasks are taken in order, and one that was taken is run.
 inline void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& work) {
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;
   const std::function<void()> take = [&] {
     const FlushDenormals flush;
-    for (int64_t task = next++; task < tasks; task = next++) work(task);
+    try {
+      while (!failed.load(std::memory_order_relaxed)) {
+        const int64_t task = next++;
+        if (task >= tasks) break;
+        work(task);
+      }
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
   };
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads <= 1) {
@@ -69,9 +82,26 @@ inline void parallel(int64_t tasks, int threads, const std::function<void(int64_
         static_cast<unsigned>(threads), 0);
   } else {
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(take);
+    try {
+      for (int i = 1; i < threads; ++i) others.emplace_back(take);
+    } catch (...) {
+      // No further thread can be started: those that run do all the work.
+    }
     take();
     for (auto& other : others) other.join();
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+// What a C caller gets: 0, or 1 when there was no memory. Sizes that no vector can have are such too, and nothing else
+// throws.
+template <class Work>
+int code_of(const Work& work) noexcept {
+  try {
+    work();
+    return 0;
+  } catch (...) {
+    return 1;
   }
 }
 

@@ -11,9 +11,11 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from foveal_kernels.calls import declare
+
 __all__ = ["built", "instruction_sets", "load", "multiplies_bytes", "why_not"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 HERE = Path(__file__).parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -67,10 +69,10 @@ def load(name: str | None = None) -> ctypes.CDLL:
     """The library of an instruction set.
 
     Args:
-        name: "avx512", "avx2" or "plain"; None takes the widest that runs here.
+        name: one of `instruction_sets`; None takes the widest that runs here.
 
     Returns:
-        The library.
+        The library, its functions with the prototypes of `foveal_kernels.calls`.
 
     Raises:
         OSError: there is none that runs here, with the reason.
@@ -78,7 +80,7 @@ def load(name: str | None = None) -> ctypes.CDLL:
     reason = why_not(name)
     if reason is not None:
         raise OSError(reason)
-    return ctypes.CDLL(str(_path(name or instruction_sets()[0])))
+    return declare(ctypes.CDLL(str(_path(name or instruction_sets()[0]))))
 
 
 def multiplies_bytes(name: str | None = None) -> bool:

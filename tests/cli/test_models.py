@@ -32,11 +32,11 @@ def run(tmp_path, monkeypatch):
 
 
 def test_bundles_and_networks_are_listed(run):
-    result = run()
+    result = run("*fa*")
     assert result.exit_code == 0, result.output
     line = next(line for line in result.output.splitlines() if line.startswith("fast_x4"))
     assert line.split() == ["fast_x4", "4", "fast", "17,328", "0.019", "30.95", "Apache-2.0"]
-    assert any(line.split() == ["safmn", "239,520", "no"] for line in result.output.splitlines())
+    assert any(line.split() == ["luma_sr_fast", "64,695", "yes"] for line in result.output.splitlines())
 
 
 def test_a_filter_takes_from_both(run):

@@ -195,7 +195,11 @@ def test_sixteen_bits_stay_sixteen(capsys):
     ("arguments", "text"),
     [
         (["in/a.png", "-g", "0"], "no engine here computes on a GPU, and -g 0 asks for one"),
-        (["in/a.png", "-t", "big"], "--tile must be auto or a number of pixels, got 'big'"),
+        (["in/a.png", "--tile", "big"], "--tile must be auto or a number of pixels, got 'big'"),
+        (["in/a.png", "-n", "fast_x4"], "-n fast_x4 makes pictures 4 times larger, and -s 2 asks for another size; le"),
+        (["in/a.png", "-o", ""], "-o is empty; name a file or a folder"),
+        (["in/a.png", "-o", "x.heic"], "-o x.heic: foveal writes no .heic files"),
+        ([""], "an empty name was given as a picture"),
         (["in/a.png", "--background", "blue"], "--background must be white, black or #rrggbb, got 'blue'"),
         (["in/a.png", "-n", "fast_x9"], "no bundle 'fast_x9'"),
         (["in"], "a folder of pictures needs a place for the results: -o FOLDER"),
@@ -220,6 +224,7 @@ from foveal.runtime import throughput, upscaler
 throughput._TRIED = (32,)
 # What a shell started in the background ignores, its children ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 counted = upscaler._counter
 def slow(progress, pixels):
     step = counted(progress, pixels)
@@ -238,7 +243,7 @@ def test_interruption_leaves_no_half_written_file(place):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 40, 3), np.uint8)).save("in/z.png")
     source = Path(_progress.__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", SLOW, "upscale", "in", "-o", "out", "-t", "32", "--json", *QUICK],
+        [sys.executable, "-c", SLOW, "upscale", "in", "-o", "out", "--tile", "32", "--json", *QUICK],
         env={**os.environ, "PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
@@ -252,6 +257,237 @@ def test_interruption_leaves_no_half_written_file(place):
     assert document["interrupted"] is True
     assert document["counts"]["done"] == 1
     assert signal.SIGINT == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_end_as_ctrl_c_does(place, name):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 40, 3), np.uint8)).save("in/z.png")
+    done = in_process(SLOW, name, "in", "-o", "out", "--tile", "32")
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert "interrupted: 1 of 2 done; --resume goes on from there" in done.stderr
+    assert sorted(p.name for p in Path("out").iterdir()) == [RECORD, "a.png"]
+
+
+def in_process(code, name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code.replace("os.getpid(), signal.SIGINT", f"os.getpid(), signal.{name}"), "upscale",
+         *arguments, *QUICK],
+        env={**os.environ, "PYTHONPATH": str(Path(_progress.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )  # fmt: skip
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(place, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 40, 3), np.uint8)).save("z.png")
+    done = in_process(SLOW, "SIGKILL", "z.png", "-o", "out/", "--tile", "32")
+    assert done.returncode == -signal.SIGKILL
+    (left,) = Path("out").iterdir()
+    assert left.suffix == ".part"
+    assert run(capsys, "z.png", "-o", "out/")[0] == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == [RECORD, "z.png"]
+
+
+def test_signals_are_left_alone_where_they_are_ignored_or_elsewhere():
+    import threading
+
+    from foveal.cli._signals import Ended, exit_code, like_ctrl_c
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with like_ctrl_c():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            thread = threading.Thread(target=like_ctrl_c().__enter__)
+            thread.start()
+            thread.join()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (exit_code(Ended(15)), exit_code(KeyboardInterrupt())) == (143, 130)
+
+
+# Nothing is passed over in silence
+
+
+def test_results_of_earlier_runs_are_no_sources(capsys):
+    for _ in range(3):
+        names = sorted(str(path) for path in Path("in").glob("*.png"))
+        code, out, _ = run(capsys, *names, "--resume")
+        assert code == 0
+    assert sorted(path.name for path in Path("in").glob("*.png")) == ["a.png", "a_x2.png"]
+    assert out == "1 result of an earlier run passed over\nnothing to do: 1 done already\n"
+    document = json.loads(run(capsys, *names, "--resume", "--json")[1])
+    assert document["passed_over"] == [{"path": "in/a_x2.png", "what": "a result of an earlier run"}]
+    # A run of several pictures keeps the record without being told.
+    Image.new("RGB", (4, 4)).save("in/c.png")
+    assert run(capsys, "in/a.png", "in/c.png", "--suffix", "_big")[0] == 0
+    assert run(capsys, *(str(path) for path in Path("in").glob("*.png")), "--suffix", "_big")[0] == 1
+    assert len(list(Path("in").glob("*_big_big.png"))) == 0
+
+
+def test_unknown_files_are_counted(capsys):
+    Path("in/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    code, out, _ = run(capsys, "in", "-o", "out")
+    assert code == 0
+    assert out.splitlines()[0] == "1 file that foveal cannot read passed over (.heic 1)"
+    code, _, err = run(capsys, "in/IMG_1.HEIC", "-o", "out", "-f", "png")
+    assert code == 1
+    assert "it is a HEIC picture, which foveal does not read; convert it first: heif-convert" in err
+    assert run(capsys, "in/IMG_1.HEIC", "-o", "out")[2] == err
+
+
+def test_what_is_not_kept_is_on_the_line_in_json_and_in_the_plan(capsys):
+    Image.new("RGB", (6, 6)).save("photo.jpg", xmp=b"<x:xmpmeta/>", dpi=(300, 300))
+    text = "; XMP not kept"
+    assert text in run(capsys, "photo.jpg", "-o", "large.bmp", "--dry-run")[1]
+    assert text in run(capsys, "photo.jpg", "-o", "large.bmp")[1]
+    (file,) = json.loads(run(capsys, "photo.jpg", "-o", "large.bmp", "--overwrite", "--json")[1])["files"]
+    assert file["notes"] == ["XMP not kept"]
+
+
+def test_dry_run_promises_only_what_can_be(capsys):
+    Image.new("RGBA", (6, 6)).save("clear.png")
+    Image.new("RGB", (40000, 2)).save("wide.png")
+    frames = [Image.new("RGB", (6, 6), (i, 0, 0)) for i in range(3)]
+    frames[0].save("move.gif", save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save("pages.tif", save_all=True, append_images=frames[1:])
+    command = ("clear.png", "wide.png", "move.gif", "pages.tif", "-f", "jpeg", "-o", "out")
+    code, out, told = run(capsys, *command, "--dry-run")
+    assert (code, out) == (1, "")
+    assert [line.rpartition(": ")[2].partition(";")[0] for line in told.splitlines()] == [
+        "JPEG cannot hold transparency",
+        "JPEG holds at most 65,500 pixels a side, this picture has 80000 × 4",
+        "JPEG cannot hold 3 frames",
+        "JPEG cannot hold a document of 3 pages",
+    ]
+    assert run(capsys, *command)[2] == told
+    assert run(capsys, "clear.png", "-o", "a.jpg", "--dry-run", "--background", "#fff")[0] == 0
+
+
+def test_documents_keep_every_page(capsys):
+    pages = [Image.new("RGB", size) for size in ((64, 48), (64, 40), (64, 48))]
+    pages[0].save("pages.tif", save_all=True, append_images=pages[1:])
+    assert run(capsys, "pages.tif", "-o", "large.tif")[0] == 0
+    with Image.open("large.tif") as image:
+        assert image.n_frames == 3
+        image.seek(1)
+        assert image.size == (128, 80)
+    (file,) = json.loads(run(capsys, "pages.tif", "-o", "large.tif", "--overwrite", "--json")[1])["files"]
+    assert file["megapixels"] == pytest.approx((64 * 48 * 2 + 64 * 40) * 4 / 1e6)
+
+
+def test_a_channel_of_no_kind_is_enlarged_on_its_own(capsys):
+    """Where the fourth channel is 0 the colours are as if there were none."""
+    import tifffile
+
+    from foveal import images
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 4), np.uint8)
+    pixels[5:15, 5:15, 3] = 0
+    tifffile.imwrite("nir.tif", pixels, photometric="rgb", extrasamples=[0])
+    Image.fromarray(pixels[..., :3]).save("rgb.png")
+    assert run(capsys, "nir.tif", "rgb.png", "-o", "out")[0] == 0
+    got = images.read("out/nir.tif").frame()
+    assert not got.alpha
+    np.testing.assert_array_equal(got.pixels[..., :3], images.read("out/rgb.png").frame().pixels)
+    assert got.pixels[14:26, 14:26, 3].max() <= 60, "far inside a hole the channel is nearly 0"
+    assert got.pixels[..., 3].max() > 200
+
+
+def test_another_background_is_made_anew(capsys):
+    Image.new("RGBA", (6, 6), (0, 0, 0, 0)).save("clear.png")
+    command = ("clear.png", "-f", "jpg", "-o", "out/", "--resume", "--background")
+    for colour, level in (("white", 255), ("black", 0), ("#F00", 76)):
+        assert run(capsys, *command, colour)[0] == 0
+        with Image.open("out/clear.jpg") as image:
+            assert abs(image.convert("L").getpixel((5, 5)) - level) <= 2
+    assert "nothing to do" in run(capsys, *command, "#ff0000")[1]
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (["in/a.png", "in/z.png"], "interrupted: 1 of 2 done; --resume goes on from there"),
+    (["in/z.png"], "interrupted: 0 of 1 done"),
+])  # fmt: skip
+def test_a_record_is_kept_or_not_promised(place, names, said):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 40, 3), np.uint8)).save("in/z.png")
+    done = in_process(SLOW, "SIGINT", *names, "--tile", "32")
+    assert done.stderr.splitlines()[-1] == said
+    assert (Path("in") / RECORD).exists() == (len(names) > 1)
+
+
+def test_names_no_encoding_knows(capsys):
+    strange = os.fsdecode(b"Z\xfcri.png")
+    Path("in", strange).write_bytes(Path("in/a.png").read_bytes())
+    code, out, _ = run(capsys, "in", "-o", "out", "--compare")
+    assert code == 0
+    assert "in/Z?ri.png → out/Z?ri.png" in out
+    assert Path("out", strange).exists()
+    assert statuses(run(capsys, "in", "-o", "out", "--resume", "--json")[1]) == {"a.png": "skipped", strange: "skipped"}
+
+
+def test_one_error_of_any_kind_stops_one_picture(capsys, monkeypatch):
+    from foveal import images
+
+    foresee = images.foresee
+
+    def fail(source, *arguments, **options):
+        if source.name == "b.png":
+            raise UnicodeError("something nobody thought of")
+        return foresee(source, *arguments, **options)
+
+    Image.new("RGB", (4, 4)).save("in/b.png")
+    monkeypatch.setattr(images, "foresee", fail)
+    code, _, err = run(capsys, "in", "-o", "out")
+    assert (code, err) == (1, "failed: in/b.png: UnicodeError: something nobody thought of\n")
+    assert Path("out/a.png").exists()
+
+
+CODE = "import sys; from foveal.cli.main import main; main(sys.argv[1:])"
+
+
+def test_letters_that_output_lacks_stop_nothing(place):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, "upscale", "in", "-r", "-o", "out", *QUICK],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(_progress.__file__).parents[2])},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"in/a.png -> out/a.png: 28x20" in done.stdout
+    assert size("out/deep/b.jpg") == (16, 18)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize(("more", "code", "last"), [
+    ((), 0, ""),
+    (("--json",), 1, "failed: the JSON document could not be written to standard output\n"),
+])  # fmt: skip
+def test_a_log_that_is_full_stops_nothing(place, more, code, last):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, "upscale", "in", "-r", "-o", "out", *QUICK, *more],
+            env={**os.environ, "PYTHONPATH": str(Path(_progress.__file__).parents[2])},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.endswith(last)
+    assert size("out/deep/b.jpg") == (16, 18)
+
+
+def test_help_says_what_options_mean_everywhere(capsys):
+    _, out, _ = run(capsys, "--help", quick=False)
+    assert "-t, --threads N" in out
+    assert "  --tile auto|N" in out
+    assert "list[str]" not in out
+    assert "native, 2 threads: about" in out
 
 
 # How it speaks

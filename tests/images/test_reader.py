@@ -248,7 +248,7 @@ def test_png_texts(tmp_path):
     info.add_text("Title", "A kingfisher")
     info.add_text("Author", "Zoë")
     path = saved(tmp_path / "a.png", smooth(4, 4, 3), pnginfo=info)
-    assert images.read(path).metadata.comments == (("Title", "A kingfisher"),)
+    assert images.read(path).metadata.comments == (("Title", "A kingfisher"), ("Author", "Zoë"))
 
 
 def test_profile_of_a_version_5_bmp(tmp_path):
@@ -329,18 +329,130 @@ def test_pages_of_a_document(tmp_path):
     pages = [smooth(8, 9, 3), smooth(8, 9, 3)[::-1]]
     tifffile.imwrite(tmp_path / "a.tif", np.stack(pages), photometric="rgb")
     reading = images.read(tmp_path / "a.tif")
-    assert (reading.frames, reading.metadata.durations, reading.metadata.left_out) == (2, (), 0)
+    assert (reading.frames, reading.metadata.durations, reading.metadata.left_out) == (2, (), ())
     for i in range(2):
         np.testing.assert_array_equal(reading.frame(i).pixels, pages[i])
 
 
-def test_pages_unlike_the_first_are_counted(tmp_path):
+def test_pages_of_different_sizes_and_kinds_are_pages_all_the_same(tmp_path):
+    pages = [smooth(8, 9, 3), smooth(4, 5, 3), smooth(8, 9, 1, np.uint16), smooth(3, 4, 4)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in pages:
+            options = {"photometric": "rgb"} if page.shape[2] > 1 else {}
+            more = {"extrasamples": ["unassalpha"]} if page.shape[2] == 4 else {}
+            file.write(page if page.shape[2] > 1 else page[..., 0], **options, **more)
+    reading = images.read(tmp_path / "a.tif")
+    assert (reading.frames, reading.metadata.left_out) == (4, ())
+    assert [(page.width, page.height, page.channels, page.bits) for page in reading.info.pages] == [
+        (9, 8, 3, 8),
+        (5, 4, 3, 8),
+        (9, 8, 1, 16),
+        (4, 3, 4, 8),
+    ]
+    assert reading.info.total_pixels == 9 * 8 * 2 + 5 * 4 + 4 * 3
+    for i, page in enumerate(pages):
+        np.testing.assert_array_equal(reading.frame(i).pixels, page)
+        assert reading.frame(i).metadata.bits == (16 if page.dtype == np.uint16 else 8)
+
+
+def test_a_page_may_be_turned_on_its_own(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for turn in (1, 6):
+            file.write(smooth(8, 9, 3), photometric="rgb", extratags=[(274, 3, 1, turn, False)])
+    reading = images.read(tmp_path / "a.tif")
+    assert [(page.width, page.height) for page in reading.info.pages] == [(9, 8), (8, 9)]
+    np.testing.assert_array_equal(reading.frame(1).pixels, smooth(8, 9, 3)[::-1].transpose(1, 0, 2))
+
+
+def test_thumbnails_among_the_pages_are_left_out_and_named(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(smooth(8, 9, 3), photometric="rgb")
-        file.write(smooth(4, 4, 3), photometric="rgb")
+        file.write(smooth(4, 4, 3), photometric="rgb", subfiletype=1)
+        file.write(smooth(8, 9, 3)[::-1], photometric="rgb")
     reading = images.read(tmp_path / "a.tif")
-    assert (reading.frames, reading.metadata.left_out) == (1, 1)
-    np.testing.assert_array_equal(reading.frame().pixels, smooth(8, 9, 3))
+    assert reading.metadata.left_out == ("1 reduced page (thumbnails or masks)",)
+    assert reading.frames == 2
+    np.testing.assert_array_equal(reading.frame(1).pixels, smooth(8, 9, 3)[::-1])
+
+
+@pytest.mark.parametrize(("name", "photometric", "bits"), [("cielab", 8, 8), ("icclab", 9, 8), ("icclab", 9, 16)])
+def test_lab_that_libvips_does_not_read(tmp_path, name, photometric, bits):
+    """A grey of L* 50, a red (53, 80, 67) and a blue (32, 79, −108), the primaries of sRGB in Lab with white D65."""
+    lab = np.array([[[53.59, 0, 0], [53.24, 80.09, 67.2], [32.3, 79.19, -107.86]]])
+    if photometric == 8:
+        stored = (lab * (255 / 100, 1, 1)).round().astype(np.int16).astype(np.uint8)
+    elif bits == 8:
+        stored = (lab * (255 / 100, 1, 1) + (0, 128, 128)).round().astype(np.uint8)
+    else:
+        stored = ((lab * (255 / 100, 1, 1) + (0, 128, 128)) * 256).round().astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored.repeat(4, 0), photometric=name)
+    reading = images.read(tmp_path / "a.tif")
+    assert (reading.metadata.origin, reading.metadata.bits) == ("lab", bits)
+    got = reading.frame().pixels[0].astype(int) // (257 if bits == 16 else 1)
+    assert np.abs(got - [(128, 128, 128), (255, 0, 0), (0, 0, 255)]).max() <= 4
+
+
+@pytest.mark.parametrize("compression", [34887, 34925, 50000, 34712])
+def test_what_cannot_be_decoded_is_not_called_damaged(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "a.tif", smooth(16, 16, 3), photometric="rgb")
+    set_tag(tmp_path / "a.tif", 259, compression)
+    refused(tmp_path / "a.tif", r"of a kind that foveal cannot decode \(.*\); save it as a plain PNG or TIFF")
+
+
+def test_colours_that_would_pass_for_rgb_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", smooth(16, 16, 3), photometric="rgb")
+    set_tag(tmp_path / "a.tif", 262, 10)  # ITULAB
+    refused(tmp_path / "a.tif", "its colours are of the kind multiband; foveal reads grey, RGB, .*convert it to RGB")
+
+
+def set_tag(path, tag, value):
+    """Change a short value in a TIFF's first directory."""
+    from foveal.images.tiff import Tiff
+
+    data = bytearray(path.read_bytes())
+    tiff = Tiff(data)
+    for entry in tiff.entries(tiff.first):
+        if entry.tag == tag:
+            struct.pack_into(tiff.order + "H", data, entry.where, value)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_an_unspecified_channel_is_no_transparency(tmp_path, channels):
+    pixels = smooth(8, 9, channels)
+    kind = "rgb" if channels == 4 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, extrasamples=[0], planarconfig="contig")
+    picture = images.read(tmp_path / "a.tif").frame()
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert (picture.alpha, picture.metadata.spare) == (False, True)
+    images.write(tmp_path / "b.tif", picture)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.pages[0].extrasamples == (0,)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "b.tif"), pixels)
+    with images.Writer(tmp_path / "b.png", 9, 8, channels, picture.metadata) as writer:
+        writer.rows(pixels)
+    name = "fourth" if channels == 4 else "second"
+    assert writer.left_out == (f"{name} channel not kept",)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "b.png"), pixels[..., :-1])
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    import os
+
+    path = saved(tmp_path / "a.png", smooth(8, 9, 3)).rename(tmp_path / os.fsdecode(b"Z\xfcri.png"))
+    for suffix in (b"png", b"jpg", b"tif", b"webp", b"avif", b"gif", b"bmp"):
+        target = tmp_path / os.fsdecode(b"\xe9." + suffix)
+        images.write(target, images.read(path).frame())
+        assert images.read(target).width == 9
+
+
+@pytest.mark.parametrize("call", [images.read, images.probe])
+def test_a_pipe_is_not_waited_for(tmp_path, call):
+    import os
+
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(images.PictureError, match="it is a pipe or a device, not a file; save the picture to a file"):
+        call(tmp_path / "a.png")
 
 
 def test_there_is_no_such_frame(tmp_path):
@@ -487,6 +599,33 @@ def test_deep_animated_png(tmp_path):
     refused(path, "an animated PNG of more than 8 bits, .* without loss; save its frames as single pictures")
 
 
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC picture, which foveal does not read; convert it first: heif-convert"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC picture"),
+        (b"\xff\x0a", "a JPEG XL picture, .*djxl"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+        (b"%PDF-1.7", "a PDF document, .*pdftoppm"),
+        (b"%!PS-Adobe", "a PostScript drawing"),
+        (b"8BPS", "a Photoshop document"),
+        (b"FUJIFILMCCD-RAW", "a camera's raw file"),
+        (b"\x76\x2f\x31\x01", "an OpenEXR picture"),
+        (b"#?RADIANCE", "a Radiance HDR picture"),
+        (b"P6\n8 8\n255\n", "a PNM picture"),
+        (b"\0\0\1\0\1\0", "an icon"),
+        (b"DDS ", "a DirectDraw surface"),
+        (b"\0\0\0\x18ftypisom", "a video, .*ffmpeg"),
+        (b"PK\3\4", "a ZIP archive"),
+        (b"\n<!DOCTYPE html><html>", "a web page, not a picture; download the picture itself"),
+        (b'<?xml version="1.0"?><svg xmlns="x">', "an SVG drawing, which has no pixels yet; export it as PNG"),
+    ],
+)
+def test_what_people_give_by_mistake_is_named(tmp_path, head, text):
+    (tmp_path / "a.jpg").write_bytes(head.ljust(64, b"\0"))
+    refused(tmp_path / "a.jpg", f"it is {text}")
+
+
 def test_a_changed_file_is_read_anew(tmp_path):
     path = saved(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     assert pixels_of(path).max() == 0
@@ -510,3 +649,22 @@ def test_names_of_the_package():
         assert getattr(images, name) is not None
     with pytest.raises(AttributeError, match=r"'foveal\.images' has no attribute 'nothing'"):
         images.nothing  # noqa: B018
+
+
+def test_a_resolution_beyond_reason_is_none(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", smooth(8, 9, 3), photometric="rgb", resolution=(4_000_000_000, 300))
+    assert images.read(tmp_path / "a.tif").metadata.dpi is None
+
+
+def test_lab_in_a_damaged_file(tmp_path):
+    stored = np.full((8, 8, 3), 100, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(stored, photometric="cielab")
+        file.write(stored, photometric="cielab")
+    from foveal.images.tiff import Tiff
+
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    tiff = Tiff(data)
+    struct.pack_into(tiff.order + "I", data, tiff.next_at(tiff.first), len(data) * 2)
+    (tmp_path / "a.tif").write_bytes(data)
+    refused(tmp_path / "a.tif", r"is damaged or truncated \(.*\); copy or download it again")

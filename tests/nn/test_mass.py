@@ -18,6 +18,15 @@ def test_rotary_leaves_only_distances():
     assert not torch.allclose(scores[0, 1], scores[0, 5], atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_turned_by_exact_angles(dtype):
+    """Only the result is rounded, so that angles far from the corner are as exact as those near it."""
+    x = torch.randn(1, 2, 32 * 32, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    turned = rotary(x, 32, 32)
+    assert turned.dtype == dtype
+    assert (turned.double() - rotary(x.double(), 32, 32)).abs().max() <= torch.finfo(dtype).eps * x.abs().max() * 1.5
+
+
 @pytest.mark.parametrize("attend_all", [False, True])
 @pytest.mark.parametrize("size", [(7, 7), (12, 9), (1, 2)])
 def test_any_size_and_every_parameter(size, attend_all):

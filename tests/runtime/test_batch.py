@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from foveal.runtime.batch import RECORD, Record, find_jobs, settings_of
+from foveal.runtime.batch import RECORD, Job, Record, account, find_jobs, settings_of
 from foveal.runtime.upscaler import Upscaler
 
 
@@ -70,7 +70,7 @@ def test_problems_of_one_picture_do_not_stop_the_others(album):
         "in/e.webp: e.webp already becomes out/e.webp; give one of them another place"
     ]
     assert problems(["in/note.txt"], "out") == [
-        "in/note.txt: no format is known for a result named note.txt; say --format png"
+        "in/note.txt: it is not a picture that foveal reads; give one of PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP"
     ]
 
 
@@ -78,15 +78,146 @@ def test_problems_of_one_picture_do_not_stop_the_others(album):
     ("inputs", "out", "options", "text"),
     [
         ([], None, {}, "name at least one picture, folder or glob"),
-        (["in/.cache/*.gif"], "out", {}, "no picture in in/.cache/"),
+        (["in/.cache/*.gif"], "out", {}, "no picture in in/.cache/.*; nothing that foveal reads is there .--recursive"),
+        (["in/*.txt"], "out", {}, r"no picture in in/\*.txt; 1 file that foveal cannot read passed over \(.txt 1\)"),
+        ([""], "out", {}, "an empty name was given as a picture; is a variable of the shell not set"),
+        (["e.webp"], "", {}, "-o is empty; name a file or a folder"),
+        (["e.webp"], "-", {}, "-o - would write to standard output, which foveal does not; name a file"),
+        (["e.webp"], "x.heic", {}, r"-o x.heic: foveal writes no .heic files; end the name in one of .png, .*or in /"),
+        (["e.webp"], "x.jxl", {}, "-o x.jxl: foveal writes no .jxl files"),
+        (["e.webp"], "x.xyz", {}, "-o x.xyz: foveal writes no .xyz files"),
+        (["e.webp", "in/a.png"], "x.heic", {}, "-o x.heic: foveal writes no .heic files"),
+        (["e.webp", "in/a.png"], "x.png", {}, "-o x.png names one file, and there may be several pictures; name a fo"),
+        (["e.webp"], "in/note.txt", {}, "-o in/note.txt is there and is no folder; name a folder, or one picture"),
+        (["e.webp"], "/dev/null", {}, "-o /dev/null is there and is no folder"),
+        (["e.webp"], "loop", {}, "-o loop is a link that leads nowhere; name a folder"),
         (["in"], None, {}, "a folder of pictures needs a place for the results: -o FOLDER"),
         (["e.webp"], "out", {"file_format": "xcf"}, "format must be one of png, jpeg, .*, got 'xcf'"),
         (["e.webp"], "o.png", {"file_format": "gif"}, "-o o.png asks for another format than --format gif"),
     ],
 )
 def test_what_cannot_begin(inputs, out, options, text, album):
+    Path("loop").symlink_to("loop")
     with pytest.raises(ValueError, match=text):
         find_jobs(inputs, out, scale=4, **options)
+
+
+def found(inputs, out, **options):
+    """Sources that are done, and what is said of those passed over."""
+    passed = []
+    jobs = find_jobs(inputs, out, scale=2, pass_over=lambda *one: passed.append(one), **options)
+    return [str(job.source) for job in jobs if not job.problem], account(passed)
+
+
+def made(source, target, folder):
+    """Write a result, and the record of it."""
+    job = Job(Path(source), Path(target), Path(folder))
+    job.target.write_bytes(b"x")
+    Record(job.folder, "bundle 1").add(job)
+
+
+def test_results_are_no_sources(album):
+    made("in/a.png", "in/a_x2.png", "in")
+    said = ["1 result of an earlier run passed over"]
+    assert found(["in/a.png", "in/a_x2.png"], None) == (["in/a.png"], said), "as a shell gives them"
+    assert found(["in/*.png"], None) == (["in/a.png"], said)
+    sources, words = found(["in"], "in", suffix="_x2")
+    assert sources == ["in/a.png", "in/b.JPG"]
+    assert words[0] == said[0]
+    Path("in/a.png").unlink()
+    assert found(["in/*.png"], None) == ([], said), "also when the source has gone"
+    made("in/b.JPG", "in/b_x2.JPG", "in")
+    assert "2 results of earlier runs passed over" in found(["in"], "in", suffix="_x2")[1]
+
+
+def test_what_stands_where_a_result_goes_is_no_source(album):
+    """Without a record too, as a single picture leaves none."""
+    Path("in/a_x2.png").write_bytes(b"x")
+    said = ["1 result of an earlier run passed over"]
+    assert found(["in/a.png", "in/a_x2.png"], None) == (["in/a.png"], said)
+    assert found(["in/a_x2.png", "in/a.png"], "out") == (["in/a_x2.png", "in/a.png"], [])
+
+
+def test_results_in_trees_are_known_by_the_record_above_them(album):
+    made("in/deep/c.tif", "in/deep/c_x2.tif", "in")
+    assert found(["in"], "in", suffix="_x2", recursive=True)[0] == ["in/a.png", "in/b.JPG", "in/deep/c.tif"]
+
+
+def test_a_result_can_be_made_larger_when_it_is_meant(album):
+    made("in/a.png", "in/a_x2.png", "in")
+    assert found(["in/a_x2.png"], None) == (["in/a_x2.png"], [])
+    Path("out").mkdir()
+    made("in/a.png", "out/a.png", "out")
+    assert found(["out"], "larger") == (["out/a.png"], [])
+
+
+def test_everything_that_is_not_done_is_told(album):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "README"):
+        Path("in", name).write_bytes(b"x")
+    Path("in/elsewhere").symlink_to(album)
+    said = ["4 files that foveal cannot read passed over (.heic 2, .txt 1, no suffix 1)", "2 folders passed over"]
+    assert found(["in"], "out") == (["in/a.png", "in/b.JPG"], said)
+    assert found(["in/*"], "out") == (["in/a.png", "in/b.JPG"], said)
+    assert found(["in"], "out", recursive=True)[1] == [said[0], "1 link to a folder passed over"]
+
+
+def test_a_folder_that_cannot_be_read_is_a_problem(album, monkeypatch):
+    scan = os.scandir
+
+    def deny(path):
+        if os.fspath(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    text = "in/deep: the folder cannot be read (Permission denied)"
+    assert problems(["in"], "out", recursive=True) == [text]
+    assert pairs(["in"], "out", recursive=True) == [("in/a.png", "out/a.png"), ("in/b.JPG", "out/b.JPG")]
+    assert problems(["in/deep"], "out") == [text]
+    assert problems(["in/**/*.png"], "out") == [text]
+
+
+def test_names_that_are_too_long(album):
+    long = "a" * 249 + ".png"
+    Path("in", long).write_bytes(b"x")
+    assert pairs([f"in/{long}"], "out") == [(f"in/{long}", f"out/{long}")]
+    (text,) = problems([f"in/{long}", "e.webp"], None)
+    assert text.endswith("its result's name would be too long (256 bytes); give -o FOLDER, or a shorter name")
+    (text,) = problems(["b" * 300, "e.webp"], "out")
+    assert text == f"{'b' * 300}: it cannot be opened (File name too long)"
+
+
+def test_loops_of_links(album):
+    Path("lp.png").symlink_to("lp.png")
+    assert problems(["lp.png"], "out") == ["lp.png: it cannot be opened (Too many levels of symbolic links)"]
+    assert pairs(["e.webp"], "lp.png") == [("e.webp", "lp.png")]
+
+
+def test_what_is_no_file(album):
+    os.mkfifo("pipe.png")
+    assert problems(["pipe.png", "-", "https://example.com/a.png"], "out") == [
+        "pipe.png: it is a pipe or a device, not a file; save the picture to a file first",
+        "-: foveal does not read from standard input; save the picture to a file first",
+        "https://example.com/a.png: foveal reads files, no addresses; download it first",
+    ]
+    assert problems(["e.webp"], "e.webp/") == ["e.webp: its result cannot be e.webp/e.webp (Not a directory); give "
+                                               "another -o"]  # fmt: skip
+
+
+def test_names_that_lie_about_the_format(album):
+    png = b"\x89PNG\r\n\x1a\n" + bytes(40)
+    for name in ("wrong.jpg", "right.png", "bare", "odd.xyz"):
+        Path(name).write_bytes(png)
+    jobs = find_jobs(["wrong.jpg", "right.png", "bare", "odd.xyz"], None, scale=4)
+    note = ("it is a PNG, whatever its name says, and stays one",)
+    assert [(str(job.target), job.notes) for job in jobs] == [
+        ("wrong_x4.png", note),
+        ("right_x4.png", ()),
+        ("bare_x4.png", ()),
+        ("odd_x4.png", note),
+    ]
+    assert pairs(["wrong.jpg"], "large.jpg") == [("wrong.jpg", "large.jpg")]
+    assert pairs(["wrong.jpg"], "out", file_format="webp") == [("wrong.jpg", "out/wrong.webp")]
 
 
 def test_record_knows_done_stale_and_unknown(album):
@@ -119,10 +250,36 @@ def test_record_bears_cut_off_lines_and_takes_the_last(album):
     assert json.loads(path.read_text().splitlines()[0])["settings"] == "old"
 
 
+@pytest.mark.parametrize("rest", [b'{"target": "Gr\xc3', b"\xff\xfe", b"[" * 100_000, b"null\n3\n", b"{}\n"])
+def test_a_damaged_record_stops_nothing(album, rest):
+    job = find_jobs(["in"], "out", scale=4)[0]
+    job.folder.mkdir()
+    job.target.write_bytes(b"x")
+    path = job.folder / RECORD
+    path.write_bytes(rest)
+    record = Record(job.folder, "new")
+    assert record.state(job) == "unknown"
+    record.add(job)
+    assert path.read_bytes().startswith(rest)
+    assert Record(job.folder, "new").state(job) == "done"
+
+
+@pytest.mark.parametrize("name", ["a\u2028b\x85c.png", "Grün 漢.png", os.fsdecode(b"Z\xfcri.png"), "a\nb.png"])
+def test_the_record_takes_every_name(album, name):
+    Path("in", name).write_bytes(b"x")
+    (job,) = find_jobs([f"in/{name}"], "out", scale=4)
+    job.folder.mkdir()
+    job.target.write_bytes(b"x")
+    Record(job.folder, "new").add(job)
+    assert Record(job.folder, "new").state(job) == "done"
+
+
 def test_settings_follow_the_weights(bundles):
     one, other, best = (
         Upscaler(model=bundles[kind], quality=quality)
         for kind, quality in (("trims", "fast"), ("same", "fast"), ("trims", "best"))
     )
     assert settings_of(one) == settings_of(Upscaler(model=bundles["trims"]))
-    assert len({settings_of(one), settings_of(other), settings_of(best)}) == 3
+    on_black = settings_of(one, background=(0, 0, 0))
+    on_white = settings_of(one, background=(255, 255, 255))
+    assert len({settings_of(one), settings_of(other), settings_of(best), on_black, on_white}) == 5

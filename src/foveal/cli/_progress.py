@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from foveal.cli._speech import say
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -147,9 +150,9 @@ class Show:
         if self._quiet:
             return
         if self._bars is not None and self._out.isatty():
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._above(text)
         else:
-            print(text, file=self._out, flush=True)
+            say(text, self._out)
 
     def problem(self, text: str) -> None:
         """Say what went wrong, even when quiet.
@@ -158,9 +161,14 @@ class Show:
             text: one line.
         """
         if self._bars is not None:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._above(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text, sys.stderr)
+
+    def _above(self, text: str) -> None:
+        """Print above the bars; a terminal that has gone is no reason to stop."""
+        with suppress(OSError):
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _bars() -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path  # noqa: TC003  typer reads the annotation
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,7 +101,7 @@ def claims(
                         only=only,
                         quick=quick,
                         announce=lambda claim: status.update(escape(claim.says)),
-                        done=(lambda o, r=record: results.save(r.method, r.claims, [o])) if save else None,  # type: ignore[misc]
+                        done=partial(_record, record) if save else None,
                     )
             failed |= any(outcome.verdict in ("does not hold", "could not run") for outcome in outcomes)
             failed |= any(said.startswith("failed") for said in checked.values())
@@ -114,6 +115,12 @@ def claims(
         out.print_json(json.dumps(results.plain(reports)))
     if failed:
         raise typer.Exit(1)
+
+
+def _record(record: Located, outcome: Outcome) -> None:
+    from foveal.evidence import results
+
+    results.save(record.method, record.claims, [outcome])
 
 
 def _left(record: Located) -> list[Claim]:

@@ -7,11 +7,15 @@ and the section `Example:` as it stands; `Args:` and what else only programmers 
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
+
+from foveal.cli._speech import ready, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,20 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
+    ready()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h", "help"):
-        print(_overview())
+        say(_overview(), sys.stdout)
         raise SystemExit(0)
     if name in ("--version", "-V"):
         import foveal
 
-        print(f"foveal {foveal.__version__}")
+        say(f"foveal {foveal.__version__}", sys.stdout)
         raise SystemExit(0)
     if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
-        print(f"foveal: no command {name!r}; {hint} `foveal --help` shows them all", file=sys.stderr)
+        say(f"foveal: no command {name!r}; {_instead(name)} (`foveal --help` shows them all)", sys.stderr)
         raise SystemExit(2)
     try:
         _run(name, arguments[1:])
@@ -79,12 +82,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if missing not in _EXTRA:
             raise
         extra = _EXTRA[missing]
-        print(f"foveal {name}: needs {missing}, which is not installed; pip install 'foveal[{extra}]'", file=sys.stderr)
+        say(f"foveal {name}: needs {missing}, which is not installed; pip install 'foveal[{extra}]'", sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"foveal {name}: interrupted", file=sys.stderr)
+        say(f"foveal {name}: interrupted", sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def _instead(name: str) -> str:
+    """What somebody may have meant by a command that there is not."""
+    close = get_close_matches(name, COMMANDS, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    # Pictures and folders are what people drop on a program.
+    if "." in name or "/" in name or os.path.exists(name):  # noqa: PTH110  Path.exists raises where a name is too long
+        return f"did you mean foveal upscale {shlex.quote(name)}?"
+    return f"commands are {', '.join(COMMANDS)}"
 
 
 def _overview() -> str:
@@ -119,7 +133,38 @@ def _run(name: str, arguments: list[str]) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     context = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     app.command(help=text, epilog=example, context_settings=context)(command)
-    app(args=arguments, prog_name=f"foveal {name}")
+    made = typer.main.get_command(app)
+    for parameter in made.params:
+        _show_plainly(parameter)
+    try:
+        code = made(args=arguments, prog_name=f"foveal {name}", standalone_mode=False)
+    except Exception as error:
+        # The error of a wrong option; which module it comes from depends on the version of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        message = " ".join(error.format_message().split()).rstrip(".")
+        say(f"foveal {name}: {message}; see foveal {name} --help", sys.stderr)
+        code = 2
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _show_plainly(parameter: Any) -> None:
+    """Let help say N, TEXT or PATH where typer says how Python writes a type; a metavar stays."""
+    shown = getattr(parameter, "display_type_rich", None)
+    if shown is None:  # an older typer, which does not
+        return
+    words = {"int": "N", "float": "N", "str": "TEXT", "path": "PATH", "directory": "PATH", "file": "PATH"}
+
+    def plain(ctx: Any) -> str | None:
+        text = shown(ctx=ctx)
+        if not text or not text.startswith("<"):
+            return text
+        if parameter.param_type_name == "argument":
+            return None
+        bare = text.strip("<>.").removeprefix("list[").removesuffix("]").removesuffix(" range")
+        return words.get(bare, bare.upper())
+
+    parameter.display_type_rich = plain
 
 
 def command_help(command: Callable[..., Any]) -> tuple[str, str]:
@@ -133,16 +178,22 @@ def command_help(command: Callable[..., Any]) -> tuple[str, str]:
     """
     text: list[str] = []
     example: list[str] = []
+    transcript: list[str] = []
     into: list[str] | None = text
     for line in cleandoc(command.__doc__ or "").partition("\f")[0].splitlines():
         if line in _NOT_HELP:
             into = None
+        elif line.startswith("$ ") and into is text:
+            # A transcript that stands bare in the text is the example, and its lines stay lines.
+            example += ["Example:"]
+            into = transcript
         elif line in ("Example:", "Examples:"):
             into = example
-        elif line and not line.startswith(" ") and into is not text:
+        elif line and not line.startswith(" ") and into is not text and into is not transcript:
             into = text
         if into is not None:
             into.append(line)
+    example += ["    " + line if line else "" for line in transcript]
     # "\b" before a paragraph keeps its lines as they are.
     paragraphs = [
         "\b\n" + paragraph if any(line.startswith(" ") for line in paragraph.splitlines()) else paragraph

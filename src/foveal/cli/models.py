@@ -106,13 +106,12 @@ def _networks(pattern: str) -> list[dict[str, Any]] | None:
 
     if find_spec("torch") is None:
         return None
-    import torch
-
     from foveal.measure.cost import count_parameters
+    from foveal.measure.meta import without_storage
     from foveal.models import create_model, list_models
 
     trained, listed = set(list_models(pretrained=True)), []
-    with torch.device("meta"):  # a network's size needs no storage for it
+    with without_storage():
         for name in list_models(pattern):
             try:
                 size = count_parameters(create_model(name))

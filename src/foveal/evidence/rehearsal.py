@@ -18,7 +18,8 @@ __all__ = ["STEPS", "cached", "rehearsal", "rehearsing"]
 
 STEPS = 2
 _on: ContextVar[bool] = ContextVar("rehearsal", default=False)
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def rehearsing() -> bool:

@@ -132,10 +132,10 @@ def _cost() -> tuple[Callable[..., int], Callable[..., int]]:
 
 
 def _on_meta(build: Callable[[], Any]) -> Any:
-    """A network without storage: counting needs shapes, not values."""
-    import torch
+    """A network without storage."""
+    from foveal.measure.meta import without_storage
 
-    with torch.device("meta"):
+    with without_storage():
         return build()
 
 

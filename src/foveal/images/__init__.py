@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .alpha import premultiply, unpremultiply
     from .errors import PictureError
-    from .formats import FORMATS, SUFFIXES
+    from .formats import FORMATS, SUFFIXES, format_for
     from .metadata import Info, Metadata
+    from .outlook import foresee
+    from .pages import PagesWriter, writer_for
     from .picture import Picture
-    from .reader import LIMIT_PIXELS, Reading, probe, read
+    from .reader import LIMIT_PIXELS, Reading, header, probe, read
     from .resize import imresize
     from .writer import Writer, write
 
@@ -24,21 +26,29 @@ __all__ = [
     "SUFFIXES",
     "Info",
     "Metadata",
+    "PagesWriter",
     "Picture",
     "PictureError",
     "Reading",
     "Writer",
+    "foresee",
+    "format_for",
+    "header",
     "imresize",
     "premultiply",
     "probe",
     "read",
     "unpremultiply",
     "write",
+    "writer_for",
 ]
 
 _HOMES = {
     "FORMATS": "formats",
     "SUFFIXES": "formats",
+    "format_for": "formats",
+    "foresee": "outlook",
+    "header": "reader",
     "Info": "metadata",
     "Metadata": "metadata",
     "Picture": "picture",
@@ -52,6 +62,8 @@ _HOMES = {
     "unpremultiply": "alpha",
     "Writer": "writer",
     "write": "writer",
+    "PagesWriter": "pages",
+    "writer_for": "pages",
 }
 
 

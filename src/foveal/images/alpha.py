@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["premultiply", "unpremultiply"]
+__all__ = ["flatten", "premultiply", "unpremultiply"]
 
 
 def premultiply(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -83,3 +83,22 @@ def _top(pixels: NDArray[Any]) -> int:
     if np.issubdtype(pixels.dtype, np.floating):
         return 1
     raise ValueError(f"pixels must be uint8, uint16 or floating point, got {pixels.dtype}")
+
+
+def flatten(block: NDArray[Any], background: int | tuple[int, int, int] | None) -> NDArray[Any]:
+    """Put a background below transparent pixels.
+
+    Args:
+        block: (n, W, C), uint8 or uint16, alpha last.
+        background: grey level or colour, 0 to 255; white by default.
+
+    Returns:
+        (n, W, C − 1), of the same dtype.
+    """
+    top = int(np.iinfo(block.dtype).max)
+    colours, alpha = block[..., :-1].astype(np.int64), block[..., -1:].astype(np.int64)
+    below = np.asarray(background if background is not None else 255, np.int64) * (top // 255)
+    if colours.shape[2] == 1 and below.size == 3:
+        below = below.mean().round().astype(np.int64)
+    mixed = (colours * alpha + below * (top - alpha) + top // 2) // top
+    return np.asarray(mixed, block.dtype)

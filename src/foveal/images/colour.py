@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import cicp, png_chunks
 from ._vips import vips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["image_to_srgb", "rows_to_srgb", "space", "srgb_profile"]
+    from .metadata import Metadata
+
+__all__ = ["Meaning", "image_to_srgb", "meaning", "rows_to_srgb", "space", "srgb_profile"]
 
 
 @cache
@@ -81,3 +84,46 @@ def rows_to_srgb(rows: NDArray[Any], icc: bytes) -> NDArray[Any]:
     set_blob(image, "icc-profile-data", icc)
     out = np.frombuffer(image_to_srgb(image).write_to_memory(), rows.dtype).reshape(high, wide, 3)
     return out if alpha is None else np.concatenate([out, alpha], axis=2)
+
+
+class Meaning(NamedTuple):
+    """How a file will say what its values mean.
+
+    Args:
+        icc: profile to attach, or to convert by.
+        code: for AVIF's own box.
+        chunks: for PNG.
+    """
+
+    icc: bytes | None
+    code: cicp.Cicp | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def meaning(metadata: Metadata, format_: str, channels: int) -> Meaning:
+    """Carry what a source says about its colours to a format: in its own way, or as a profile.
+
+    Args:
+        metadata: of the source.
+        format_: name of the format to write.
+        channels: of the pixels.
+
+    Returns:
+        What the file is to say. PQ and HLG have no profile; `fit.refuse_unfit` has stopped them.
+    """
+    grey = channels <= 2
+    chunks = tuple(one for one in metadata.chunks if one[0] in png_chunks.COLOURS)
+    code = metadata.cicp
+    if code is None:
+        if format_ == "png":
+            return Meaning(metadata.icc, chunks=chunks)
+        return Meaning(metadata.icc or cicp.profile_of_chunks(chunks, grey=grey))
+    if format_ == "png" and chunks:
+        return Meaning(metadata.icc, chunks=chunks)
+    if format_ == "avif":
+        return Meaning(None, code)
+    icc = None if cicp.plain(code) else cicp.profile(code, grey=grey)
+    if format_ == "png" and not cicp.plain(code) and max(code[:2]) < 256:
+        # The profile is for readers that do not know the chunk.
+        return Meaning(icc, chunks=((b"cICP", bytes((code.primaries, code.transfer, 0, 1))),))
+    return Meaning(icc)

@@ -11,87 +11,25 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .tiff import SIZES, Entry, Tiff
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["dpi", "from_tiff", "into_tiff", "orientation", "resized", "upright"]
-
-Buffer = bytes | bytearray | mmap.mmap
 
 ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x0112, 0x8769, 0x8825, 0xA005
 XRESOLUTION, YRESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 THUMBNAIL, THUMBNAIL_LENGTH = 0x0201, 0x0202
 WIDTHS, HEIGHTS = (0x0100, 0xA002), (0x0101, 0xA003)
-# Bytes of one item of each kind, and of the units that byte order turns round (a rational is two longs).
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+# Of the units that byte order turns round: a rational is two longs.
 UNITS = {**SIZES, 5: 4, 10: 4}
 # Of a TIFF's first directory, what describes the picture and not the way its pixels are stored.
 DESCRIPTIVE = frozenset(
     (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, 50341, *tuple(range(40091, 40096)))
 )
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One entry as found: `raw` is its value in the byte order of the file, `where` the offset of the value."""
-
-    tag: int
-    kind: int
-    count: int
-    raw: bytes
-    where: int
-    at: int
-
-
-class _Tiff:
-    """A reader of directories over a buffer."""
-
-    def __init__(self, data: Buffer) -> None:
-        marks = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
-        head = bytes(data[:4])
-        if head not in marks:
-            raise ValueError("not a TIFF structure")
-        self.data = data
-        self.order, self.big = marks[head]
-        self.count, self.entry, self.word = ("Q", 20, "Q") if self.big else ("H", 12, "I")
-        self.first: int = self.number(self.word, 8 if self.big else 4)
-
-    def number(self, code: str, at: int) -> int:
-        """One unsigned number at an offset."""
-        return int(struct.unpack_from(self.order + code, self.data, at)[0])
-
-    def entries(self, offset: int) -> Iterator[_Entry]:
-        """The entries of the directory at `offset`; those of unknown kind or pointing outside are passed over."""
-        total = self.number(self.count, offset)
-        start = offset + struct.calcsize("=" + self.count)
-        width = struct.calcsize("=" + self.word)
-        for at in range(start, start + min(total, 4096) * self.entry, self.entry):
-            tag, kind = struct.unpack_from(self.order + "HH", self.data, at)
-            count = self.number(self.word, at + 4)
-            size = SIZES.get(kind, 0) * count
-            where = at + 4 + width if size <= width else self.number(self.word, at + 4 + width)
-            if size and where + size <= len(self.data):
-                yield _Entry(tag, kind, count, bytes(self.data[where : where + size]), where, at)
-
-    def next_at(self, offset: int) -> int:
-        """Where the pointer to the following directory stands."""
-        return offset + struct.calcsize("=" + self.count) + self.number(self.count, offset) * self.entry
-
-    def integer(self, entry: _Entry) -> int:
-        """The first value of an entry of integers."""
-        return int(struct.unpack_from(self.order + {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}[entry.kind],
-                                      entry.raw)[0])  # fmt: skip
-
-    def pointed(self, entries: list[_Entry], tag: int) -> list[_Entry]:
-        """The entries of the directory that an entry with this tag points to."""
-        for entry in entries:
-            if entry.tag == tag:
-                return list(self.entries(self.integer(entry)))
-        return []
 
 
 def orientation(blob: bytes) -> int:
@@ -104,7 +42,7 @@ def orientation(blob: bytes) -> int:
         1 (upright) to 8; 1 when the data do not say or are damaged.
     """
     try:
-        tiff = _Tiff(_bare(blob))
+        tiff = Tiff(_bare(blob))
         found = [tiff.integer(entry) for entry in tiff.entries(tiff.first) if entry.tag == ORIENTATION]
     except (ValueError, KeyError, struct.error):
         return 1
@@ -121,7 +59,7 @@ def dpi(blob: bytes) -> tuple[float, float] | None:
         Dots per inch across and down, or None.
     """
     try:
-        tiff = _Tiff(_bare(blob))
+        tiff = Tiff(_bare(blob))
         raw = {entry.tag: entry for entry in tiff.entries(tiff.first)}
         pairs = [struct.unpack_from(tiff.order + "II", raw[tag].raw) for tag in (XRESOLUTION, YRESOLUTION)]
         unit = 2.54 if RESOLUTION_UNIT in raw and tiff.integer(raw[RESOLUTION_UNIT]) == 3 else 1.0
@@ -142,7 +80,7 @@ def upright(blob: bytes) -> bytes | None:
     """
     data = bytearray(_bare(blob))
     try:
-        tiff = _Tiff(data)
+        tiff = Tiff(data)
         for entry in tiff.entries(tiff.first):
             if entry.tag == ORIENTATION:
                 struct.pack_into(tiff.order + "HIHH", data, entry.at + 2, 3, 1, 1, 0)
@@ -156,7 +94,7 @@ def upright(blob: bytes) -> bytes | None:
     return bytes(data)
 
 
-def _erase_thumbnail(tiff: _Tiff, data: bytearray, directory: int) -> None:
+def _erase_thumbnail(tiff: Tiff, data: bytearray, directory: int) -> None:
     """Blank the thumbnail's bytes, and cut them off where they end the data, as they mostly do."""
     try:
         entries = {entry.tag: entry for entry in tiff.entries(directory)}
@@ -184,7 +122,7 @@ def resized(blob: bytes, width: int, height: int) -> bytes:
     """
     data = bytearray(blob)
     try:
-        tiff = _Tiff(data)
+        tiff = Tiff(data)
         entries = list(tiff.entries(tiff.first))
         for entry in entries + tiff.pointed(entries, EXIF_IFD):
             if entry.tag in WIDTHS + HEIGHTS:
@@ -205,7 +143,7 @@ def from_tiff(path: Path) -> bytes | None:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            tiff = _Tiff(data)
+            tiff = Tiff(data)
             root = list(tiff.entries(tiff.first))
             exif = tiff.pointed(root, EXIF_IFD)
             directories = (root, exif, tiff.pointed(root, GPS_IFD), tiff.pointed(exif, INTEROP_IFD))
@@ -229,7 +167,7 @@ def into_tiff(path: Path, blob: bytes) -> None:
         blob: EXIF without prefix.
     """
     try:
-        source = _Tiff(blob)
+        source = Tiff(blob)
         root = list(source.entries(source.first))
         exif = source.pointed(root, EXIF_IFD)
         gps, interop = source.pointed(root, GPS_IFD), source.pointed(exif, INTEROP_IFD)
@@ -237,7 +175,7 @@ def into_tiff(path: Path, blob: bytes) -> None:
         return
     with path.open("r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            tiff = _Tiff(data)
+            tiff = Tiff(data)
             present = list(tiff.entries(tiff.first))
             verbatim = [(entry.tag, bytes(data[entry.at : entry.at + tiff.entry])) for entry in present]
             following = tiff.number(tiff.word, tiff.next_at(tiff.first))
@@ -254,10 +192,10 @@ def into_tiff(path: Path, blob: bytes) -> None:
 
 
 def _build(
-    root: list[_Entry],
-    exif: list[_Entry],
-    gps: list[_Entry],
-    interop: list[_Entry],
+    root: list[Entry],
+    exif: list[Entry],
+    gps: list[Entry],
+    interop: list[Entry],
     *,
     source: str,
     target: str,
@@ -270,7 +208,7 @@ def _build(
     out = bytearray()
     word, width = ("Q", 8) if big else ("I", 4)
 
-    def directory(entries: list[_Entry], pointers: dict[int, int], more: list[tuple[int, bytes]], after: int) -> int:
+    def directory(entries: list[Entry], pointers: dict[int, int], more: list[tuple[int, bytes]], after: int) -> int:
         lines = dict(more)
         for tag, offset in pointers.items():
             lines[tag] = struct.pack(target + "HH" + word * 2, tag, 16 if big else 4, 1, offset)
@@ -298,7 +236,7 @@ def _build(
     return bytes(out), first
 
 
-def _turned(entry: _Entry) -> bytes:
+def _turned(entry: Entry) -> bytes:
     """An entry's value in the other byte order."""
     unit = UNITS[entry.kind]
     return b"".join(entry.raw[i : i + unit][::-1] for i in range(0, len(entry.raw), unit))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import PictureError
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "format_for", "sniff"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "foreign", "format_for", "sniff"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,32 @@ FORMATS = {one.name: one for one in _ALL}
 SUFFIXES = {suffix: one for one in _ALL for suffix in one.suffixes}
 
 
+_PNG_FIRST = "convert it to PNG or TIFF first, for example with ImageMagick"
+# What people give by mistake: name, advice, and the signs that tell it, (offset, bytes) each.
+_FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
+    (
+        "a HEIC picture",
+        "convert it first: heif-convert IN.heic OUT.png, or on macOS sips -s format png IN.heic --out OUT.png",
+        tuple((4, b"ftyp" + kind) for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
+    ),
+    ("a JPEG XL picture", "convert it first: djxl IN.jxl OUT.png", ((0, b"\xff\x0a"), (4, b"JXL \r\n\x87\n"))),
+    ("a JPEG 2000 picture", _PNG_FIRST, ((4, b"jP  \r\n\x87\n"), (0, b"\xff\x4f\xff\x51"))),
+    ("a PDF document", "turn its pages into pictures first: pdftoppm -png IN.pdf OUT", ((0, b"%PDF"),)),
+    ("a PostScript drawing", "export it as PNG in the size you want", ((0, b"%!PS"), (0, b"\xc5\xd0\xd3\xc6"))),
+    ("a Photoshop document", "save it as TIFF or PNG first", ((0, b"8BPS"),)),
+    ("a camera's raw file", "develop it to TIFF first", ((4, b"ftypcrx "), (0, b"FUJIFILMCCD-RAW"), (0, b"IIU\0"),
+                                                       (0, b"IIRO"), (0, b"IIRS"))),
+    ("an OpenEXR picture", _PNG_FIRST, ((0, b"\x76\x2f\x31\x01"),)),
+    ("a Radiance HDR picture", _PNG_FIRST, ((0, b"#?RADIANCE"), (0, b"#?RGBE"))),
+    ("a PNM picture", _PNG_FIRST, tuple((0, b"P%d" % i + end) for i in range(1, 8) for end in (b"\n", b" ", b"\r\n"))),
+    ("an icon", _PNG_FIRST, ((0, b"\0\0\1\0"),)),
+    ("a DirectDraw surface", _PNG_FIRST, ((0, b"DDS "),)),
+    ("a video", "save its frames as pictures first: ffmpeg -i IN frame%05d.png",
+     ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "), (4, b"moov"), (4, b"mdat"), (0, b"\0\0\1\xba"))),
+    ("a ZIP archive", "unpack it first", ((0, b"PK\3\4"),)),
+)  # fmt: skip
+
+
 def sniff(head: bytes) -> str | None:
     """Which format a file is, by its first bytes; names of files lie.
 
@@ -75,6 +101,27 @@ def sniff(head: bytes) -> str | None:
     if head[:2] == b"BM" and head[14:18] in {bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)}:
         return "bmp"
     return None
+
+
+def foreign(head: bytes) -> tuple[str, str]:
+    """What a file is that foveal does not read, and what to do with it.
+
+    Args:
+        head: the first 32 bytes or more, of which `sniff` knows nothing.
+
+    Returns:
+        What is wrong and what to do, as `PictureError` takes them.
+    """
+    for label, how, signs in _FOREIGN:
+        if any(head[at : at + len(sign)] == sign for at, sign in signs):
+            return f"it is {label}, which foveal does not read", how
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower()
+    if text.startswith((b"<!doctype", b"<html")):
+        return "it is a web page, not a picture", "download the picture itself"
+    if b"<svg" in head[:4096].lower():
+        return "it is an SVG drawing, which has no pixels yet", "export it as PNG in the size you want"
+    known = ", ".join(one.label for one in _ALL)
+    return "it is not a picture that foveal reads", f"give one of {known}"
 
 
 def format_for(path: str | Path) -> Format:

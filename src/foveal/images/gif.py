@@ -1,4 +1,4 @@
-"""Tell whether a GIF is whole.
+"""Tell whether a GIF is whole, and whether it holds a comment.
 
 Decoders show the frames they find: an animation that was cut off just ends sooner. Its blocks say how long each is, so
 walking over them shows a cut.
@@ -12,11 +12,13 @@ import mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["is_whole"]
+__all__ = ["has_comment", "is_whole"]
 
 EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
+COMMENT = 0xFE  # label of an extension
 
 
 def is_whole(path: Path) -> bool:
@@ -30,19 +32,39 @@ def is_whole(path: Path) -> bool:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            at = 13 + _table(data[10])
-            frames = 0
-            while at < len(data) and data[at] != TRAILER:
-                if data[at] == IMAGE:
-                    at = _after_blocks(data, at + 10 + _table(data[at + 9]) + 1)
-                    frames += 1
-                elif data[at] == EXTENSION:
-                    at = _after_blocks(data, at + 2)
-                else:
-                    break  # rubbish after the pictures, which decoders pass over
+            return IMAGE in list(_blocks(data))
         except IndexError:
             return False
-    return frames > 0
+
+
+def has_comment(path: Path) -> bool:
+    """Whether a GIF holds a comment.
+
+    Args:
+        path: a GIF file.
+
+    Returns:
+        True for one or more.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return any(kind == COMMENT for kind in _blocks(data))
+        except IndexError:
+            return False
+
+
+def _blocks(data: mmap.mmap) -> Iterator[int]:
+    """Kind of each block: IMAGE, or the label of an extension; an IndexError where one is cut off."""
+    at = 13 + _table(data[10])
+    while at < len(data) and data[at] != TRAILER:
+        if data[at] == IMAGE:
+            kind, start = IMAGE, at + 10 + _table(data[at + 9]) + 1
+        elif data[at] == EXTENSION:
+            kind, start = data[at + 1], at + 2
+        else:
+            return  # rubbish after the pictures, which decoders pass over
+        at = _after_blocks(data, start)
+        yield kind
 
 
 def _table(flags: int) -> int:

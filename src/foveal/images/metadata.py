@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cicp import Cicp
 
 __all__ = ["Info", "Metadata"]
 
@@ -24,8 +28,12 @@ class Metadata:
         durations: milliseconds each frame is shown; empty for a still picture.
         loop: how often an animation plays; 0 means for ever.
         comments: PNG's texts, pairs of keyword and text.
+        chunks: PNG's chunks of texts and colours as they were, kind and data; a text is put back byte for byte as long
+            as `comments` has it.
+        cicp: what the values mean where no profile says it, as AVIF and PNG have it; it goes before `icc`.
         origin: kind of pixels in the file when they were converted: "cmyk", "lab", "palette", "bilevel", or "".
-        left_out: pages of the file that were not read because they differ from the first in size or kind.
+        spare: the last of 2 or 4 channels is of no specified kind, and so no transparency; TIFF alone has this.
+        left_out: what the file holds that was not read: "gain map", "GeoTIFF tags", "1 reduced page", …
     """
 
     icc: bytes | None = None
@@ -40,8 +48,11 @@ class Metadata:
     durations: tuple[int, ...] = ()
     loop: int = 0
     comments: tuple[tuple[str, str], ...] = ()
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    cicp: Cicp | None = None
     origin: str = ""
-    left_out: int = 0
+    spare: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Info:
         bits: of the pixels as `read` gives them, 8 or 16.
         frames: pictures in the file, above 1 for animations and documents of several pages.
         format: "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
+        pages: all pages of a document whose pages differ in size or kind; empty where they are alike.
     """
 
     width: int
@@ -63,8 +75,14 @@ class Info:
     bits: int
     frames: int
     format: str
+    pages: tuple[Info, ...] = ()
 
     @property
     def megapixels(self) -> float:
         """Of one frame."""
         return self.width * self.height / 1e6
+
+    @property
+    def total_pixels(self) -> int:
+        """Of all frames."""
+        return sum(page.width * page.height for page in self.pages) or self.width * self.height * self.frames

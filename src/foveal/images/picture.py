@@ -21,7 +21,8 @@ class Picture:
 
     Args:
         pixels: (H, W, C), uint8 or uint16; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
-        alpha: the last channel is alpha: straight, that is colours are not multiplied by it.
+        alpha: the last of 2 or 4 channels is alpha: straight, that is colours are not multiplied by it. False where
+            `metadata.spare` says that it is something else.
         metadata: everything else.
 
     Raises:
@@ -38,8 +39,10 @@ class Picture:
             raise ValueError(f"pixels must be (H, W, C) with 1 to 4 channels and not empty, got shape {shape}")
         if dtype not in (np.uint8, np.uint16):
             raise ValueError(f"pixels must be uint8 or uint16, got {dtype}; scale and round other values first")
-        if self.alpha != (shape[2] in (2, 4)):
-            raise ValueError(f"alpha must be {shape[2] in (2, 4)} for {shape[2]} channels, got {self.alpha}")
+        expected = shape[2] in (2, 4) and not self.metadata.spare
+        if self.alpha != expected:
+            kind = " with a spare one (metadata.spare)" if self.metadata.spare else ""
+            raise ValueError(f"alpha must be {expected} for {shape[2]} channels{kind}, got {self.alpha}")
 
     @property
     def width(self) -> int:

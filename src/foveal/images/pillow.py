@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PillowFrames", "animation_channels", "bmp_info", "bmp_metadata", "count_frames", "read_bmp",
+__all__ = ["PillowFrames", "animation_header", "bmp_info", "bmp_metadata", "count_frames", "plain", "read_bmp",
            "write_animation"]  # fmt: skip
 
+# What Pillow's decoders raise at bytes that make no sense.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, IndexError, KeyError)
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -37,7 +39,7 @@ def _load(path: Path, format_: str, file: Any) -> Any:
     }
     try:
         return classes[format_](file)
-    except (OSError, SyntaxError, ValueError, struct.error, IndexError) as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from error
 
 
@@ -86,7 +88,7 @@ class PillowFrames:
         try:
             self.image.seek(index)
             self.image.load()
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
+        except DAMAGE as error:
             raise _damaged(self.path, error) from error
 
     def frame(self, index: int) -> NDArray[Any]:
@@ -117,19 +119,19 @@ def count_frames(path: Path, format_: str) -> int:
         return int(getattr(image, "n_frames", 1)) - int(bool(image.info.get("default_image")))
 
 
-def animation_channels(path: Path, format_: str) -> int:
-    """Channels of an animation's frames.
+def animation_header(path: Path, format_: str) -> tuple[int, int]:
+    """What an animation's header says of its frames.
 
     Args:
         path: the file.
         format_: "png" or "avif".
 
     Returns:
-        1 to 4.
+        Channels, 1 to 4; and how often it plays, 0 for ever.
     """
     with path.open("rb") as file:
         image = _load(path, format_, file)
-        return len(_plain(image))
+        return len(_plain(image)), int(image.info.get("loop", 0))
 
 
 def read_bmp(path: Path, channels: int) -> NDArray[Any]:
@@ -149,7 +151,7 @@ def read_bmp(path: Path, channels: int) -> NDArray[Any]:
         image = _load(path, "bmp", file)
         try:
             image.load()
-        except (OSError, SyntaxError, ValueError, struct.error, IndexError) as error:
+        except DAMAGE as error:
             raise _damaged(path, error) from error
     return _array(image, MODES[channels])
 
@@ -233,3 +235,28 @@ def write_animation(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         images[0].save(path, format_.upper(), **options)
+
+
+def plain(image: Any) -> Any:
+    """A Pillow image of inks or Lab as RGB, by the same way as a file of this kind.
+
+    Args:
+        image: in any mode.
+
+    Returns:
+        The image itself; for CMYK one in RGB, converted through its profile, or without one a common press profile.
+    """
+    if image.mode != "CMYK":
+        return image
+    from PIL import Image
+
+    from . import colour
+    from ._vips import set_blob, vips
+
+    inks = np.ascontiguousarray(np.asarray(image))
+    made = vips().Image.new_from_memory(inks, image.width, image.height, 4, "uchar").copy(interpretation="cmyk")
+    icc = image.info.get("icc_profile")
+    if colour.space(icc) == "cmyk":
+        set_blob(made, "icc-profile-data", icc)
+    rgb = np.frombuffer(colour.image_to_srgb(made).write_to_memory(), np.uint8)
+    return Image.fromarray(rgb.reshape(image.height, image.width, 3))

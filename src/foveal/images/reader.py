@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from . import colour, exif, xmp
-from ._vips import blob, reason, vips
+from . import tiff
+from ._vips import blob
+from .decode import channels_of, converted, decoded, turn_of, upright
 from .errors import PictureError
-from .formats import FORMATS, sniff
+from .formats import FORMATS
+from .gather import gather
 from .gif import is_whole
+from .load import avif_depth, damaged, identify, load, load_page
 from .metadata import Info, Metadata
 from .picture import Picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LIMIT_PIXELS", "Reading", "probe", "read"]
+__all__ = ["LIMIT_PIXELS", "Reading", "header", "probe", "read"]
 
 LIMIT_PIXELS = 400_000_000
-
-LOADERS = {"png": "pngload", "jpeg": "jpegload", "webp": "webpload", "tiff": "tiffload", "avif": "heifload",
-           "gif": "gifload"}  # fmt: skip
-# numpy.rot90 counter-clockwise turns and whether to mirror first, by EXIF orientation.
-TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True),
-         8: (1, False)}  # fmt: skip
 
 
 class Frames(Protocol):
@@ -48,15 +45,19 @@ class Reading:
     Args:
         path: the file.
         info: what its header says.
-        metadata: everything that belongs to it.
+        metadata: everything that belongs to it; of the first page, where pages differ.
         frames: decodes it.
         turn: EXIF orientation to apply.
+        pages: what belongs to each page, where they differ.
     """
 
-    def __init__(self, path: Path, info: Info, metadata: Metadata, frames: Frames, turn: int) -> None:
+    def __init__(
+        self, path: Path, info: Info, metadata: Metadata, frames: Frames, turn: int, pages: tuple[Metadata, ...] = ()
+    ) -> None:
         self.path = path
         self.info = info
         self.metadata = metadata
+        self.pages = pages
         self.width, self.height, self.channels = info.width, info.height, info.channels
         self.frames = info.frames
         self._frames = frames
@@ -69,7 +70,7 @@ class Reading:
             index: from 0.
 
         Returns:
-            The picture, with this reading's metadata.
+            The picture, with this reading's metadata, or its page's.
 
         Raises:
             IndexError: there is no such frame.
@@ -77,8 +78,9 @@ class Reading:
         """
         if not 0 <= index < self.frames:
             raise IndexError(f"frame must be in 0…{self.frames - 1} for {self.path}, got {index}")
-        pixels = _upright(self._frames.frame(index), self._turn)
-        return Picture(pixels, pixels.shape[2] in (2, 4), self.metadata)
+        pixels = upright(self._frames.frame(index), self._turn)
+        metadata = self.pages[index] if self.pages else self.metadata
+        return Picture(pixels, pixels.shape[2] in (2, 4) and not metadata.spare, metadata)
 
 
 def probe(path: str | Path) -> Info:
@@ -96,6 +98,27 @@ def probe(path: str | Path) -> Info:
     return _open(Path(path)).info
 
 
+def header(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> tuple[Info, tuple[Metadata, ...]]:
+    """What a picture's header promises, and what belongs to it, without decoding it.
+
+    Args:
+        path: of the file.
+        limit_pixels: refuse pictures whose header promises more pixels a frame than this.
+
+    Returns:
+        What `probe` does, and the metadata, where the times of frames are 0; one for each page, where pages differ.
+
+    Raises:
+        PictureError: no picture that foveal reads, or one that is too large.
+    """
+    opened = _open(Path(path))
+    opened.check_size(limit_pixels)
+    found = tuple(one.metadata() for one in opened.parts or (opened,))
+    if opened.info.frames > 1 and opened.info.format != "tiff":
+        found = (replace(found[0], durations=(0,) * opened.info.frames, loop=opened.loop),)
+    return opened.info, found
+
+
 def read(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> Reading:
     """Open a picture.
 
@@ -111,64 +134,86 @@ def read(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> Reading:
             read without loss.
     """
     opened = _open(Path(path))
-    info = opened.info
-    if info.width * info.height > limit_pixels:
-        raise PictureError(
-            path,
-            f"its header promises {info.width} × {info.height} = {info.megapixels:.0f} megapixels, "
-            f"more than the limit of {limit_pixels / 1e6:.0f}",
-            "if you trust the file, raise the limit with limit_pixels (on the command line, --limit-megapixels)",
-        )
+    opened.check_size(limit_pixels)
     return opened.decode()
 
 
 @dataclass
 class _Opened:
-    """A file whose header was read."""
+    """A file, or a page of one, whose header was read."""
 
     path: Path
     info: Info
-    image: Any  # a lazy pyvips image of the first frame; None where Pillow reads the file
-    turn: int
-    animated: bool
-    pages: int
+    image: Any = None  # a lazy pyvips image of the first frame; pages after the first are opened when they are needed
+    turn: int = 1
+    animated: bool = False
+    loop: int = 0
+    kind: tiff.Page | None = None  # of a TIFF
+    chosen: tuple[int, ...] = (0,)  # pages of a TIFF that are read
+    reduced: int = 0  # pages of a TIFF that are copies of others, or masks
+    parts: tuple[_Opened, ...] = ()  # pages that differ
+
+    def check_size(self, limit_pixels: int) -> None:
+        for info in self.info.pages or (self.info,):
+            if info.width * info.height > limit_pixels:
+                raise PictureError(
+                    self.path,
+                    f"its header promises {info.width} × {info.height} = {info.megapixels:.0f} megapixels, "
+                    f"more than the limit of {limit_pixels / 1e6:.0f}",
+                    "if you trust the file, raise the limit with limit_pixels (on the command line, "
+                    "--limit-megapixels)",
+                )
+
+    def metadata(self) -> Metadata:
+        """All but the times of frames."""
+        if self.info.format == "bmp":
+            from .pillow import bmp_metadata
+
+            return bmp_metadata(self.path)
+        first = self.chosen[0] == 0
+        return gather(self.path, self.info, self._lazy(), self.kind, first=first, reduced=self.reduced)
+
+    def _lazy(self) -> Any:
+        # A document of a thousand pages must not hold a thousand open files.
+        return load_page(self.path, self.kind, self.chosen[0]) if self.image is None else self.image
 
     def decode(self) -> Reading:
-        from .pillow import PillowFrames, bmp_metadata, read_bmp
+        from .pillow import PillowFrames, read_bmp
 
-        format_, info = self.info.format, self.info
+        format_, info, metadata = self.info.format, self.info, self.metadata()
         if format_ == "bmp":
-            pixels = read_bmp(self.path, info.channels)
-            return Reading(self.path, info, bmp_metadata(self.path), _Still(pixels), 1)
-        metadata = _metadata(self.path, format_, self.image, info)
-        if self.pages > info.frames:
-            metadata = _replace(metadata, left_out=self.pages - info.frames)
+            return Reading(self.path, info, metadata, _Still(read_bmp(self.path, info.channels)), 1)
+        if self.parts:
+            pages = tuple(part.metadata() for part in self.parts)
+            # Opened anew for every look: a lazy image is decoded from top to bottom, once.
+            parts = tuple(replace(part, image=None) for part in self.parts)
+            return Reading(self.path, info, pages[0], _Pages(parts), 1, pages)
         if self.animated and format_ in ("png", "avif"):
             played = PillowFrames(self.path, format_, info.channels)
-            metadata = _replace(metadata, durations=played.durations, loop=played.loop)
+            metadata = replace(metadata, durations=played.durations, loop=played.loop)
             return Reading(self.path, info, metadata, played, 1)
         if info.frames > 1 and format_ == "tiff":
-            return Reading(self.path, info, metadata, _Pages(self.path, metadata), self.turn)
+            pages_ = tuple(replace(self, image=None, chosen=(number,)) for number in self.chosen)
+            return Reading(self.path, info, metadata, _Pages(pages_), 1)
         if format_ == "gif" and not is_whole(self.path):
-            raise _damaged(self.path, "it ends inside a frame")
+            raise damaged(self.path, "it ends inside a frame")
         if info.frames > 1:
-            whole = _header(self.path, format_, n=-1)
+            whole = load(self.path, format_, n=-1)
             delays = tuple(int(delay) for delay in whole.get("delay"))[: info.frames]
-            metadata = _replace(metadata, durations=delays, loop=int(whole.get("loop")))
+            metadata = replace(metadata, durations=delays, loop=int(whole.get("loop")))
             return Reading(self.path, info, metadata, _Roll(self.path, format_, metadata, info), 1)
-        pixels = _decode(self.path, _convert(self.path, self.image), metadata.depth)
+        pixels = self.pixels()
         if format_ == "gif" and pixels.shape[2] == 4 and pixels[..., 3].min() == 255:
             # Many GIF writers reserve a transparent colour that no pixel uses.
             pixels = np.ascontiguousarray(pixels[..., :3])
-            info = _replace(info, channels=3)
-        # Turned once, here, so that the picture as stored can be let go.
-        return Reading(self.path, info, metadata, _Still(_upright(pixels, self.turn)), 1)
+            info = replace(info, channels=3)
+        return Reading(self.path, info, metadata, _Still(pixels), 1)
 
-
-def _replace(instance: Any, **changes: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(instance, **changes)
+    def pixels(self) -> NDArray[Any]:
+        """All of a still, upright; turned once, here, so that the picture as stored can be let go."""
+        image = self._lazy()
+        depth = avif_depth(image) if self.info.format == "avif" else 0
+        return upright(decoded(self.path, converted(self.path, image, self.kind), depth), self.turn)
 
 
 @dataclass
@@ -185,12 +230,10 @@ class _Still:
 class _Pages:
     """Pages of a TIFF document, each decoded on its own."""
 
-    path: Path
-    metadata: Metadata
+    pages: tuple[_Opened, ...]
 
     def frame(self, index: int) -> NDArray[Any]:
-        image = _convert(self.path, _header(self.path, "tiff", page=index))
-        return _decode(self.path, image, self.metadata.depth)
+        return self.pages[index].pixels()
 
 
 @dataclass
@@ -207,34 +250,29 @@ class _Roll:
     def frame(self, index: int) -> NDArray[Any]:
         wide, high = self.info.width, self.info.height
         if self.roll is None or index < self.next:  # decoding goes one way only
-            self.roll = _convert(self.path, _header(self.path, self.format, n=-1))
+            self.roll = converted(self.path, load(self.path, self.format, n=-1), None)
         self.next = index + 1
-        return _decode(self.path, self.roll.crop(0, index * high, wide, high), self.metadata.depth)
+        return decoded(self.path, self.roll.crop(0, index * high, wide, high), 0)
 
 
 def _open(path: Path) -> _Opened:
     """Check the file and read its header."""
-    format_, head = _identify(path)
+    format_, head = identify(path)
     if format_ == "bmp":
         from .pillow import bmp_info
 
-        return _Opened(path, bmp_info(path), None, 1, False, 1)
-    image = _header(path, format_)
-    turn = int(image.get("orientation")) if image.get_typeof("orientation") else 1
-    # AVIF turns its pixels by a box of its own, which libheif obeys; EXIF in AVIF only repeats it.
-    turn = turn if turn in TURNS and format_ != "avif" else 1
-    pages = int(image.get("n-pages")) if image.get_typeof("n-pages") else 1
-    frames, animated = pages, False
+        return _Opened(path, bmp_info(path))
+    if format_ == "tiff":
+        return _open_tiff(path)
+    image = load(path, format_)
+    frames, animated = _number(image, "n-pages", 1), False
     if format_ == "png":
         frames = _apng_frames(head)
         animated = frames > 1
     elif format_ == "avif":
         animated = head[8:12] == b"avis"
         frames = _avif_frames(path) if animated else 1
-        pages = frames
-    elif format_ == "tiff" and pages > 1:
-        frames = pages if _pages_alike(path, image, pages) else 1
-    channels = _channels(path, image)
+    channels, loop = channels_of(path, image, None), _number(image, "loop", 0)
     deep = image.format == "ushort"
     if animated and deep:
         raise PictureError(
@@ -243,157 +281,52 @@ def _open(path: Path) -> _Opened:
             "save its frames as single pictures first",
         )
     if animated:
-        from .pillow import animation_channels
+        from .pillow import animation_header
 
-        channels = animation_channels(path, format_)
+        channels, loop = animation_header(path, format_)
+    # AVIF turns its pixels by a box of its own, which libheif obeys; EXIF in AVIF only repeats it.
+    turn = 1 if format_ == "avif" else turn_of(image)
     wide, high = (image.height, image.width) if turn >= 5 else (image.width, image.height)
-    info = Info(wide, high, channels, 16 if deep else 8, frames, format_)
-    return _Opened(path, info, image, turn, animated, max(pages, frames))
-
-
-def _identify(path: Path) -> tuple[str, bytes]:
-    """The format, and the file's first bytes: enough for everything a PNG says before its pixels."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(65536)
-    except FileNotFoundError as error:
-        raise PictureError(path, "there is no such file", "check the name and the folder") from error
-    except IsADirectoryError as error:
-        raise PictureError(path, "it is a folder, not a picture", "name a file in it, or let the command read the "
-                           "whole folder") from error  # fmt: skip
-    except OSError as error:
-        if path.is_dir():  # Windows calls a folder a lack of permission
-            raise PictureError(path, "it is a folder, not a picture", "name a file in it") from error
-        raise PictureError(path, f"it cannot be opened ({error.strerror})", "check that you may read it") from error
-    if not head:
-        raise PictureError(path, "the file is empty (zero bytes)", "copy or download it again")
-    found = sniff(head)
-    if found is None:
-        known = ", ".join(one.label for one in FORMATS.values())
-        raise PictureError(path, "it is not a picture that foveal reads", f"give one of {known}")
-    return found, head
-
-
-def _header(path: Path, format_: str, **options: int) -> Any:
-    """A lazy image; nothing but the header is read until pixels are asked for."""
-    if format_ in {"avif", "png"}:
-        options |= {"unlimited": True}  # our own limit is stricter and has a message that helps
-    try:
-        return getattr(vips().Image, LOADERS[format_])(
-            str(path), access="sequential", fail_on="error", **options
-        )  # fmt: skip
-    except vips().Error as error:
-        raise _damaged(path, reason(error)) from error
-
-
-def _damaged(path: Path, why: str) -> PictureError:
-    return PictureError(path, f"the file is damaged or truncated ({why})", "copy or download it again")
-
-
-def _channels(path: Path, image: Any) -> int:
-    """Channels after conversion; the check that the kind of pixels can be read without loss."""
-    if image.format not in ("uchar", "ushort") and image.interpretation not in ("lab", "labs"):
-        raise PictureError(
-            path,
-            f"its samples are of the kind {image.format}; foveal reads 8-bit and 16-bit unsigned ones",
-            "convert it to 16 bits first, choosing which values mean black and white",
-        )
-    if image.interpretation == "cmyk":
-        return 4 if image.bands > 4 else 3
-    if image.bands > 4:
-        raise PictureError(path, f"it has {image.bands} channels; foveal reads 1 to 4",
-                           "save the channels you want as a picture of their own")  # fmt: skip
-    return int(image.bands)
-
-
-def _convert(path: Path, image: Any) -> Any:
-    """To grey or RGB."""
-    channels = _channels(path, image)
-    if image.interpretation == "cmyk":
-        if colour.space(blob(image, "icc-profile-data")) not in ("", "cmyk"):
-            image = image.copy()
-            image.remove("icc-profile-data")
-        image = colour.image_to_srgb(image)
-    elif image.interpretation in ("lab", "labs"):
-        image = image.colourspace("rgb16" if image.interpretation == "labs" else "srgb")
-    return image[:channels] if image.bands > channels else image
-
-
-def _decode(path: Path, image: Any, depth: int) -> NDArray[Any]:
-    """All pixels, (H, W, C)."""
-    try:
-        data = image.write_to_memory()
-    except vips().Error as error:
-        raise _damaged(path, reason(error)) from error
-    pixels: NDArray[Any] = np.frombuffer(data, np.uint16 if image.format == "ushort" else np.uint8)
-    pixels = pixels.reshape(image.height, image.width, image.bands)
-    if depth in (10, 12):
-        # libvips shifts these up and leaves the low bits 0, so white would be 65,472; repeating the high bits below
-        # makes white 65,535 and is undone exactly by shifting back.
-        pixels = pixels | (pixels >> depth)
-    return pixels
-
-
-def _upright(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
-    turns, mirror = TURNS[turn]
-    if mirror:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(np.rot90(pixels, turns))
-
-
-def _metadata(path: Path, format_: str, image: Any, info: Info) -> Metadata:
-    """Everything but the pixels."""
-    camera = exif.from_tiff(path) if format_ == "tiff" else blob(image, "exif-data")
-    # PNG counts dots per metre, TIFF in single precision: two decimals take 300 back to 300.
-    dpi: tuple[float, float] | None = (round(image.xres * 25.4, 2), round(image.yres * 25.4, 2))
-    if image.xres == 1.0 and image.yres == 1.0:  # libvips' way to say that nothing is known
-        dpi = exif.dpi(camera) if camera else None
-    packet = blob(image, "xmp-data")
-    icc, origin = blob(image, "icc-profile-data"), ""
-    if image.interpretation in ("cmyk", "lab", "labs"):
-        icc, origin = colour.srgb_profile(), image.interpretation.rstrip("s")
-    elif image.get_typeof("palette") and image.get("palette"):
-        origin = "palette"
-    stated = int(image.get("bits-per-sample")) if image.get_typeof("bits-per-sample") else info.bits
-    if stated == 1 and not origin:
-        origin = "bilevel"
-    compression = str(image.get("compression")) if image.get_typeof("compression") else ""
-    return Metadata(
-        icc=icc,
-        exif=exif.upright(camera) if camera else None,
-        xmp=xmp.upright(packet) if packet else None,
-        iptc=blob(image, "iptc-data") if format_ == "jpeg" else None,
-        dpi=dpi,
-        format=format_,
-        bits=info.bits,
-        depth=stated if format_ == "avif" and stated > 8 else info.bits,
-        lossless=_lossless(path, format_, compression),
-        comments=_comments(image),
-        origin=origin,
+    return _Opened(
+        path, Info(wide, high, channels, 16 if deep else 8, frames, format_), image, turn, animated, loop=loop
     )
 
 
-def _comments(image: Any) -> tuple[tuple[str, str], ...]:
-    """PNG's texts; those outside ASCII are left, because libvips does not say which of two encodings they are in."""
-    found = []
-    for name in image.get_fields():
-        if name.startswith("png-comment-"):
-            try:
-                text = str(image.get(name))
-            except UnicodeDecodeError:
-                continue
-            if text.isascii():
-                found.append((name.split("-", 3)[3], text))
-    return tuple(found)
+def _open_tiff(path: Path) -> _Opened:
+    """A TIFF: a picture, or a document whose pages are alike, or one whose pages differ."""
+    kinds = tiff.pages(path)
+    kind = kinds[0] if kinds else None
+    first = load_page(path, kind, 0)
+    count = _number(first, "n-pages", 1)
+    # Reduced copies and masks are no pages; a file of nothing else is taken as it is.
+    chosen = tuple(i for i in range(count) if i >= len(kinds) or not kinds[i].reduced) or tuple(range(count))
+    opened: list[_Opened] = []
+    looks = set()
+    for number in chosen:
+        page_kind = kinds[number] if number < len(kinds) else kind
+        image = load_page(path, page_kind, number) if number else first
+        turn, channels = turn_of(image), channels_of(path, image, page_kind)
+        wide, high = (image.height, image.width) if turn >= 5 else (image.width, image.height)
+        info = Info(wide, high, channels, 16 if image.format in ("ushort", "short") else 8, 1, "tiff")
+        looks.add((info, turn, image.interpretation, _look(page_kind), blob(image, "icc-profile-data")))
+        kept = None if opened else image
+        reduced = count - len(chosen)
+        opened.append(_Opened(path, info, kept, turn, kind=page_kind, chosen=(number,), reduced=reduced))
+    top = opened[0]
+    if len(opened) == 1:
+        return top
+    if len(looks) == 1:
+        return replace(top, info=replace(top.info, frames=len(opened)), chosen=chosen)
+    pages = tuple(one.info for one in opened)
+    return replace(top, info=replace(top.info, frames=len(pages), pages=pages), parts=tuple(opened))
 
 
-def _lossless(path: Path, format_: str, compression: str) -> bool:
-    if format_ == "webp":
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-        lossless, lossy = head.find(b"VP8L"), head.find(b"VP8 ")
-        return lossless >= 0 and (lossy < 0 or lossless < lossy)
-    return format_ in ("png", "tiff", "gif") and compression not in ("jpeg", "webp")
+def _look(kind: tiff.Page | None) -> tuple[object, ...]:
+    return () if kind is None else (kind.photometric, kind.bits, kind.extra)
+
+
+def _number(image: Any, name: str, default: int) -> int:
+    return int(image.get(name)) if image.get_typeof(name) else default
 
 
 def _apng_frames(head: bytes) -> int:
@@ -413,13 +346,3 @@ def _avif_frames(path: Path) -> int:
     from .pillow import count_frames
 
     return count_frames(path, "avif")
-
-
-def _pages_alike(path: Path, first: Any, pages: int) -> bool:
-    """Whether all pages of a document have the size and kind of the first."""
-    kind = (first.width, first.height, first.bands, first.format, first.interpretation)
-    for index in range(1, pages):
-        page = _header(path, "tiff", page=index)
-        if (page.width, page.height, page.bands, page.format, page.interpretation) != kind:
-            return False
-    return True

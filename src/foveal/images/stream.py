@@ -14,24 +14,37 @@ import select
 import struct
 import threading
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ._vips import vips
+from .png_chunks import chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-__all__ = ["VipsSink"]
+__all__ = ["Sink", "VipsSink"]
 
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+class Sink(Protocol):
+    """What takes a file's rows."""
+
+    def rows(self, block: NDArray[Any]) -> None:
+        """Append rows (n, W, C)."""
+        ...
+
+    def finish(self) -> None:
+        """Complete the file."""
+        ...
+
+    def abort(self) -> None:
+        """Give up."""
+        ...
 
 
 class VipsSink:
@@ -56,7 +69,7 @@ class VipsSink:
         self._thread = threading.Thread(target=self._encode, name="foveal-encoder", daemon=True)
         self._thread.start()
         size = struct.pack(">IIBBBBB", width, height, 16 if deep else 8, COLOUR_TYPES[channels], 0, 0, 0)
-        self._send(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size))
+        self._send(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size))
 
     def rows(self, block: NDArray[Any]) -> None:
         """Append rows; waits while the encoder is behind.
@@ -72,7 +85,7 @@ class VipsSink:
         # Each line of a PNG begins with the number of its filter; 0 is none.
         lines = np.zeros((data.shape[0], data.shape[1] + 1), np.uint8)
         lines[:, 1:] = data
-        self._send(_chunk(b"IDAT", self._deflate.compress(lines.data)))
+        self._send(chunk(b"IDAT", self._deflate.compress(lines.data)))
 
     def finish(self) -> None:
         """Wait until the file is written.
@@ -80,7 +93,7 @@ class VipsSink:
         Raises:
             pyvips.Error: the encoder failed.
         """
-        self._send(_chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b""))
+        self._send(chunk(b"IDAT", self._deflate.flush()) + chunk(b"IEND", b""))
         self._close()
         self._thread.join()
         if self._error is not None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import colour, exif, xmp
+from . import avif, colour, exif, png_chunks, tiff, xmp
 from ._vips import reason, set_blob, vips
+from .alpha import flatten
+from .encode import saver
 from .errors import PictureError
+from .fit import has_alpha, not_kept, refuse_unfit
 from .formats import format_for
 from .metadata import Metadata
+from .temporary import Temporary
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,28 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .picture import Picture
+    from .stream import Sink
 
 __all__ = ["Writer", "write"]
 
 BLOCK_BYTES = 1 << 20
-DEFAULT_QUALITY = {"jpeg": 95, "webp": 95, "avif": 90}
-GIGABYTES_4 = 1 << 32
-
-
-class Sink(Protocol):
-    """What takes a file's rows."""
-
-    def rows(self, block: NDArray[Any]) -> None:
-        """Append rows (n, W, C)."""
-        ...
-
-    def finish(self) -> None:
-        """Complete the file."""
-        ...
-
-    def abort(self) -> None:
-        """Give up."""
-        ...
 
 
 class Writer:
@@ -104,27 +90,31 @@ class Writer:
         self._quality = quality
         self._rows = 0
         self._check()
+        self._alpha = has_alpha(channels, self.metadata)
         self._deep = self.metadata.bits == 16 and self.format.deep
         if frames > 1 and self.format.name in ("png", "avif"):
             self._deep = False  # Pillow, which writes these animations, knows 8 bits only
+        self._meaning = colour.meaning(self.metadata, self.format.name, channels)
         self._to_srgb = self._needs_srgb()
         self._stored = self._stored_channels()
         if self._to_srgb:
             holds = self.format.icc and self._stored >= 3
             self._icc = colour.srgb_profile() if holds else None
+            self._meaning = self._meaning._replace(chunks=())
         else:
-            self._icc = self.metadata.icc if self.format.icc else None
-        if self.format.name == "bmp":
-            from .bmp import file_size
-
-            if file_size(width, height, self._stored) >= GIGABYTES_4:
-                raise PictureError(path, f"BMP cannot hold {width} × {height} pixels (4 GB)", "write TIFF or PNG")
-        self._temporary = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(4)}.part")
+            self._icc = self._meaning.icc if self.format.icc else None
+        self.raw_bytes = width * height * frames * self._stored * (2 if self._deep else 1)
+        self._unfinished = Temporary(self.path)
+        self._temporary = self._unfinished.path
         self._sink: Sink | None = None
 
     def __enter__(self) -> Writer:
         try:
+            self._unfinished.begin(self._temporary)
             self._sink = self._open()
+        except OSError as error:
+            self._discard()
+            raise self._failed(error) from error
         except BaseException:
             self._discard()
             raise
@@ -165,34 +155,82 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        sink, self._sink = self._sink, None
-        if sink is None:
+        if self._sink is None:
             return
         try:
             if kind is None:
-                self._complete(sink)
-            else:
+                self.finish()
+                self.put_in_place()
+        finally:
+            self.give_up()
+
+    @property
+    def complete(self) -> bool:
+        """All rows have come."""
+        return self._rows == self.height * self.frames
+
+    @property
+    def temporary(self) -> Path:
+        """The file as long as it is not in its place."""
+        return self._temporary
+
+    def finish(self) -> None:
+        """Complete the file under its temporary name; leaving the with block does this.
+
+        Raises:
+            ValueError: rows are missing.
+            PictureError: the file cannot be written.
+        """
+        if not self.complete:
+            raise ValueError(f"the picture has {self.height * self.frames} rows, got only {self._rows}; add the rest")
+        sink, self._sink = self._sink, None
+        try:
+            if sink is not None:
+                sink.finish()
+            self._say_the_rest()
+        except (OSError, vips().Error) as error:
+            raise self._failed(error) from error
+        finally:
+            if sink is not None:
                 sink.abort()
-        except BaseException:
-            sink.abort()
-            raise
+
+    def put_in_place(self) -> None:
+        """Give the finished file its name; leaving the with block does this.
+
+        Raises:
+            PictureError: a file has this name by now, or the disk refuses.
+        """
+        self._refuse_existing()
+        try:
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def give_up(self) -> None:
+        """Stop the encoder and remove what is not in its place."""
+        sink, self._sink = self._sink, None
+        try:
+            if sink is not None:
+                sink.abort()
         finally:
             self._discard()
 
-    def _complete(self, sink: Sink) -> None:
-        if self._rows != self.height * self.frames:
-            raise ValueError(f"the picture has {self.height * self.frames} rows, got only {self._rows}; add the rest")
-        try:
-            sink.finish()
-            if self.format.name == "tiff" and self.metadata.exif:
-                exif.into_tiff(self._temporary, self._exif())
-            self._refuse_existing()
-            self._temporary.replace(self.path)
-        except (OSError, vips().Error) as error:
-            raise self._failed(error) from error
+    def _say_the_rest(self) -> None:
+        """What the encoders do not write, put into the complete file."""
+        name, path = self.format.name, self._temporary
+        if name == "tiff":
+            if self.metadata.exif:
+                exif.into_tiff(path, self._exif())
+            if self.metadata.spare:
+                tiff.set_spare(path)
+        elif name == "png":
+            words = png_chunks.texts(self.metadata.chunks, self.metadata.comments)
+            png_chunks.insert(path, self._meaning.chunks, words)
+        elif name == "avif" and self._meaning.code is not None:
+            avif.set_colours(path, self._meaning.code)
 
     def _discard(self) -> None:
-        self._temporary.unlink(missing_ok=True)
+        self._unfinished.end(self._temporary)
 
     def _failed(self, error: Exception) -> PictureError:
         why = reason(error) if not isinstance(error, OSError) else str(error.strerror or error)
@@ -211,25 +249,27 @@ class Writer:
         self._refuse_existing()
         if not self.path.parent.is_dir():
             raise PictureError(self.path, f"there is no folder {self.path.parent}", "make it first")
-        if max(self.width, self.height) > form.side:
-            raise PictureError(
-                self.path,
-                f"{form.label} holds at most {form.side:,} pixels a side, this picture has "
-                f"{self.width} × {self.height}",
-                "write PNG or TIFF, or choose a smaller scale",
-            )
-        if self.channels in (2, 4) and not form.alpha and self._background is None:
-            raise PictureError(self.path, f"{form.label} cannot hold transparency",
-                               "write PNG, WebP or TIFF, or give a background colour")  # fmt: skip
-        if self.frames > 1 and not form.frames:
-            raise PictureError(self.path, f"{form.label} cannot hold {self.frames} frames",
-                               "write GIF, WebP or PNG, or one file per frame")  # fmt: skip
+        refuse_unfit(
+            self.path,
+            form,
+            self.width,
+            self.height,
+            self.channels,
+            self.metadata,
+            frames=self.frames,
+            background=self._background is not None,
+        )
         durations = len(self.metadata.durations)
         if self.frames > 1 and form.name != "tiff" and durations != self.frames:
             raise ValueError(f"metadata must have one duration per frame, got {durations} for {self.frames} frames")
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the source has and this file has not, as a sentence for the user; empty if all is kept."""
+        return not_kept(self.format, self.channels, self.metadata, frames=self.frames)
+
     def _needs_srgb(self) -> bool:
-        icc = self.metadata.icc
+        icc = self._meaning.icc
         if not icc:
             return False
         mismatch = (colour.space(icc) == "grey") != (self.channels <= 2)
@@ -239,11 +279,11 @@ class Writer:
 
     def _stored_channels(self) -> int:
         """Channels of the rows that the encoder gets."""
-        alpha = self.channels in (2, 4) and self.format.alpha
+        more = (self._alpha and self.format.alpha) or (self.metadata.spare and self.format.name == "tiff")
         colours = 3 if self.channels >= 3 or self._grey_becomes_colour() else 1
-        if self.format.name == "bmp" and alpha:
+        if self.format.name == "bmp" and more:
             colours = 3
-        return colours + alpha
+        return colours + more
 
     def _grey_becomes_colour(self) -> bool:
         return self._to_srgb and not self.format.grey
@@ -255,10 +295,12 @@ class Writer:
         """Rows as the encoder takes them."""
         if self._deep and block.dtype == np.uint8:
             block = block.astype(np.uint16) * 257
-        if self.channels in (2, 4) and not self.format.alpha:
-            block = _flatten(block, self._background)
-        if self._to_srgb and self.metadata.icc:
-            block = colour.rows_to_srgb(block, self.metadata.icc)
+        if self._alpha and not self.format.alpha:
+            block = flatten(block, self._background)
+        elif self.metadata.spare and self.format.name != "tiff":
+            block = block[..., :-1]
+        if self._to_srgb and self._meaning.icc:
+            block = colour.rows_to_srgb(block, self._meaning.icc)
             if self._stored <= 2:
                 block = np.concatenate([block[..., :1], block[..., 3:]], axis=2)
         if not self._deep and block.dtype == np.uint16:
@@ -283,7 +325,16 @@ class Writer:
             except OSError as error:
                 raise self._failed(error) from error
         if self.frames > 1 and self.format.name in ("png", "avif"):
-            return _AnimationSink(self)
+            from .animation import AnimationSink
+
+            packet = self.metadata.xmp
+            metadata = replace(
+                self.metadata,
+                icc=self._icc,
+                exif=self._exif() if self.metadata.exif else None,
+                xmp=xmp.resized(packet, self.width, self.height) if packet else None,
+            )
+            return AnimationSink(self._temporary, self.format.name, self.frames, self.height, metadata, self._quality)
         from .stream import VipsSink
 
         return VipsSink(self.width, self.height * self.frames, self._stored, self._deep, self._save)
@@ -298,72 +349,19 @@ class Writer:
         set_blob(image, "iptc-data", self.metadata.iptc if self.format.name == "jpeg" else None)
         if self.metadata.exif:
             set_blob(image, "exif-data", b"Exif\0\0" + self._exif())
-        for index, (keyword, text) in enumerate(self.metadata.comments):
-            image.set_type(vips().GValue.gstr_type, f"png-comment-{index}-{keyword}", text)
         if self.frames > 1:
             image.set_type(vips().GValue.gint_type, "page-height", self.height)
             if self.metadata.durations:
                 image.set_type(vips().GValue.array_int_type, "delay", list(self.metadata.durations))
                 image.set_type(vips().GValue.gint_type, "loop", self.metadata.loop)
-        saver, options = self._saver()
-        getattr(image, saver)(str(self._temporary), **options)
-
-    def _saver(self) -> tuple[str, dict[str, Any]]:
-        """The encoder and its settings."""
-        name, keep = self.format.name, vips().ForeignKeep
-        common: dict[str, Any] = {}
-        named = self.metadata.dpi and name in ("jpeg", "webp", "avif")  # EXIF is where these name the resolution
-        if not self.metadata.exif and not named:  # libvips would make up an EXIF block that says nothing
-            common["keep"] = keep.ICC | keep.XMP | keep.IPTC | keep.OTHER
-        quality = self._quality or DEFAULT_QUALITY.get(name, 0)
-        if name == "png":
-            # Enlarged pictures are smooth: the filter "up" at level 2 made files smaller than level 6 without it.
-            return "pngsave", common | {"compression": 2, "filter": "up"}
-        if name == "jpeg":
-            return "jpegsave", common | {"Q": quality, "subsample_mode": "off"}
-        if name == "tiff":
-            size = self.width * self.height * self.frames * self._stored * (2 if self._deep else 1)
-            # LZW may make noise a little larger than it was, so the switch comes early.
-            options = {"compression": "lzw", "predictor": "horizontal", "resunit": "inch", "bigtiff": size > 2 << 30}
-            return "tiffsave", common | options
-        if name == "webp":
-            lossless = self._quality == 100 or (self._quality is None and self.metadata.lossless)
-            options = {"lossless": True, "exact": True} if lossless else {"Q": quality}
-            return "webpsave", common | options | {"effort": 2}
-        if name == "avif":
-            options = {"compression": "av1", "effort": 2, "bitdepth": self._avif_depth() if self._deep else 8}
-            options |= {"lossless": True} if quality == 100 else {"Q": quality, "subsample_mode": "off"}
-            return "heifsave", common | options
-        return "gifsave", common | {"keep_duplicate_frames": True}
-
-
-class _AnimationSink:
-    """Collects the frames of an animation that Pillow writes at the end."""
-
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
-        self.blocks: list[NDArray[Any]] = []
-
-    def rows(self, block: NDArray[Any]) -> None:
-        self.blocks.append(block)
-
-    def finish(self) -> None:
-        from .pillow import write_animation
-
-        writer = self.writer
-        rows = np.concatenate(self.blocks)
-        frames = list(rows.reshape(writer.frames, writer.height, writer.width, rows.shape[2]))
-        packet = writer.metadata.xmp
-        metadata = replace(
-            writer.metadata,
-            icc=writer._icc,
-            exif=writer._exif() if writer.metadata.exif else None,
-            xmp=xmp.resized(packet, writer.width, writer.height) if packet else None,
+        name, options = saver(
+            self.format.name,
+            self.metadata,
+            quality=self._quality,
+            raw_bytes=self.raw_bytes,
+            depth=self._avif_depth() if self._deep else 8,
         )
-        write_animation(writer._temporary, writer.format.name, frames, metadata, writer._quality)
-
-    def abort(self) -> None:
-        self.blocks.clear()
+        getattr(image, name)(self._unfinished.place(self._temporary), **options)
 
 
 def write(
@@ -399,14 +397,3 @@ def write(
         background=background,
     ) as writer:
         writer.rows(picture.pixels)
-
-
-def _flatten(block: NDArray[Any], background: int | tuple[int, int, int] | None) -> NDArray[Any]:
-    """Put a background below transparent pixels: (n, W, C) without the alpha channel."""
-    top = int(np.iinfo(block.dtype).max)
-    colours, alpha = block[..., :-1].astype(np.int64), block[..., -1:].astype(np.int64)
-    below = np.asarray(background if background is not None else 255, np.int64) * (top // 255)
-    if colours.shape[2] == 1 and below.size == 3:
-        below = below.mean().round().astype(np.int64)
-    mixed = (colours * alpha + below * (top - alpha) + top // 2) // top
-    return np.asarray(mixed, block.dtype)

@@ -40,23 +40,25 @@ _GRID = 7  # side of the last stage's map that its bias between all positions is
 def rotary(x: Tensor, height: int, width: int) -> Tensor:
     """Turn pairs of channels by angles that grow with the row, in the first half, and with the column.
 
+    Angles are float32 at least: in half types the last positions would be turned by percents too much or too little.
+
     Args:
         x: (B, heads, H·W, C), C a multiple of 4.
         height: H.
         width: W.
 
     Returns:
-        The same shape.
+        The same shape and dtype.
     """
-    dim = x.shape[-1]
-    angle = 10000 ** -torch.linspace(0, 1, dim // 4, device=x.device, dtype=x.dtype)
-    rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None, None] * angle
-    columns = torch.arange(width, device=x.device, dtype=x.dtype)[None, :, None] * angle
+    dim, wide = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    angle = 10000 ** -torch.linspace(0, 1, dim // 4, device=x.device, dtype=wide)
+    rows = torch.arange(height, device=x.device, dtype=wide)[:, None, None] * angle
+    columns = torch.arange(width, device=x.device, dtype=wide)[None, :, None] * angle
     # (H·W, C/2), one angle a pair
     turn = torch.cat((rows.expand(-1, width, -1), columns.expand(height, -1, -1)), -1).reshape(-1, dim // 2)
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = turn.cos(), turn.sin()
-    return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2).to(x.dtype)
 
 
 class MASS(nn.Module):

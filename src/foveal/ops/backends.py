@@ -1,20 +1,40 @@
 """How an operator chooses among its paths, and says why one cannot run.
 
 An operator has named backends. Each answers a call with None ("yes") or with the reason why not. `auto` takes the first
-that says yes; naming one that cannot run raises with its reason, so nobody falls back without knowing.
+that says yes; naming one that cannot run raises with its reason, so nobody falls back without knowing. `use_backend`
+names one for all calls of a block of code, those inside a model for example.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-    from torch import Tensor
+__all__ = [
+    "Backend",
+    "BackendError",
+    "ShapeError",
+    "asked",
+    "check_alike",
+    "check_shape",
+    "choose",
+    "differentiable_gradients",
+    "in_full_precision",
+    "reasons",
+    "use_backend",
+]
 
-__all__ = ["Backend", "BackendError", "ShapeError", "check_alike", "check_shape", "choose", "reasons"]
+NAMES = ("native", "triton", "eager", "butterfly2", "butterfly3", "reference")
+_IN_FORCE: ContextVar[str] = ContextVar("foveal_backend", default="auto")
 
 
 class BackendError(RuntimeError):
@@ -30,8 +50,8 @@ class Backend:
     """One path of an operator.
 
     Args:
-        name: what the caller writes.
-        run: does the work.
+        name: the name that callers write, one of `NAMES`.
+        run: the function that does the work.
         why_not: given the first tensor, None when this path can run, else the reason and what to do.
     """
 
@@ -40,14 +60,53 @@ class Backend:
     why_not: Callable[[Any], str | None]
 
 
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the backend of every operator that is called with "auto" inside the block, in models too.
+
+    An operator without a backend of that name goes on choosing for itself; one whose backend of that name cannot run
+    raises. Threads and asynchronous tasks have a choice of their own. A compiled function keeps what it was traced
+    with, and activations that are computed again for the backward pass ask when that happens.
+
+    Args:
+        name: "auto", "native", "triton", "eager", "butterfly2", "butterfly3" or "reference".
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: no operator has a backend of that name.
+
+    Example:
+        >>> import torch
+        >>> from foveal.ops import use_backend
+        >>> from foveal.ops.ssd import explain
+        >>> with use_backend("eager"):
+        ...     explain()["reference"]
+        "set aside: use_backend('eager') is in force"
+    """
+    if name not in {"auto", *NAMES}:
+        raise ValueError(f"use_backend takes one of auto, {', '.join(NAMES)}, got {name!r}")
+    token = _IN_FORCE.set(name)
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def _in_force() -> str:
+    return _IN_FORCE.get()
+
+
 def check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
     """That a tensor has the shape that others ask of it.
 
     Args:
-        name: of the argument.
-        tensor: given.
+        name: name of the argument.
+        tensor: the argument.
         wanted: shape.
-        of: what asks for it, in words.
+        of: where the shape comes from, in words.
 
     Raises:
         ShapeError: another shape.
@@ -74,6 +133,22 @@ def check_alike(named: Mapping[str, Tensor | None]) -> None:
             raise ValueError(f"{name} must be on {leader.device} like {first}, got {tensor.device}; move it there")
 
 
+def asked(backends: Sequence[Backend], name: str) -> str:
+    """What a call asks for.
+
+    Args:
+        backends: those of the operator.
+        name: what the caller wrote.
+
+    Returns:
+        The name; for "auto" the one that `use_backend` put in force, if the operator has it.
+    """
+    if name != "auto":
+        return name
+    chosen = _in_force()
+    return chosen if any(backend.name == chosen for backend in backends) else name
+
+
 def choose(backends: Sequence[Backend], name: str, tensor: Any) -> Backend:
     """The backend to run.
 
@@ -89,6 +164,7 @@ def choose(backends: Sequence[Backend], name: str, tensor: Any) -> Backend:
         ValueError: no backend has that name.
         BackendError: the named one cannot run.
     """
+    name = asked(backends, name)
     if name == "auto":
         return next(backend for backend in backends if backend.why_not(tensor) is None)
     for backend in backends:
@@ -109,6 +185,51 @@ def reasons(backends: Sequence[Backend], tensor: Any) -> dict[str, str]:
         tensor: first tensor of the call.
 
     Returns:
-        Name → "can run", or why it cannot.
+        Name → "can run", or why it cannot, or that `use_backend` chose another.
     """
-    return {backend.name: backend.why_not(tensor) or "can run" for backend in backends}
+    chosen = asked(backends, "auto")
+    aside = f"set aside: use_backend({chosen!r}) is in force"
+    return {
+        backend.name: backend.why_not(tensor) or ("can run" if chosen in {"auto", backend.name} else aside)
+        for backend in backends
+    }
+
+
+def in_full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products keep the dtype of their factors, as operators that promise float32 need it.
+
+    Args:
+        tensor: first tensor of the call.
+
+    Returns:
+        Automatic mixed precision switched off, where it is on.
+    """
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def differentiable_gradients(
+    run: Callable[..., Any], inputs: Sequence[Tensor | None], outgoing: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, for paths whose own backward pass cannot.
+
+    Args:
+        run: the same computation in torch, which takes the inputs and gives a tensor or several.
+        inputs: tensors, None for those left out.
+        outgoing: gradients of what `run` gives, None for zeros.
+
+    Returns:
+        A gradient for each input that needs one, else None.
+    """
+    with torch.enable_grad():
+        # Aliases, so that an input that was computed from another does not count for it.
+        given = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        made = run(*given)
+        made = (made,) if isinstance(made, Tensor) else made
+        outputs = [tensor for tensor, gradient in zip(made, outgoing, strict=True) if gradient is not None]
+        gradients = [gradient for gradient in outgoing if gradient is not None]
+        wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=True, allow_unused=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in given]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foveal.images import Writer
+    from foveal.images import PagesWriter, Writer
 
 __all__ = ["BackgroundWriter"]
 
@@ -21,7 +21,7 @@ class BackgroundWriter:
         writer: writer of the bands. Nobody else may use it until this is left.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer | PagesWriter) -> None:
         self._writer = writer
         self._bands: queue.Queue[NDArray | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,6 +238,16 @@ def _take_pillow(image: Any) -> Taken:
     kept = {key: value for key, value in image.info.items() if key in _KEPT}
     if image.mode in ("CMYK", "LAB"):
         kept.pop("icc_profile", None)  # it describes inks, not the RGB that comes out
+        from foveal.images.pillow import plain
+
+        image = plain(image)
+    # A photograph's MPO holds previews and gain maps behind it, which are no frames.
+    if getattr(image, "n_frames", 1) > 1 and image.tell() == 0 and image.format != "MPO":
+        warnings.warn(
+            f"this PIL image holds {image.n_frames} frames, and the first alone is enlarged; "
+            "upscale_file(source, target) does all of them",
+            stacklevel=4,
+        )
     if mode and mode != image.mode:
         # La and RGBa only know the way through their own straight counterpart.
         image = image.convert(mode)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import weakref
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import foveal_kernels
@@ -310,15 +309,6 @@ def read_chain(path: Path) -> Chain:
     )
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    library = foveal_kernels.load()
-    library.foveal_chain_make.restype = ctypes.c_void_p
-    library.foveal_chain_free.argtypes = [ctypes.c_void_p]
-    library.foveal_chain_free.restype = None
-    return library
-
-
 def _at(array: NDArray) -> ctypes.c_void_p:
     return array.ctypes.data_as(ctypes.c_void_p)  # keeps the array alive
 
@@ -345,20 +335,19 @@ class NativeEngine:
     def __init__(self, path: Path, threads: int, library: ctypes.CDLL | None = None) -> None:
         self.threads = threads
         self._chain = chain = read_chain(path)
-        self._library = library = library or _library()
-        library.foveal_chain_make.restype = library.foveal_chain_make_int8.restype = ctypes.c_void_p
+        self._library = library = library or foveal_kernels.load()
         widths = np.array([3, *(len(w) for w in chain.weights)], np.int64)
         weights, biases, scales, zeros = (
             [np.ascontiguousarray(x) for x in arrays]
             for arrays in (chain.weights, chain.biases, chain.scales, chain.zeros)
         )
-        start = (ctypes.c_int64(len(weights)), _at(widths))
+        start = (len(weights), _at(widths))
         base, *back = (np.ascontiguousarray(x, np.float32) for x in (chain.base, *chain.back))
         end = (
-            ctypes.c_int64(chain.scale),
-            ctypes.c_int64(base.shape[1]),
+            chain.scale,
+            base.shape[1],
             _at(base),
-            ctypes.c_int64(back[1].shape[1] if back else 0),
+            back[1].shape[1] if back else 0,
             *(_at(x) for x in (back or [base] * 3)),  # nobody reads those of a side of 0
         )
         slopes, steps = (_at(np.array(x, np.float32)) for x in (chain.slopes, chain.steps))
@@ -369,7 +358,7 @@ class NativeEngine:
             self._handle = library.foveal_chain_make(*start, _all_at(weights), _all_at(biases), slopes, *end)
         if not self._handle:
             raise EngineMemoryError("native ran out of memory")
-        weakref.finalize(self, library.foveal_chain_free, ctypes.c_void_p(self._handle))
+        weakref.finalize(self, library.foveal_chain_free, self._handle)
 
     def run(self, x: NDArray) -> NDArray:
         chain, lost, s = self._chain, 2 * self._chain.margin, self._chain.scale
@@ -386,13 +375,7 @@ class NativeEngine:
             y = np.empty((batch, 3, s * (height - lost), s * (width - lost)), np.float32)
         for source, target in zip(x, y, strict=True):
             starved = self._library.foveal_chain_run(
-                ctypes.c_void_p(self._handle),
-                _at(source),
-                int(chain.bytes),
-                ctypes.c_int64(height),
-                ctypes.c_int64(width),
-                _at(target),
-                self.threads,
+                self._handle, _at(source), int(chain.bytes), height, width, _at(target), self.threads
             )
             if starved:
                 raise EngineMemoryError("native ran out of memory; a smaller tile (--tile) needs less")

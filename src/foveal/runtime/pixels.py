@@ -446,11 +446,14 @@ def _tiles(
     image: NDArray, network: Network, grid: Grid, batch: list[Piece], parts: list[NDArray], *, alpha: bool
 ) -> None:
     """Tiles of any picture."""
-    if not alpha:
+    if alpha:
+        for piece, part in zip(batch, parts, strict=True):
+            _with_alpha(image, network, grid, piece, part)
+    elif image.shape[2] in (2, 4):  # a last channel that is no alpha is enlarged on its own
+        for some in (slice(None, -1), slice(-1, None)):
+            _colour(image[..., some], network, grid, batch, [part[..., some] for part in parts])
+    else:
         _colour(image, network, grid, batch, parts)
-        return
-    for piece, part in zip(batch, parts, strict=True):
-        _with_alpha(image, network, grid, piece, part)
 
 
 def _add_tiles(image: NDArray, network: Network, grid: Grid, batch: list[Piece], blend: Blend, *, alpha: bool) -> None:

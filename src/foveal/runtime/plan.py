@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from foveal.images.fit import encoding_bytes
 from foveal.runtime.engines import engine_kind
 from foveal.runtime.throughput import Cache, Throughput, file_seconds
 
@@ -150,7 +151,10 @@ def make_plan(
         tiles=grid.tiles,
         batch=min(grid.batch, grid.columns),
         margin=grid.margin,
-        memory=memory(grid, bundle.card, engine, pixel_bytes, whole=not file_format),
+        memory=memory(grid, bundle.card, engine, pixel_bytes, whole=not file_format)
+        + encoding_bytes(
+            file_format, grid.width * bundle.card.scale, grid.height * bundle.card.scale, frames, pixel_bytes
+        ),
         seconds=seconds,
         start=throughput.load,
         notes=notes,

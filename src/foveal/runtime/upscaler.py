@@ -271,20 +271,12 @@ class Upscaler:
         reading = images.read(source, limit_pixels=images.LIMIT_PIXELS if limit_pixels is None else limit_pixels)
         frames = reading.frames
         width, height = reading.width * self.scale, reading.height * self.scale
-        step = _counter(progress, width * height * frames)
+        pixels = reading.info.total_pixels * self.scale**2
+        step = _counter(progress, pixels)
         picture = reading.frame(0)
         kind = self._network.kind(picture.pixels.dtype)
         before = self._network.seconds
-        writing = images.Writer(
-            target,
-            width,
-            height,
-            picture.channels,
-            picture.metadata,
-            frames=frames,
-            overwrite=overwrite,
-            background=background,
-        )
+        writing = images.writer_for(reading, target, self.scale, overwrite=overwrite, background=background)
         notes: list[str] = []
         with writing as writer, BackgroundWriter(writer) as behind:
             for index in range(frames):
@@ -293,7 +285,7 @@ class Upscaler:
                 for band in self._bands(picture.pixels, picture.alpha, step, note=notes.append):
                     behind.rows(band)
         seconds = time.perf_counter() - start
-        megapixels = width * height * frames / 1e6
+        megapixels = pixels / 1e6
         if megapixels >= 1:
             learn_file_seconds(format_for(target).name, (seconds - (self._network.seconds - before)) / megapixels)
         return Result(
@@ -307,7 +299,7 @@ class Upscaler:
             bundle=self.name,
             engine=self.engine(kind),
             threads=self.threads,
-            notes=tuple(dict.fromkeys([*self.notes, *notes])),
+            notes=tuple(dict.fromkeys([*self.notes, *notes, *writing.left_out])),
         )
 
 

@@ -7,7 +7,6 @@ from foveal.models.backbone.efficientvim import (
     EfficientViMBlock,
     HiddenStateMixer,
     efficientvim_m1,
-    efficientvim_m4,
     summed_up,
     use_plain_blocks_,
 )
@@ -28,8 +27,6 @@ def test_it_is_timms_network():
     model = efficientvim_m1(in_channels=1, drop_path=0.1, **SMALL)
     assert type(model) is type(timm.create_model("efficientvim_m1"))
     assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
-    with torch.device("meta"):
-        assert sum(p.numel() for p in efficientvim_m4().parameters()) == 19_606_505
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 37)])

@@ -2,14 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from foveal.evidence.models.backbone.groupmamba import scan_macs, ungrouped
 from foveal.models.backbone.groupmamba import (
     VSSS,
     GroupMamba,
     GroupMambaBlock,
     GroupMambaLayer,
-    _scan_macs,
-    _scanning,
-    _ungrouped,
+    from_authors,
+    groupmamba_base,
+    groupmamba_small,
     groupmamba_tiny,
 )
 from foveal.nn.ss2d import SS2D
@@ -17,18 +18,9 @@ from foveal.nn.ss2d import SS2D
 SMALL = {"dims": (8, 8, 12, 16), "depths": (1, 1, 1, 1), "num_classes": 5}
 
 
-def test_as_many_parameters_as_the_authors_network():
-    with torch.device("meta"):
-        assert sum(p.numel() for p in groupmamba_tiny().parameters()) == 23_361_917
-
-
-def test_the_grouped_scan_is_four_plain_scans():
-    torch.testing.assert_close(_scanning(grouped=True), _scanning(grouped=False), rtol=0, atol=1e-12)
-
-
 def test_a_quarter_of_the_scans():
-    assert 4 * _scan_macs(VSSS(32)) == _scan_macs(_ungrouped(32))
-    assert isinstance(_ungrouped(32), SS2D)
+    assert 4 * scan_macs(VSSS(32)) == scan_macs(ungrouped(32))
+    assert isinstance(ungrouped(32), SS2D)
 
 
 def test_groups_do_not_mix():
@@ -107,3 +99,77 @@ def test_any_size_and_its_maps(side):
     assert last.shape[2:] == maps[-1].shape[2:] == ((side[0] + 31) // 32, (side[1] + 31) // 32)
     rates = [m.drop_path.drop_prob for m in network.modules() if isinstance(m, GroupMambaBlock)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def authors(stem, dims, depths, classes=1000):
+    """Names and shapes in Amshaker/GroupMamba (commit c1800ed), classification/models/groupmamba.py."""
+
+    def layer(name, *shape, bias=True):
+        return {f"{name}.weight": shape, **({f"{name}.bias": shape[:1]} if bias else {})}
+
+    def attention(at, width):
+        group, rank = width // 4, -(-width // 64)
+        found = layer(f"{at}.fc1", width // 16, width) | layer(f"{at}.fc2", width, width // 16)
+        found |= layer(f"{at}.norm", width) | layer(f"{at}.proj", width, width) | {f"{at}.skip_scale": (1,)}
+        for g in (f"{at}.mamba_g{k}" for k in (1, 2, 3, 4)):
+            found |= layer(f"{g}.out_norm", group) | layer(f"{g}.in_proj", 2 * group, group, bias=False)
+            found |= layer(f"{g}.conv2d", group, 1, 3, 3) | layer(f"{g}.out_proj", group, group, bias=False)
+            found |= {f"{g}.x_proj_weight": (1, rank + 2, group), f"{g}.dt_projs_weight": (1, group, rank)}
+            found |= {f"{g}.dt_projs_bias": (1, group), f"{g}.A_logs": (group, 1), f"{g}.Ds": (group,)}
+        return found
+
+    found = {}
+    for k, (i, shape) in enumerate(((0, (stem, 3, 7, 7)), (3, (stem, stem, 3, 3)), (6, (stem, stem, 3, 3)))):
+        norm = f"patch_embed1.conv.{3 * k + 1}"
+        found |= layer(f"patch_embed1.conv.{i}", *shape, bias=False) | layer(norm, stem)
+        found |= {f"{norm}.running_mean": (stem,), f"{norm}.running_var": (stem,), f"{norm}.num_batches_tracked": ()}
+    for i, (width, depth, ratio) in enumerate(zip(dims, depths, (8, 8, 4, 4), strict=False), 1):
+        before, hidden = (dims[i - 2] if i > 1 else stem), ratio * width
+        found |= layer(f"patch_embed{i}.proj", width, before, 3, 3) | layer(f"patch_embed{i}.norm", width)
+        for at in (f"block{i}.{j}" for j in range(depth)):
+            found |= layer(f"{at}.norm2", width) | attention(f"{at}.attn", width)
+            found |= layer(f"{at}.mlp.fc1", hidden, width) | layer(f"{at}.mlp.dwconv.dwconv", hidden, 1, 3, 3)
+            found |= layer(f"{at}.mlp.fc2", width, hidden)
+        found |= layer(f"norm{i}", width)
+    at = "post_network.0"
+    found |= layer(f"{at}.norm1", width) | layer(f"{at}.norm2", width) | attention(f"{at}.attn", width)
+    found |= layer(f"{at}.mlp.fc1", hidden, width) | layer(f"{at}.mlp.fc2", width, hidden)
+    return found | layer("head", classes, width) | layer("dist_head", classes, width)
+
+
+@pytest.mark.parametrize(
+    ("build", "stem", "dims"),
+    [
+        (groupmamba_tiny, 32, (64, 128, 348, 448)),
+        (groupmamba_small, 64, (64, 128, 348, 512)),
+        (groupmamba_base, 64, (96, 192, 424, 512)),
+    ],
+)
+def test_weights_of_the_authors_load(build, stem, dims):
+    depths = (1, 1, 2, 1)  # whole networks take a second to build
+    with torch.device("meta"):
+        theirs = {name: torch.empty(shape) for name, shape in authors(stem, dims, depths).items()}
+        build(depths=depths).load_state_dict(from_authors(theirs), assign=True)
+
+
+def test_each_weight_of_the_authors_finds_its_place():
+    dims, depths = (16, 32, 16, 32), (1, 1, 2, 1)
+    shapes = authors(8, dims, depths)
+    theirs = {name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(shapes.items())}
+    network = GroupMamba(stem_dim=8, dims=dims, depths=depths)
+    network.load_state_dict(from_authors(theirs))
+    block = network.stages[2][3]
+    for ours, name in (
+        (block.layer.vsss.in_proj.weight[8:12], "block3.1.attn.mamba_g3.in_proj.weight"),
+        (block.layer.vsss.gate_proj.weight[8:12], "block3.1.attn.mamba_g3.in_proj.weight"),
+        (block.layer.vsss.s6.D[4:8], "block3.1.attn.mamba_g2.Ds"),
+        (block.layer.vsss.norm_bias[3], "block3.1.attn.mamba_g4.out_norm.bias"),
+        (block.layer.scale, "block3.1.attn.skip_scale"),
+        (block.mlp[0].weight, "block3.1.norm2.weight"),
+        (block.mlp[2].bias, "block3.1.mlp.dwconv.dwconv.bias"),
+        (network.stages[2][4].weight, "norm3.weight"),
+        (network.head_norm.weight, "norm4.weight"),
+        (network.mean_block.norm.weight, "post_network.0.norm1.weight"),
+        (network.mean_block.mlp[3].bias, "post_network.0.mlp.fc2.bias"),
+    ):
+        assert set(ours.flatten().tolist()) == {theirs[name].max().item()}, name

@@ -3,12 +3,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from foveal.evidence.models.backbone.mambaout import having, without
 from foveal.models.backbone.mambaout import (
     GatedCNNBlock,
     StateSpace,
-    _small,
     mambaout_femto,
-    mambaout_tiny,
     use_plain_blocks_,
 )
 from foveal.ops import selective_scan
@@ -20,9 +19,6 @@ def test_it_is_timms_network():
     model = mambaout_femto(in_channels=1, drop_path=0.1, **SMALL)
     assert type(model) is type(timm.create_model("mambaout_femto"))
     assert model(torch.rand(2, 1, 32, 24)).shape == (2, 5)
-    with torch.device("meta"):
-        assert sum(p.numel() for p in mambaout_femto().parameters()) == 7_304_536
-        assert sum(p.numel() for p in mambaout_tiny().parameters()) == 26_545_096
 
 
 @pytest.mark.parametrize("arguments", [{}, {"expansion_ratio": 3.0, "conv_ratio": 1.25, "kernel_size": 5}])
@@ -75,12 +71,12 @@ def test_a_state_space_reads_rows_both_ways():
 
 
 def test_the_two_sides_of_the_comparison_are_equally_large():
-    without, having = (sum(p.numel() for p in _small(state=state).parameters()) for state in (0, 4))
-    assert without == pytest.approx(having, rel=2e-3)
-    kinds = [sum(isinstance(m, StateSpace) for m in _small(state=state).modules()) for state in (0, 4)]
+    counts = [sum(p.numel() for p in build().parameters()) for build in (without, having)]
+    assert counts[0] == pytest.approx(counts[1], rel=2e-3)
+    kinds = [sum(isinstance(m, StateSpace) for m in build().modules()) for build in (without, having)]
     assert kinds == [0, 5]
 
 
 def test_a_convolution_over_more_channels_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"conv_ratio must be at most the expansion, got 2\.0 and 1\.5"):
+    with pytest.raises(ValueError, match=r"conv_ratio must be at most the expansion, got 2\.0 and 1\.5; lower it"):
         GatedCNNBlock(8, expansion=1.5, conv_ratio=2.0)

@@ -1,14 +1,14 @@
 import pytest
 import torch
-from foveal.models.sequence._rivals import ConvLSTM, attention_step, training_step
 
+from foveal.evidence.models.sequence.convs5 import attention
 from foveal.measure.cost import count_macs
-from foveal.models.sequence.convs5 import ConvS5, ConvS5Layer, convs5_video, linear_scan
+from foveal.models.sequence.convs5 import ConvS5, ConvS5Layer, ConvS5Video, linear_scan
 
 
 def small(**changes):
     torch.manual_seed(0)
-    return convs5_video(**{"dim": 6, "depth": 2, "states": 8, "stride": 2, **changes}).double().eval()
+    return ConvS5Video(**{"dim": 6, "depth": 2, "states": 8, "stride": 2, **changes}).double().eval()
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 8, 13])
@@ -87,15 +87,14 @@ def test_the_state_and_the_cost_of_a_frame_do_not_grow():
     assert eight == 8 * one
 
 
-def test_what_the_claims_time_against():
-    x = torch.rand(1, 5, 4, 3, 3)
-    assert ConvLSTM(4)(x).shape == x.shape
-    assert attention_step(3, 7, 128)().shape == (1, 2, 3, 64)
-    assert training_step(lambda: ConvLSTM(4), 1, 5, 4, 3, 3)().item() >= 0
-    assert training_step(lambda: ConvS5Layer(4, states=4), 1, 5, 4, 3, 3)().item() >= 0
-    # A convolution of 2·4 to 4·4 channels for each of 5·9 places; a layer of ours has four of 4 to 4.
-    assert count_macs(ConvLSTM(4), (1, 5, 4, 3, 3)) == 45 * 9 * 8 * 16
+def test_the_state_that_the_claims_time_against_does_grow():
+    network = attention()
+    _, states = network.predict(torch.rand(1, 1, 1, 8, 8))
+    _, more = network.predict(torch.rand(1, 1, 1, 8, 8), states)
+    assert [[part.shape for part in state] for state in (states[0], more[0])] == [[(1, 16, 32)] * 2, [(1, 32, 32)] * 2]
 
+
+def test_a_layer_has_the_multiply_adds_of_four_convolutions():
     class First(ConvS5Layer):
         def forward(self, x):
             return super().forward(x)[0]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from foveal.evidence.models.sequence.long_conv import Moved
 from foveal.models.sequence.long_conv import LongConv, longconv_classifier, squash, starting_kernel
 from foveal.ops.long_conv import long_conv
 
@@ -85,6 +86,18 @@ def test_wrong_arguments(wrong, text):
 def test_learned_butterflies_have_one_length():
     with pytest.raises(ValueError, match="take sequences of 16, got 12; build the layer with max_length=12"):
         LongConv(4, max_length=16, learned=True)(torch.zeros(1, 4, 12))
+
+
+def test_bytes_are_counted_of_operations_not_of_views():
+    x = torch.zeros(3, 5)
+    with Moved() as counted:
+        x.t()[1:].flatten(0)
+        assert counted.total == 2 * 4 * 12  # a transposed part is copied to be flattened
+        counted.total = 0
+        x.view(15)
+        assert counted.total == 0
+        torch.outer(x[0], x[:, 0])
+    assert counted.total == 4 * (5 + 3 + 15)
 
 
 @pytest.mark.slow

@@ -81,6 +81,11 @@ def test_classifier():
     assert network(torch.rand(2, 1, 5, 7)).shape == (2, 3)
 
 
+def test_a_classifier_refuses_what_its_layers_do_not_take():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'state'"):
+        s4_classifier(state=4)
+
+
 def test_odd_states_are_refused():
     with pytest.raises(ValueError, match="states must be even, they come in conjugate pairs, got 7"):
         S4(4, states=7)

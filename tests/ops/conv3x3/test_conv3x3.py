@@ -51,6 +51,50 @@ def test_the_kernel_and_its_gradients_equal_the_reference(sizes):
 
 
 @needs_kernels
+@pytest.mark.parametrize("made", [32, 9])
+@pytest.mark.parametrize("plain", [False, True])
+def test_second_derivatives_are_the_references(made, plain):
+    p = problem(height=5, width=6, made=made)
+    if plain:
+        del p["slope"], p["bias"]
+    found = []
+    for name, dtype in (("native", torch.float32), ("reference", torch.float64)):
+        leaves = {key: t.to(dtype).requires_grad_() for key, t in p.items()}
+        y = conv3x3(**leaves, backend=name)
+        first = torch.autograd.grad(y.sin().sum(), list(leaves.values()), create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), list(leaves.values()))
+        found.append(dict(zip(leaves, second, strict=True)))
+    for name, wanted in found[1].items():
+        assert (found[0][name] - wanted).abs().max() <= 1e-4 * wanted.abs().max(), name
+
+
+def test_it_runs_on_fake_tensors():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        p = {name: mode.from_tensor(t).requires_grad_() for name, t in problem().items()}
+        conv3x3(**p).sum().backward()
+        assert p["x"].grad.shape == (2, 32, 7, 9)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sizes", [{}, {"batch": 1, "height": 1, "width": 1}], ids=str)
+def test_tracing_sees_the_real_strides(sizes):
+    from torch._subclasses import FakeTensorMode
+
+    given = [t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.ndim > 2 else t for t in problem(**sizes).values()]
+
+    def both(x, weight, bias, slope):
+        y = torch.ops.foveal.conv3x3(x, weight, bias, slope)
+        return [(t.shape, t.stride()) for t in (y, *torch.ops.foveal.conv3x3_backward(y, x, weight, slope))]
+
+    mode = FakeTensorMode()
+    with mode:
+        traced = both(*map(mode.from_tensor, given))
+    assert both(*given) == traced
+
+
+@needs_kernels
 @pytest.mark.parametrize("slope", [-0.3, 0.0, 1.0, 1.7])
 def test_any_slope_will_do(slope):
     p = problem() | {"slope": torch.tensor(slope)}

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+from tolerance import allowed
 
 from foveal.ops.backends import BackendError
 from foveal.ops.ssd import ssd
@@ -19,8 +21,8 @@ from foveal.ops.ssd import triton as path
 CASES = [(2, 7, 2, 1, 3, 5), (1, 100, 4, 2, 20, 17), (1, 64, 1, 1, 70, 66), (1, 1, 1, 1, 1, 1)]
 
 
-def largest_error(case, device="cpu", dtype=torch.float32):
-    """Of the output, the last state and every gradient, over the largest value of the reference in float64."""
+def largest_error(case, device="cpu", dtype=torch.float32, *, twice=False):
+    """Of the output, the last state and every gradient: error over the largest value, over what is allowed."""
     batch, length, heads, groups, channels, states = case
     generator = torch.Generator().manual_seed(0)
     shapes = {
@@ -43,18 +45,28 @@ def largest_error(case, device="cpu", dtype=torch.float32):
         for result in results:
             weight = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result)
             total = total + (result * weight).sum()
-        total.backward()
-        found.append([t.detach().double() for t in (*results, *(leaf.grad for leaf in leaves.values()))])
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(*found, strict=True))
+        gradients = torch.autograd.grad(total, list(leaves.values()), create_graph=twice)
+        if twice:
+            gradients = torch.autograd.grad(sum(t.square().sum() for t in gradients), list(leaves.values()))
+        found.append([t.detach().double() for t in (*results, *gradients)])
+    bound = allowed(dtype, batch * length * channels * states)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(*found, strict=True)) / bound
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted_kernel_equals_the_reference():
-    code = "import test_triton as t; print([e for c in t.CASES if not (e := t.largest_error(c)) < 2e-5])"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
+    code = (
+        "import test_triton as t; print([e for c in t.CASES if not (e := t.largest_error(c)) < 1], "
+        "t.largest_error(t.CASES[0], twice=True) < 1)"
+    )
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout == "[]\n"
+    assert done.stdout == "[] True\n"
 
 
 @pytest.mark.slow
@@ -77,9 +89,9 @@ def test_kernel_compiles_without_a_gpu(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [*CASES, (2, 1000, 4, 1, 64, 128)], ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_on_a_gpu(case, dtype, tolerance):
-    assert largest_error(case, "cuda", dtype) < tolerance
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(case, dtype):
+    assert largest_error(case, "cuda", dtype) < 1
 
 
 def test_without_a_device_it_says_so():

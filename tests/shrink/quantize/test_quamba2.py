@@ -2,10 +2,12 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveal.nn.mamba import Mamba
 from foveal.shrink.quantize.mamba import Codes, integers_, per_tensor
+from foveal.shrink.quantize.quamba import Quamba
 from foveal.shrink.quantize.quamba2 import Quamba2, cluster, gptq, packed_bytes, permute_
 
 
@@ -162,3 +164,23 @@ def test_state_groups_must_divide_the_states():
 def test_the_configuration_is_checked(wrong, text):
     with pytest.raises(ValueError, match=text):
         Quamba2(**wrong)
+
+
+@pytest.mark.parametrize("quantize", [Quamba(), Quamba2()], ids=["quamba", "quamba2"])
+def test_a_stored_model_is_loaded_into_a_fresh_one(quantize, tmp_path):
+    model = stack()
+    quantize.apply(model, tokens())
+    save_file(model.state_dict(), tmp_path / "codes.safetensors")
+    fresh = nn.Sequential(Mamba(12, state=4, bidirectional=True), Mamba(12, state=4))
+    integers_(fresh)
+    fresh.load_state_dict(load_file(tmp_path / "codes.safetensors"))
+    assert torch.equal(fresh(tokens()), model(tokens()))
+    assert packed_bytes(fresh) == packed_bytes(model)
+
+
+def test_a_stored_model_that_is_not_quantised_is_loaded_into_a_quantised_one():
+    plain, model = stack(), stack()
+    integers_(plain)
+    Quamba().apply(model, tokens())
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(model(tokens()), plain(tokens()))

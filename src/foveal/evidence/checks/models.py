@@ -63,10 +63,11 @@ def builds(method: Method, case: str) -> None:
     Raises:
         CheckError: it is no module, or has nothing to learn.
     """
-    import torch
     from torch import nn
 
-    with torch.device("meta"):
+    from foveal.measure.meta import without_storage
+
+    with without_storage():
         built = (method.models[case](**method.cases[case]), method.models[case]())
     for model in built:
         if not isinstance(model, nn.Module):

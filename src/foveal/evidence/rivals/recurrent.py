@@ -1,4 +1,4 @@
-"""What the claims of this package time their layers against."""
+"""What the recurrences are compared with: a convolutional LSTM, attention to all frames before, attention alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ConvLSTM", "attention_step", "training_step"]
+    Pair = tuple[Tensor, Tensor]
+
+__all__ = ["ConvLSTM", "FrameAttention", "attention_step"]
 
 
 class ConvLSTM(nn.Module):
-    """A convolution of input and state to four gates (arXiv:1506.04214), (B, T, C, H, W) to the same.
+    """A convolution of input and state to four gates (arXiv:1506.04214), (B, T, C, H, W) to the same and the state.
 
     Args:
         dim: C.
@@ -25,22 +27,42 @@ class ConvLSTM(nn.Module):
         super().__init__()
         self.gates = nn.Conv2d(2 * dim, 4 * dim, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden, cell, outputs = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0]), []
+    def forward(self, x: Tensor, state: Pair | None = None) -> tuple[Tensor, Pair]:
+        hidden, cell = (torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])) if state is None else state
+        outputs = []
         for frame in x.unbind(1):
             into, keep, out, new = self.gates(torch.cat([frame, hidden], 1)).chunk(4, 1)
             cell = torch.sigmoid(keep) * cell + torch.sigmoid(into) * torch.tanh(new)
             hidden = torch.sigmoid(out) * torch.tanh(cell)
             outputs.append(hidden)
-        return torch.stack(outputs, 1)
+        return torch.stack(outputs, 1), (hidden, cell)
+
+
+class FrameAttention(nn.Module):
+    """Attention of one frame's places to those of all frames so far, (B, 1, C, H, W) to the same and keys and values.
+
+    Args:
+        dim: C, one head.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, state: Pair | None = None) -> tuple[Tensor, Pair]:
+        # (B, 1, C, H, W) to (B, H·W, C)
+        query, *new = self.qkv(x[:, 0].flatten(2).transpose(1, 2)).chunk(3, -1)
+        keys, values = new if state is None else (torch.cat(pair, 1) for pair in zip(state, new, strict=True))
+        y = self.out(F.scaled_dot_product_attention(query, keys, values))
+        return y.transpose(1, 2).reshape(x.shape), (keys, values)
 
 
 def attention_step(tokens: int, history: int, dim: int) -> Callable[[], Tensor]:
     """Softmax attention of new tokens to kept keys and values, in heads of up to 64 channels, without projections.
 
     Args:
-        tokens: new ones.
-        history: kept ones.
+        tokens: number of new tokens.
+        history: number of kept ones.
         dim: C.
 
     Returns:
@@ -53,28 +75,5 @@ def attention_step(tokens: int, history: int, dim: int) -> Callable[[], Tensor]:
     def call() -> Tensor:
         with torch.inference_mode():
             return F.scaled_dot_product_attention(query, keys, values)
-
-    return call
-
-
-def training_step(build: Callable[[], nn.Module], *shape: int) -> Callable[[], Tensor]:
-    """A forward and a backward pass.
-
-    Args:
-        build: makes the network; of several outputs the first counts.
-        *shape: of its input.
-
-    Returns:
-        The function to time.
-    """
-    torch.manual_seed(0)
-    model, x = build().train(), torch.randn(shape)
-
-    def call() -> Tensor:
-        out = model(x)
-        loss = (out[0] if isinstance(out, tuple) else out).square().mean()
-        model.zero_grad()
-        loss.backward()
-        return loss.detach()
 
     return call

@@ -11,11 +11,13 @@ convolution to 1,024 channels before it is pooled.
 
 *Differs from the paper*: maps smaller than a window are taken, see `foveal.nn.neighbourhood`.
 *Provenance*: written from the paper; the stem, the head, where layers are scaled and how parameters begin were looked
-up in the authors' code.
+up in the authors' code. With its weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +27,14 @@ from torch import Tensor, nn
 
 from foveal.nn.mass import MASS
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
+from foveal.nn.vmamba_names import S6_NAMES
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["A2Mamba", "a2mamba_b", "a2mamba_l", "a2mamba_n", "a2mamba_s", "a2mamba_t"]
+__all__ = ["A2Mamba", "a2mamba_b", "a2mamba_l", "a2mamba_n", "a2mamba_s", "a2mamba_t", "from_authors"]
 
 
 class _FeedForward(nn.Module):
@@ -117,9 +121,9 @@ class A2Mamba(Pyramid):
 
     def __init__(
         self,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
+        dims: Sequence[int] = (32, 64, 128, 192),
+        depths: Sequence[int] = (2, 2, 8, 2),
+        num_heads: Sequence[int] = (2, 2, 4, 8),
         *,
         windows: Sequence[int] = (11, 9, 7, 7),
         mlp_ratios: Sequence[float] = (4, 4, 3, 3),
@@ -189,160 +193,86 @@ class A2Mamba(Pyramid):
         return super().forward_head(self.projection(x), pre_logits)
 
 
-def a2mamba_n(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: Sequence[int] = (32, 64, 128, 192),
-    depths: Sequence[int] = (2, 2, 8, 2),
-    num_heads: Sequence[int] = (2, 2, 4, 8),
-) -> A2Mamba:
-    """A2Mamba-N, 4 M parameters.
+a2mamba_n = A2Mamba  # A2Mamba-N, 4 M parameters
+a2mamba_t = partial(  # A2Mamba-T, 15 M
+    A2Mamba,
+    dims=(48, 96, 256, 448),
+    depths=(2, 2, 10, 2),
+    num_heads=(2, 4, 8, 16),
+)
+a2mamba_s = partial(  # A2Mamba-S, 31 M
+    A2Mamba,
+    dims=(64, 128, 320, 512),
+    depths=(2, 4, 12, 4),
+    num_heads=(2, 4, 10, 16),
+    scaled=("", "", "shortcut", "shortcut"),
+)
+a2mamba_b = partial(  # A2Mamba-B, 51 M
+    A2Mamba,
+    dims=(96, 192, 384, 512),
+    depths=(4, 6, 12, 6),
+    num_heads=(4, 8, 12, 16),
+    mlp_ratios=(4, 4, 3.75, 3.75),
+    scaled=("branch",) * 4,
+    scale_start=(1, 1, 1e-6, 1e-6),
+)
+a2mamba_l = partial(  # A2Mamba-L, 95 M
+    A2Mamba,
+    dims=(96, 192, 448, 672),
+    depths=(4, 6, 18, 6),
+    num_heads=(4, 8, 16, 24),
+    mlp_ratios=(4, 4, 4, 4),
+    scaled=("branch",) * 4,
+    scale_start=(1, 1, 1e-6, 1e-6),
+)
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: channels of each stage.
-        depths: blocks of each stage.
-        num_heads: heads of each stage.
+        state_dict: name → tensor, of one of their classifiers.
 
     Returns:
-        The network.
+        State dict of the network of the same size.
     """
-    return A2Mamba(dims, depths, num_heads, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
-
-
-def a2mamba_t(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: Sequence[int] = (48, 96, 256, 448),
-    depths: Sequence[int] = (2, 2, 10, 2),
-    num_heads: Sequence[int] = (2, 4, 8, 16),
-) -> A2Mamba:
-    """A2Mamba-T, 15 M parameters.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: channels of each stage.
-        depths: blocks of each stage.
-        num_heads: heads of each stage.
-
-    Returns:
-        The network.
-    """
-    return A2Mamba(dims, depths, num_heads, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path)
-
-
-def a2mamba_s(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: Sequence[int] = (64, 128, 320, 512),
-    depths: Sequence[int] = (2, 4, 12, 4),
-    num_heads: Sequence[int] = (2, 4, 10, 16),
-) -> A2Mamba:
-    """A2Mamba-S, 31 M parameters; the last two stages scale their shortcuts.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: channels of each stage.
-        depths: blocks of each stage.
-        num_heads: heads of each stage.
-
-    Returns:
-        The network.
-    """
-    return A2Mamba(
-        dims,
-        depths,
-        num_heads,
-        scaled=("", "", "shortcut", "shortcut"),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
+    found = renamed(
+        # angles are computed here, and both halves of the heads share the first bias
+        {name: value for name, value in state_dict.items() if not re.search(r"\.(rope\.angle|rpb\.1)$", name)},
+        [
+            (r"^patch_embed\.", "stem."),
+            (r"^classifier\.4\.", "head."),
+            (r"^classifier\.", "projection."),
+            # blocks stand behind the convolution and the norm that halve the map, which end their stages
+            (
+                r"^layers\.(\d+)\.blocks\.(\d+)",
+                lambda at: f"stages.{int(at[1]) // 2}.{int(at[2]) + 2 * (at[1] != '0')}",
+            ),
+            (r"^layers\.(\d+)\.", lambda at: f"stages.{int(at[1]) // 2 + 1}."),
+            (r"\.cpe(\d)\.", r".local\1."),
+            (r"\.layer_scale(\d)\.", r".scale\1."),
+            (r"\.mlp\.dwconv\.", ".mlp.local."),
+            (r"\.token_mixer\.", ".mixer."),
+            (r"\.lepe\.", ".local."),
+            (r"\.rpb\.0$", ".bias"),
+            (r"\.rpb\.2$", ".bias_all"),
+            (r"\.ssm\.conv2d\.", ".conv."),
+            (r"\.ssm\.state_fusion\.", ".heads."),
+            *S6_NAMES,
+        ],
     )
 
+    def shaped(name: str, value: Tensor) -> Tensor:
+        if name.endswith((".s6.x_proj", ".s6.dt_proj")):
+            return value[None]  # one route
+        if re.search(r"\.scale\d\.", name):
+            return value.view(-1, 1, 1)
+        return value.flatten(1) if name == "head.weight" else value
 
-def a2mamba_b(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: Sequence[int] = (96, 192, 384, 512),
-    depths: Sequence[int] = (4, 6, 12, 6),
-    num_heads: Sequence[int] = (4, 8, 12, 16),
-) -> A2Mamba:
-    """A2Mamba-B, 51 M parameters; all stages scale their branches.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: channels of each stage.
-        depths: blocks of each stage.
-        num_heads: heads of each stage.
-
-    Returns:
-        The network.
-    """
-    return A2Mamba(
-        dims,
-        depths,
-        num_heads,
-        mlp_ratios=(4, 4, 3.75, 3.75),
-        scaled=("branch",) * 4,
-        scale_start=(1, 1, 1e-6, 1e-6),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-    )
+    return {name: shaped(name, value) for name, value in found.items()}
 
 
-def a2mamba_l(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: Sequence[int] = (96, 192, 448, 672),
-    depths: Sequence[int] = (4, 6, 18, 6),
-    num_heads: Sequence[int] = (4, 8, 16, 24),
-) -> A2Mamba:
-    """A2Mamba-L, 95 M parameters; all stages scale their branches.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: channels of each stage.
-        depths: blocks of each stage.
-        num_heads: heads of each stage.
-
-    Returns:
-        The network.
-    """
-    return A2Mamba(
-        dims,
-        depths,
-        num_heads,
-        mlp_ratios=(4, 4, 4, 4),
-        scaled=("branch",) * 4,
-        scale_start=(1, 1, 1e-6, 1e-6),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-    )
-
-
-_TINY = {"dims": (8, 16), "depths": (1, 1), "num_heads": (2, 2), "num_classes": 5}
+_TINY = {"dims": (8, 16), "depths": (1, 1), "num_heads": (2, 2), "projection": 12, "num_classes": 5}
 
 METHOD = Method(
     id=316,
@@ -363,10 +293,10 @@ METHOD = Method(
         "a2mamba_l": a2mamba_l,
     },
     cases={
-        "a2mamba_n": _TINY,
-        "a2mamba_t": {**_TINY, "dims": (8,), "depths": (2,), "num_heads": (2,), "in_channels": 1},
-        "a2mamba_s": {**_TINY, "dims": (8, 8, 8), "depths": (1, 1, 1), "num_heads": (2, 2, 2)},
-        "a2mamba_b": {**_TINY, "drop_path": 0.1},
+        "a2mamba_n": {**_TINY, "in_channels": 1, "drop_path": 0.1},
+        "a2mamba_t": _TINY,
+        "a2mamba_s": _TINY,
+        "a2mamba_b": _TINY,
         "a2mamba_l": _TINY,
     },
 )

@@ -24,13 +24,14 @@ timm, and takes the place of timm's in `use_plain_blocks_`, so that each proves 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 
+from foveal.nn.from_timm import from_timm
 from foveal.record import Method, Paper
 
 __all__ = [
@@ -159,115 +160,11 @@ def use_plain_blocks_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _from_timm(
-    name: str,
-    in_channels: int,
-    num_classes: int,
-    drop_path: float,
-    embed_dim: tuple[int, ...],
-    state_dim: tuple[int, ...],
-) -> nn.Module:
-    return timm.create_model(
-        name,
-        in_chans=in_channels,
-        num_classes=num_classes,
-        drop_path_rate=drop_path,
-        embed_dim=embed_dim,
-        state_dim=state_dim,
-    )
-
-
-def efficientvim_m1(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    embed_dim: tuple[int, ...] = (128, 192, 320),
-    state_dim: tuple[int, ...] = (49, 25, 9),
-) -> nn.Module:
-    """6.7 M parameters, 236 M multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        embed_dim: C of each stage.
-        state_dim: N of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("efficientvim_m1", in_channels, num_classes, drop_path, embed_dim, state_dim)
-
-
-def efficientvim_m2(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    embed_dim: tuple[int, ...] = (128, 256, 512),
-    state_dim: tuple[int, ...] = (49, 25, 9),
-) -> nn.Module:
-    """13.9 M parameters, 352 M multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        embed_dim: C of each stage.
-        state_dim: N of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("efficientvim_m2", in_channels, num_classes, drop_path, embed_dim, state_dim)
-
-
-def efficientvim_m3(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    embed_dim: tuple[int, ...] = (224, 320, 512),
-    state_dim: tuple[int, ...] = (49, 25, 9),
-) -> nn.Module:
-    """16.6 M parameters, 652 M multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        embed_dim: C of each stage.
-        state_dim: N of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("efficientvim_m3", in_channels, num_classes, drop_path, embed_dim, state_dim)
-
-
-def efficientvim_m4(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    embed_dim: tuple[int, ...] = (224, 320, 512),
-    state_dim: tuple[int, ...] = (64, 32, 16),
-) -> nn.Module:
-    """19.6 M parameters, 1.1 G multiply-adds at 256×256.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        embed_dim: C of each stage.
-        state_dim: N of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("efficientvim_m4", in_channels, num_classes, drop_path, embed_dim, state_dim)
-
+# Parameters and multiply-adds, at 224×224 but for M4.
+efficientvim_m1 = partial(from_timm, "efficientvim_m1")  # EfficientViM-M1: 6.7 M, 236 M
+efficientvim_m2 = partial(from_timm, "efficientvim_m2")  # EfficientViM-M2: 13.9 M, 352 M
+efficientvim_m3 = partial(from_timm, "efficientvim_m3")  # EfficientViM-M3: 16.6 M, 652 M
+efficientvim_m4 = partial(from_timm, "efficientvim_m4")  # EfficientViM-M4: 19.6 M, 1.1 G at 256×256
 
 METHOD = Method(
     id=287,

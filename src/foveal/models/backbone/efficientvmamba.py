@@ -13,11 +13,13 @@ excitation (SE); the last two have inverted residuals:
     x + SE(ES2D(norm(x))) + SE(conv₁(gelu(bn(dwconv₃(norm(x))))))
 
 *Differs from the paper*: nothing. Routes, the norm inside SE and its sharing are as in the authors' code.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code.
+*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,11 +30,13 @@ from torch import Tensor, nn
 from foveal.models.backbone.vmamba import init_weights
 from foveal.nn.patch_merging import PatchMerging
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.nn.ss2d import SS2D
+from foveal.nn.vmamba_names import S6_NAMES, as_convolutions
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "ES2D",
@@ -44,6 +48,7 @@ __all__ = [
     "efficientvmamba_base",
     "efficientvmamba_small",
     "efficientvmamba_tiny",
+    "from_authors",
 ]
 
 
@@ -211,82 +216,49 @@ class EfficientVMamba(Pyramid):
         self.apply(init_weights)
 
 
-def efficientvmamba_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 48,
-    depths: Sequence[int] = (2, 2, 4, 2),
-    state: int = 16,
-) -> EfficientVMamba:
-    """EfficientVMamba-T, 6 M parameters; trained with `drop_path` 0.2.
+# All trained with `drop_path` 0.2.
+efficientvmamba_tiny = partial(EfficientVMamba, dim=48, depths=(2, 2, 4, 2))  # EfficientVMamba-T, 6 M parameters
+efficientvmamba_small = partial(EfficientVMamba, dim=64, depths=(2, 2, 4, 2))  # EfficientVMamba-S, 11 M
+efficientvmamba_base = partial(EfficientVMamba, dim=96, depths=(2, 2, 9, 2))  # EfficientVMamba-B, 33 M
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
+        state_dict: name → tensor, what their files hold under "state_dict".
 
     Returns:
-        The network.
+        State dict of `efficientvmamba_tiny`, `efficientvmamba_small` or `efficientvmamba_base`.
     """
-    return EfficientVMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    found = renamed(
+        state_dict,
+        [
+            (r"^(module\.)+", ""),
+            (r"^patch_embed\.(\d)", lambda at: f"stem.{int(at[1]) // 2}"),
+            (r"^classifier\.", ""),
+            # their stages end with the merging that begins the next ones here
+            (r"^layers\.(\d+)\.(?:downsample|\d+)\.(norm|reduction)", lambda at: f"stages.{int(at[1]) + 1}.0.{at[2]}"),
+            (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
+            # inverted residuals stand behind a permutation of axes
+            (r"^layers\.", "stages."),
+            (r"\.op\.", ".mixer."),
+            (r"\.conv_branch\.", ".conv."),
+            (r"\.conv_pw\.", ".branch."),
+            (r"\.conv_dw\.(\d)", lambda at: f".branch.{int(at[1]) + 3}"),
+            (r"\.se\.conv_reduce\.", ".branch.6.fc1."),
+            (r"\.se\.conv_expand\.", ".branch.6.fc2."),
+            (r"\.conv_pw2\.(\d)", lambda at: f".branch.{int(at[1]) + 7}"),
+            (r"\.se\.global_reduce\.", ".excite.reduce."),
+            (r"\.se\.channel_select\.", ".excite.expand."),
+            (r"\.se\.", ".excite."),
+            *S6_NAMES,
+        ],
     )
+    return as_convolutions(found)
 
 
-def efficientvmamba_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 64,
-    depths: Sequence[int] = (2, 2, 4, 2),
-) -> EfficientVMamba:
-    """EfficientVMamba-S, 11 M parameters; trained with `drop_path` 0.2.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return EfficientVMamba(
-        dim=dim, depths=depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
-
-
-def efficientvmamba_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 9, 2),
-) -> EfficientVMamba:
-    """EfficientVMamba-B, 33 M parameters; trained with `drop_path` 0.2.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-
-    Returns:
-        The network.
-    """
-    return EfficientVMamba(
-        dim=dim, depths=depths, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
-
+_TINY = {"dim": 8, "depths": (1, 1, 1, 1), "state": 2, "num_classes": 5}
 
 METHOD = Method(
     id=277,
@@ -305,8 +277,8 @@ METHOD = Method(
         "efficientvmamba_base": efficientvmamba_base,
     },
     cases={
-        "efficientvmamba_tiny": {"dim": 8, "depths": (1, 1, 1, 1), "state": 2, "num_classes": 5},
-        "efficientvmamba_small": {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "in_channels": 1},
-        "efficientvmamba_base": {"dim": 4, "depths": (2, 1, 1, 1), "num_classes": 5},
+        "efficientvmamba_tiny": {**_TINY, "in_channels": 1, "drop_path": 0.1},
+        "efficientvmamba_small": _TINY,
+        "efficientvmamba_base": _TINY,
     },
 )

@@ -19,13 +19,14 @@ its norm as in timm, and takes the place of timm's in `use_plain_blocks_`, so th
 from __future__ import annotations
 
 import math
+from functools import partial
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from foveal.nn.from_timm import from_timm
 from foveal.ops import selective_scan
 from foveal.record import Method, Paper
 
@@ -107,7 +108,7 @@ class GatedCNNBlock(nn.Module):
         super().__init__()
         hidden, seen = int(expansion * dim), int(conv_ratio * dim)
         if seen > hidden:
-            raise ValueError(f"conv_ratio must be at most the expansion, got {conv_ratio} and {expansion}")
+            raise ValueError(f"conv_ratio must be at most the expansion, got {conv_ratio} and {expansion}; lower it")
         self.split = (hidden, hidden - seen, seen)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.fc1 = nn.Linear(dim, 2 * hidden)
@@ -147,130 +148,12 @@ def use_plain_blocks_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _from_timm(name: str, in_channels: int, num_classes: int, drop_path: float, **sizes: tuple[int, ...]) -> nn.Module:
-    return timm.create_model(
-        name,
-        in_chans=in_channels,
-        num_classes=num_classes,
-        drop_path_rate=drop_path,
-        **sizes,  # type: ignore[arg-type]
-    )
-
-
-def mambaout_femto(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: tuple[int, ...] = (48, 96, 192, 288),
-    depths: tuple[int, ...] = (3, 3, 9, 3),
-) -> nn.Module:
-    """7.3 M parameters, 1.15 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: C of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("mambaout_femto", in_channels, num_classes, drop_path, dims=dims, depths=depths)
-
-
-def mambaout_kobe(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: tuple[int, ...] = (48, 96, 192, 288),
-    depths: tuple[int, ...] = (3, 3, 15, 3),
-) -> nn.Module:
-    """9.1 M parameters, 1.5 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: C of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("mambaout_kobe", in_channels, num_classes, drop_path, dims=dims, depths=depths)
-
-
-def mambaout_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: tuple[int, ...] = (96, 192, 384, 576),
-    depths: tuple[int, ...] = (3, 3, 9, 3),
-) -> nn.Module:
-    """27 M parameters, 4.5 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: C of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("mambaout_tiny", in_channels, num_classes, drop_path, dims=dims, depths=depths)
-
-
-def mambaout_small(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: tuple[int, ...] = (96, 192, 384, 576),
-    depths: tuple[int, ...] = (3, 4, 27, 3),
-) -> nn.Module:
-    """48 M parameters, 8.9 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: C of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("mambaout_small", in_channels, num_classes, drop_path, dims=dims, depths=depths)
-
-
-def mambaout_base(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dims: tuple[int, ...] = (128, 256, 512, 768),
-    depths: tuple[int, ...] = (3, 4, 27, 3),
-) -> nn.Module:
-    """85 M parameters, 15.8 G multiply-adds at 224×224.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: of the last block.
-        dims: C of each stage.
-        depths: blocks of each stage.
-
-    Returns:
-        timm's network.
-    """
-    return _from_timm("mambaout_base", in_channels, num_classes, drop_path, dims=dims, depths=depths)
-
+# Parameters and multiply-adds at 224×224.
+mambaout_femto = partial(from_timm, "mambaout_femto")  # MambaOut-Femto: 7.3 M, 1.15 G
+mambaout_kobe = partial(from_timm, "mambaout_kobe")  # MambaOut-Kobe: 9.1 M, 1.5 G
+mambaout_tiny = partial(from_timm, "mambaout_tiny")  # MambaOut-Tiny: 27 M, 4.5 G
+mambaout_small = partial(from_timm, "mambaout_small")  # MambaOut-Small: 48 M, 8.9 G
+mambaout_base = partial(from_timm, "mambaout_base")  # MambaOut-Base: 85 M, 15.8 G
 
 METHOD = Method(
     id=317,

@@ -13,11 +13,13 @@ The three coarse routes share their weights and follow each other in one sequenc
 feed-forward network: W₂ gelu(v + dwconv₃(v)), v = W₁ norm(y).
 
 *Differs from the paper*: nothing. That the coarse routes are one sequence is as in the authors' code.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code.
+*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,13 +30,15 @@ from torch import Tensor, nn
 from foveal.models.backbone.vmamba import VSSBlock, init_weights
 from foveal.nn.patch_merging import PatchMerging
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.nn.ss2d import S6, SS2D
+from foveal.nn.vmamba_names import S6_NAMES, as_convolutions
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["MS2D", "ConvFFN", "MSVMamba", "msvmamba_micro", "msvmamba_nano", "msvmamba_tiny"]
+__all__ = ["MS2D", "ConvFFN", "MSVMamba", "from_authors", "msvmamba_micro", "msvmamba_nano", "msvmamba_tiny"]
 
 
 class MS2D(SS2D):
@@ -144,86 +148,51 @@ class MSVMamba(Pyramid):
         self.apply(init_weights)
 
 
-def msvmamba_nano(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 48,
-    depths: Sequence[int] = (1, 2, 5, 2),
-    state: int = 1,
-) -> MSVMamba:
-    """MSVMamba-N, 7 M parameters; trained with `drop_path` 0.2.
+# All trained with `drop_path` 0.2.
+msvmamba_nano = partial(MSVMamba, dim=48, depths=(1, 2, 5, 2))  # MSVMamba-N, 7 M parameters
+msvmamba_micro = partial(MSVMamba, dim=64, depths=(1, 2, 5, 2))  # MSVMamba-M, 12 M
+msvmamba_tiny = MSVMamba  # MSVMamba-T, 33 M
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
+        state_dict: name → tensor, what their files hold under "model" or "model_ema".
 
     Returns:
-        The network.
+        State dict of `msvmamba_nano`, `msvmamba_micro` or `msvmamba_tiny`.
     """
-    return MSVMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
+    found = renamed(
+        state_dict,
+        [
+            (r"^patch_embed\.(\d)", lambda at: f"stem.{int(at[1]) // 2}"),
+            (r"^classifier\.", ""),
+            # their stages end with the merging that begins the next ones here
+            (r"^(layers\.\d+\.blocks\.\d+)\.norm\.", r"\1.norm1."),
+            (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
+            (r"^layers\.(\d+)\.downsample\.", lambda at: f"stages.{int(at[1]) + 1}.0."),
+            (r"\.op\.se\.fc\.0\.", ".mixer.excite.fc1."),
+            (r"\.op\.se\.fc\.2\.", ".mixer.excite.fc2."),
+            (r"\.op\.conv2d_b1\.", ".mixer.shrink."),
+            (r"\.op\.", ".mixer."),
+            (r"\.convFFN\.linear1\.", ".mlp.widen."),
+            (r"\.convFFN\.dwc\.", ".mlp.conv."),
+            (r"\.convFFN\.linear2\.", ".mlp.narrow."),
+            *S6_NAMES,
+        ],
     )
+    split: dict[str, Tensor] = {}
+    for name, value in as_convolutions(found).items():
+        if ".s6." in name:
+            # their first route is the coarse one
+            split[name.replace(".s6.", ".coarse.")], split[name] = value.chunk(2)
+        else:
+            split[name] = value
+    return split
 
 
-def msvmamba_micro(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 64,
-    depths: Sequence[int] = (1, 2, 5, 2),
-    state: int = 1,
-) -> MSVMamba:
-    """MSVMamba-M, 12 M parameters; trained with `drop_path` 0.2.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
-
-    Returns:
-        The network.
-    """
-    return MSVMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
-
-
-def msvmamba_tiny(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (1, 2, 9, 2),
-    state: int = 1,
-) -> MSVMamba:
-    """MSVMamba-T, 33 M parameters; trained with `drop_path` 0.2.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 for features.
-        drop_path: of the last block.
-        dim: channels of the first stage.
-        depths: blocks of each stage.
-        state: D of the scans.
-
-    Returns:
-        The network.
-    """
-    return MSVMamba(
-        dim=dim, depths=depths, state=state, in_channels=in_channels, num_classes=num_classes, drop_path=drop_path
-    )
-
+_TINY = {"dim": 8, "depths": (1, 1), "num_classes": 5}
 
 METHOD = Method(
     id=274,
@@ -238,8 +207,8 @@ METHOD = Method(
     ),
     models={"msvmamba_nano": msvmamba_nano, "msvmamba_micro": msvmamba_micro, "msvmamba_tiny": msvmamba_tiny},
     cases={
-        "msvmamba_nano": {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5},
-        "msvmamba_micro": {"dim": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "in_channels": 1},
-        "msvmamba_tiny": {"dim": 4, "depths": (1, 2, 1, 1), "state": 2, "num_classes": 5},
+        "msvmamba_nano": {**_TINY, "state": 2, "in_channels": 1, "drop_path": 0.1},
+        "msvmamba_micro": _TINY,
+        "msvmamba_tiny": _TINY,
     },
 )

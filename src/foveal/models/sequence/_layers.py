@@ -1,15 +1,15 @@
-"""What the sequence layers of this package share: the step after the convolution, the step sizes, the classifier."""
+"""What the sequence layers of this package share: HiPPO, step sizes, the end of a layer, the classifier."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
 __all__ = ["SequenceClassifier", "as_complex", "as_real", "gated_output", "hippo", "log_steps"]
 
@@ -94,29 +94,33 @@ class SequenceClassifier(nn.Module):
     """A picture read row by row: a map to C channels, residual layers, the mean over places, a map to classes.
 
     Args:
-        layers: (B, C, L) to (B, C, L) each.
+        layer: makes one layer, (B, C, L) to (B, C, L), from C and keyword arguments.
+        in_channels: channels of the picture.
+        num_classes: number of classes; 0 gives features.
         dim: C.
-        in_channels: of the picture.
-        num_classes: 0 gives features.
+        depth: number of layers.
         prenorm: whether the norm stands before a layer rather than after its sum.
-        dropout: probability, of a layer's output.
+        dropout: probability, inside a layer and of its output.
+        **of_layer: further arguments of each layer.
     """
 
     def __init__(
         self,
-        layers: Sequence[nn.Module],
-        dim: int,
+        layer: Callable[..., nn.Module],
         *,
         in_channels: int = 3,
         num_classes: int = 10,
+        dim: int = 128,
+        depth: int = 4,
         prenorm: bool = False,
         dropout: float = 0.0,
+        **of_layer: Any,
     ) -> None:
         super().__init__()
         self.in_channels, self.num_classes, self.prenorm = in_channels, num_classes, prenorm
         self.encoder = nn.Linear(in_channels, dim)
-        self.layers = nn.ModuleList(layers)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in layers)
+        self.layers = nn.ModuleList(layer(dim, dropout=dropout, **of_layer) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(depth))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 

@@ -1,20 +1,20 @@
 """ConvS5: a linear state-space recurrence over the frames of a film, whose input and output maps are convolutions.
 
 *Source*: J. Smith et al., "Convolutional State Space Models for Long-Range Spatiotemporal Modeling", NeurIPS 2023
-(arXiv:2310.19694), sections 3 and 4. The state of each pixel is moved by a 1×1 convolution that is diagonal, so that
-steps can be put together in any grouping; P states are held as P/2 of conjugate pairs, and start as HiPPO-LegS:
+(arXiv:2310.19694), sections 3 and 4. The state of each pixel is updated by a diagonal 1×1 convolution, so that the scan
+is associative; P states are held as P/2 conjugate pairs, initialised as HiPPO-LegS:
 
     X_t = Λ̄ X_{t-1} + B̄ ∗ U_t,  Y_t = 2 Re (C ∗ X_t),  Λ̄ = exp(ΔΛ),  B̄ = Λ⁻¹ (Λ̄ - 1) B
 
-In training all frames at once, by doubling: with a = Λ̄, after the step of s = 1, 2, 4, … each frame holds what the
-last 2s inputs left, X_t ← X_t + aˢ X_{t-s}. In use frame by frame. A layer puts Y through a residual block of two 3×3
+Training computes all frames at once, by doubling: with a = Λ̄, X_t ← X_t + aˢ X_{t-s} for s = 1, 2, 4, …, after which
+X_t holds the last 2s inputs. Generation runs frame by frame. A layer passes Y through a residual block of two 3×3
 convolutions with group norm and GELU, which ends in GELU, adds its input and normalises over channels. The network
-codes frames by a strided convolution, and decodes by a convolution and a shuffle of pixels.
+encodes frames by a strided convolution and decodes by a convolution and a pixel shuffle.
 
 *Differs from the paper*: its encoder and decoder are small residual networks with more width; GELU is exact where its
 code takes the tanh form.
 
-*Provenance*: written from the paper; the residual block, the norm's place and the starting values looked up in the
+*Provenance*: written from the paper; the residual block, the norm's place and the initial values looked up in the
 authors' code.
 """
 
@@ -32,7 +32,7 @@ from foveal.record import Method, Paper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ConvS5", "ConvS5Layer", "ConvS5Video", "convs5_video", "linear_scan"]
+__all__ = ["ConvS5", "ConvS5Layer", "ConvS5Video", "linear_scan"]
 
 
 def linear_scan(x: Tensor, decay: Tensor, state: Tensor | None = None) -> Tensor:
@@ -147,7 +147,7 @@ class ConvS5Video(nn.Module):
         depth: layers.
         states: P of each layer.
         kernel_size: of the layers' convolutions.
-        stride: pixels of a frame along the side of a place.
+        stride: pixels of a frame along each side of an encoded place.
     """
 
     def __init__(
@@ -176,11 +176,11 @@ class ConvS5Video(nn.Module):
         )
 
     def predict(self, x: Tensor, states: Sequence[Tensor | None] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Some frames more of a film.
+        """Process further frames of a film.
 
         Args:
             x: frames, (B, T, C, H, W).
-            states: what the call for the frames before gave; None at the start.
+            states: states that the call for the frames before returned; None at the start.
 
         Returns:
             Predictions of the frame after each, (B, T, C, H, W); states of the layers.
@@ -201,11 +201,11 @@ class ConvS5Video(nn.Module):
         return self.predict(x)[0]
 
     def generate(self, x: Tensor, frames: int) -> Tensor:
-        """Go on with a film by its own predictions.
+        """Continue a film from the network's own predictions.
 
         Args:
             x: frames, (B, T, C, H, W).
-            frames: how many more.
+            frames: number of frames to generate.
 
         Returns:
             (B, frames, C, H, W).
@@ -218,45 +218,18 @@ class ConvS5Video(nn.Module):
         return torch.cat(made, 1)
 
 
-def convs5_video(
-    *,
-    in_channels: int = 1,
-    dim: int = 256,
-    depth: int = 8,
-    states: int = 256,
-    kernel_size: int = 3,
-    stride: int = 4,
-) -> ConvS5Video:
-    """The paper's widths for Moving-MNIST.
-
-    Args:
-        in_channels: C of a frame.
-        dim: width.
-        depth: layers.
-        states: P of each layer.
-        kernel_size: of the layers' convolutions.
-        stride: pixels of a frame along the side of a place.
-
-    Returns:
-        The network, (B, T, C, H, W) to (B, T, C, H, W).
-    """
-    return ConvS5Video(
-        in_channels=in_channels, dim=dim, depth=depth, states=states, kernel_size=kernel_size, stride=stride
-    )
-
-
 METHOD = Method(
     id=288,
     name="ConvS5",
     kind="model",
-    summary="Films by a linear recurrence of each pixel between convolutions: all frames at once, or one by one.",
+    summary="Video prediction by a linear recurrence of each pixel, between convolutions, parallel over frames.",
     paper=Paper(
         "Convolutional State Space Models for Long-Range Spatiotemporal Modeling",
         "J. Smith et al.",
         2023,
         "arXiv:2310.19694",
     ),
-    models={"convs5_video": convs5_video},
+    models={"convs5_video": ConvS5Video},  # the paper's sizes for Moving-MNIST
     cases={"convs5_video": {"in_channels": 3, "dim": 4, "depth": 1, "states": 4, "stride": 2}},
     except_for={
         "shape": "takes a film and predicts a frame for each of its frames, which is neither a scale nor classes"

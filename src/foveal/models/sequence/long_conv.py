@@ -1,26 +1,28 @@
-"""Long convolutions learned weight by weight, kept smooth by squashing; FlashButterfly computes them by butterflies.
+"""Long convolutions whose weights are learned directly and squashed; FlashButterfly computes them by butterflies.
 
 *Source*: D. Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", ICML 2023
-(arXiv:2302.06646), sections 3.1 to 3.3. The kernel is as long as the sequence; in each step its weights are squashed,
-and some are dropped while training:
+(arXiv:2302.06646), sections 3.1 to 3.3. The kernel is as long as the sequence; its weights are squashed in each forward
+pass, and some are dropped in training:
 
     k̄ = dropout( sign(k) ∘ max(|k| - λ, 0) ),   y = k̄ ∗ u + D ∘ u
 
-It starts as normal numbers, or as normal numbers with a decay that differs from channel to channel c of C:
+Initial weights are normal, or normal with a decay that differs between channels c of C:
 
     k_l = 0.02 · normal · exp(-(l/L) · (C/2)^(c/C))
 
-Learned butterflies: the small matrices of both transforms are parameters, which start as Fourier's; the convolution
-costs the same and the network gets more to learn. The transforms are those of `foveal.ops.long_conv`.
+Learned butterflies: the small matrices of both transforms are parameters, initialised as Fourier's; the convolution
+costs the same and the network has more parameters. The transforms are those of `foveal.ops.long_conv`.
 
-*Differs from the paper*: the fused GPU kernel is Triton's, of order 2, for up to 4K places, without the three passes
-for longer ones; on a processor butterflies are products of torch, and the default is torch.fft everywhere. Learned
-butterflies have matrices of the sizes that two equal factors give, in place of 16.
+*Differs from the paper*: the fused GPU kernel is Triton's, of order 2, for sequences of up to 2K, without the three
+passes for longer ones; on a processor butterflies are products of torch, and the default is torch.fft everywhere.
+Learned butterflies have matrices of the sizes that two equal factors give, in place of 16.
 
-*Provenance*: written from the paper; starting values and the order of the operations looked up in the authors' code.
+*Provenance*: written from the paper; initial values and the order of the operations looked up in the authors' code.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +39,7 @@ INITS = ("random", "double_exp")
 
 
 def squash(kernel: Tensor, threshold: float) -> Tensor:
-    """Weights moved towards 0 by λ, those below it to 0.
+    """Soft threshold: weights move towards 0 by λ, those below λ become 0.
 
     Args:
         kernel: any shape.
@@ -50,7 +52,7 @@ def squash(kernel: Tensor, threshold: float) -> Tensor:
 
 
 def starting_kernel(init: str, heads: int, dim: int, length: int) -> Tensor:
-    """Weights to start from.
+    """Initial weights.
 
     Args:
         init: "random" or "double_exp".
@@ -62,7 +64,7 @@ def starting_kernel(init: str, heads: int, dim: int, length: int) -> Tensor:
         (H, C, L).
 
     Raises:
-        ValueError: an unknown start.
+        ValueError: an unknown initialisation.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
@@ -80,7 +82,7 @@ class LongConv(nn.Module):
         max_length: weights of a kernel; what lies further away has no weight.
         heads: kernels for each channel.
         threshold: λ of the squash.
-        kernel_dropout: probability that a weight is dropped while training.
+        kernel_dropout: probability that a weight is dropped in training.
         init: "random" or "double_exp".
         bidirectional: whether what comes after a place counts too.
         learned: whether the butterflies' matrices are learned; sequences must then be `max_length` long.
@@ -88,7 +90,7 @@ class LongConv(nn.Module):
         backend: of `foveal.ops.long_conv`.
 
     Raises:
-        ValueError: an unknown start; a threshold below 0; learned butterflies of two sides.
+        ValueError: an unknown initialisation; a threshold below 0; learned butterflies of two sides.
     """
 
     def __init__(
@@ -149,69 +151,13 @@ class LongConv(nn.Module):
         return self.out(y.flatten(1, 2))
 
 
-def longconv_classifier(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    dim: int = 128,
-    depth: int = 4,
-    max_length: int = 1024,
-    heads: int = 1,
-    threshold: float = 0.003,
-    kernel_dropout: float = 0.2,
-    init: str = "double_exp",
-    bidirectional: bool = False,
-    learned: bool = False,
-    prenorm: bool = False,
-    dropout: float = 0.0,
-    backend: str = "auto",
-) -> SequenceClassifier:
-    """Residual long convolutions over a picture read row by row.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 gives features.
-        dim: C.
-        depth: layers.
-        max_length: weights of a kernel.
-        heads: kernels for each channel.
-        threshold: λ of the squash.
-        kernel_dropout: probability that a weight is dropped.
-        init: "random" or "double_exp".
-        bidirectional: whether what comes after a place counts too.
-        learned: whether the butterflies' matrices are learned.
-        prenorm: whether the norm stands before a layer.
-        dropout: probability.
-        backend: of `foveal.ops.long_conv`.
-
-    Returns:
-        The network, (B, in_channels, H, W) to (B, num_classes).
-    """
-    layers = [
-        LongConv(
-            dim,
-            max_length=max_length,
-            heads=heads,
-            threshold=threshold,
-            kernel_dropout=kernel_dropout,
-            init=init,
-            bidirectional=bidirectional,
-            learned=learned,
-            dropout=dropout,
-            backend=backend,
-        )
-        for _ in range(depth)
-    ]
-    return SequenceClassifier(
-        layers, dim, in_channels=in_channels, num_classes=num_classes, prenorm=prenorm, dropout=dropout
-    )
-
+longconv_classifier = partial(SequenceClassifier, LongConv)  # a picture row by row; LongConv's arguments too
 
 METHOD = Method(
     id=273,
     name="FlashButterfly",
     kind="model",
-    summary="Kernels as long as the sequence, learned weight by weight and squashed, by butterfly matrices.",
+    summary="Convolution kernels as long as the sequence, learned directly and squashed, by butterfly matrices.",
     paper=Paper(
         "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", "D. Fu et al.", 2023, "arXiv:2302.06646"
     ),

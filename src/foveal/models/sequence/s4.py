@@ -17,12 +17,14 @@ C̃ of twice the length is C̃ (1 + Ā^L). The recurrence needs O(N) a step:
     x_t = (2/Δ - A)⁻¹ [ (2/Δ + A) x_{t-1} + 2 B u_t ],  y_t = 2 Re (C x_t) + D u_t
 
 *Differs from the paper*: the sums hold N·L numbers (the authors have kernels that hold N + L); P = Q, the later form
-that stays stable; the layer ends in GELU, a position-wise map and a gate, as in the authors' code.
+that stays stable; the layer ends in GELU, a position-wise map and a gate, as the authors' code does.
 
 *Provenance*: written from the paper; the range of Δ and the layer's end looked up in the authors' code.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ class S4(nn.Module):
     Args:
         dim: C.
         states: N, even.
-        max_length: L of C̃; longer sequences take more time.
+        max_length: L of C̃; kernels for longer sequences take more time.
         dropout: probability.
         step_range: smallest and largest Δ.
 
@@ -202,43 +204,13 @@ class S4(nn.Module):
         return self.out(y[..., None])[..., 0], state
 
 
-def s4_classifier(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    dim: int = 128,
-    depth: int = 4,
-    states: int = 64,
-    max_length: int = 1024,
-    prenorm: bool = False,
-    dropout: float = 0.0,
-) -> SequenceClassifier:
-    """Residual S4 layers over a picture read row by row.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 gives features.
-        dim: C.
-        depth: layers.
-        states: N.
-        max_length: places that the kernels are made for.
-        prenorm: whether the norm stands before a layer.
-        dropout: probability.
-
-    Returns:
-        The network, (B, in_channels, H, W) to (B, num_classes).
-    """
-    layers = [S4(dim, states=states, max_length=max_length, dropout=dropout) for _ in range(depth)]
-    return SequenceClassifier(
-        layers, dim, in_channels=in_channels, num_classes=num_classes, prenorm=prenorm, dropout=dropout
-    )
-
+s4_classifier = partial(SequenceClassifier, S4)  # a picture read row by row; S4's arguments too
 
 METHOD = Method(
     id=347,
     name="S4",
     kind="model",
-    summary="A state-space layer started from HiPPO, run as a long convolution or step by step.",
+    summary="A state-space layer initialised from HiPPO, run as a long convolution or step by step.",
     paper=Paper(
         "Efficiently Modeling Long Sequences with Structured State Spaces", "A. Gu et al.", 2022, "arXiv:2111.00396"
     ),

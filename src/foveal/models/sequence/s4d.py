@@ -22,6 +22,7 @@ authors' code.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ DISCRETIZATIONS = ("zoh", "bilinear")
 
 
 def initial_a(init: str, states: int, dim: int = 1) -> Tensor:
-    """State matrices to start from.
+    """Initial state matrices.
 
     Args:
         init: "lin", "inv", "legs" or "random".
@@ -48,7 +49,7 @@ def initial_a(init: str, states: int, dim: int = 1) -> Tensor:
         A, (C, N/2), complex128.
 
     Raises:
-        ValueError: an unknown start, or states that do not come in pairs.
+        ValueError: an unknown initialisation, or states that do not come in pairs.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
@@ -192,39 +193,7 @@ class S4D(nn.Module):
         return self.out(y[..., None])[..., 0], state
 
 
-def s4d_classifier(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    dim: int = 128,
-    depth: int = 4,
-    states: int = 64,
-    init: str = "lin",
-    discretization: str = "zoh",
-    prenorm: bool = False,
-    dropout: float = 0.0,
-) -> SequenceClassifier:
-    """Residual S4D layers over a picture read row by row.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 gives features.
-        dim: C.
-        depth: layers.
-        states: N.
-        init: "lin", "inv", "legs" or "random".
-        discretization: "zoh" or "bilinear".
-        prenorm: whether the norm stands before a layer.
-        dropout: probability.
-
-    Returns:
-        The network, (B, in_channels, H, W) to (B, num_classes).
-    """
-    layers = [S4D(dim, states=states, init=init, discretization=discretization, dropout=dropout) for _ in range(depth)]
-    return SequenceClassifier(
-        layers, dim, in_channels=in_channels, num_classes=num_classes, prenorm=prenorm, dropout=dropout
-    )
-
+s4d_classifier = partial(SequenceClassifier, S4D)  # the authors' example for CIFAR-10; S4D's arguments too
 
 METHOD = Method(
     id=332,

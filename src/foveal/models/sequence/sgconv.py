@@ -1,4 +1,4 @@
-"""SGConv: a global kernel made of a few short ones, each stretched to twice the length of the one before and weaker.
+"""SGConv: a global kernel made of a few short ones, each twice as long as the one before and weaker.
 
 *Source*: Y. Li et al., "What Makes Convolutional Models Great on Long Sequence Modeling?", ICLR 2023
 (arXiv:2210.09298), section 3.2. With d weights w_i for each of S = log₂(L/d) + 1 scales and decay α = ½:
@@ -6,7 +6,7 @@
     k_i = αⁱ · Upsample(w_i, to d·2^max(i-1, 0) places),   k = [k_0, k_1, …, k_{S-1}] / Z,   y = k ∗ u + D ∘ u
 
 so that the kernel has d·log₂(2L/d) parameters a channel. Upsampling is linear; Z is the norm of each channel's kernel
-at the start, kept. Two-sided where asked for, with a second kernel for what comes after; `heads` kernels for each
+at the start, kept. Two-sided on request, with a second kernel for the places after; `heads` kernels for each
 channel.
 
 *Differs from the paper*: Z is computed when the layer is built rather than in its first forward pass; the layer ends in
@@ -18,6 +18,7 @@ a gate, as the S4 layer that it replaces.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,7 @@ __all__ = ["SGConv", "multi_scale_kernel", "scales", "sgconv_classifier"]
 
 
 def scales(length: int, size: int) -> int:
-    """How many short kernels reach over a sequence.
+    """Number of short kernels that cover a sequence.
 
     Args:
         length: L.
@@ -68,7 +69,7 @@ class SGConv(nn.Module):
 
     Args:
         dim: C.
-        max_length: places that the kernel reaches over; what lies further away has no weight.
+        max_length: places that the kernel covers; what lies further away has no weight.
         kernel_size: d.
         decay: α.
         heads: kernels for each channel.
@@ -123,54 +124,7 @@ class SGConv(nn.Module):
         return self.out(long_conv(x, kernel, self.skip, reverse=after).flatten(1, 2))
 
 
-def sgconv_classifier(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    dim: int = 128,
-    depth: int = 4,
-    max_length: int = 1024,
-    kernel_size: int = 64,
-    decay: float = 0.5,
-    heads: int = 1,
-    bidirectional: bool = False,
-    prenorm: bool = False,
-    dropout: float = 0.0,
-) -> SequenceClassifier:
-    """Residual SGConv layers over a picture read row by row.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: 0 gives features.
-        dim: C.
-        depth: layers.
-        max_length: places that the kernels reach over.
-        kernel_size: d.
-        decay: α.
-        heads: kernels for each channel.
-        bidirectional: whether what comes after a place counts too.
-        prenorm: whether the norm stands before a layer.
-        dropout: probability.
-
-    Returns:
-        The network, (B, in_channels, H, W) to (B, num_classes).
-    """
-    layers = [
-        SGConv(
-            dim,
-            max_length=max_length,
-            kernel_size=kernel_size,
-            decay=decay,
-            heads=heads,
-            bidirectional=bidirectional,
-            dropout=dropout,
-        )
-        for _ in range(depth)
-    ]
-    return SequenceClassifier(
-        layers, dim, in_channels=in_channels, num_classes=num_classes, prenorm=prenorm, dropout=dropout
-    )
-
+sgconv_classifier = partial(SequenceClassifier, SGConv)  # a picture read row by row; SGConv's arguments too
 
 METHOD = Method(
     id=312,

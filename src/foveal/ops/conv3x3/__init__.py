@@ -17,6 +17,7 @@ __all__ = ["conv3x3", "explain"]
 
 BACKENDS = (
     Backend("native", conv3x3_native, why_not),
+    Backend("eager", conv3x3_reference, lambda _: None),  # torch's own convolution is both
     Backend("reference", conv3x3_reference, lambda _: None),
 )
 

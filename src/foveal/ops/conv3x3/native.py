@@ -14,24 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from foveal.ops.backends import differentiable_gradients
+from foveal.ops.conv3x3.reference import conv3x3_reference
 from foveal.ops.native import library
 from foveal.ops.native import why_not as not_installed
 
 __all__ = ["conv3x3_native", "why_not"]
 
 WHOLE = 16  # channels come in multiples of it
-SIZES = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "in_channels", "out_channels"))
-
-
-class _Convolution(ctypes.Structure):
-    _fields_ = [
-        *SIZES,
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "slope", "bias", "y", "gate", "gate_slope", "gradient")),
-    ]
-
-
-class _WeightGradients(ctypes.Structure):
-    _fields_ = [*SIZES, *((name, ctypes.c_void_p) for name in ("x", "slope", "gradient", "weight", "bias"))]
 
 
 def why_not(x: Tensor) -> str | None:
@@ -69,17 +59,19 @@ def _convolve(
     x: Tensor, weight: Tensor, slope: Tensor | None, bias: Tensor | None, gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """`weight` (3, 3, C, C') on leaky(x); with a gate, times the slope of leaky(gate), whose sum comes second."""
+    from foveal_kernels.calls import Convolution
+
     (batch, _, height, width), (channels, made) = x.shape, weight.shape[2:]
     y = torch.empty((batch, made, height, width), memory_format=torch.channels_last)
     gradient = None if gate is None else x.new_empty(())
     before, at_gate = (slope, None) if gate is None else (None, slope)
     pointers = (x, weight, before, bias, y, gate, at_gate, gradient)
     sizes = (batch, height, width, channels, made)
-    _run("foveal_conv3x3", _Convolution(*sizes, *(None if t is None else t.data_ptr() for t in pointers)))
+    _run("foveal_conv3x3", Convolution(*sizes, *(None if t is None else t.data_ptr() for t in pointers)))
     return y, gradient
 
 
-@torch.library.custom_op("foveal::conv3x3", mutates_args=())
+@torch.library.custom_op("foveal::conv3x3", mutates_args=(), device_types="cpu")
 def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
     packed = weight.permute(2, 3, 1, 0).contiguous()
     return _convolve(_last(x), packed, slope, bias.contiguous())[0]
@@ -91,8 +83,10 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:  # noqa
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("foveal::conv3x3_backward", mutates_args=())
+@torch.library.custom_op("foveal::conv3x3_backward", mutates_args=(), device_types="cpu")
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from foveal_kernels.calls import ConvolutionGradients
+
     gradient, x = _last(gradient), _last(x)
     turned = weight.flip(2, 3).permute(2, 3, 0, 1).contiguous()
     of_x, of_slope = _convolve(gradient, turned, slope, None, gate=x)
@@ -100,7 +94,7 @@ def _backward(gradient: Tensor, x: Tensor, weight: Tensor, slope: Tensor) -> tup
     (batch, _, height, width), (made, channels) = x.shape, weight.shape[:2]
     of_weight, of_bias = x.new_empty(3, 3, channels, made), x.new_empty(made)
     pointers = (t.data_ptr() for t in (x, slope, gradient, of_weight, of_bias))
-    _run("foveal_conv3x3_weights", _WeightGradients(batch, height, width, channels, made, *pointers))
+    _run("foveal_conv3x3_weights", ConvolutionGradients(batch, height, width, channels, made, *pointers))
     return of_x, of_weight.permute(3, 2, 0, 1).contiguous(), of_bias, of_slope.reshape(slope.shape)
 
 
@@ -120,7 +114,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
     ctx.save_for_backward(x, weight, slope)
 
 
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+
+        def convolve(x: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+            return conv3x3_reference(x, weight, None, slope)
+
+        x, weight, slope = differentiable_gradients(convolve, ctx.saved_tensors, [gradient])
+        return x, weight, gradient.sum((0, 2, 3)), slope
     of_x, of_weight, of_bias, of_slope = _backward(gradient, *ctx.saved_tensors)
     return of_x, of_weight, of_bias, of_slope
 

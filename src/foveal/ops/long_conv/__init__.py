@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, check_alike, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, choose, in_full_precision, reasons
 from foveal.ops.long_conv.butterfly import long_conv_butterfly
 from foveal.ops.long_conv.eager import long_conv_eager
 from foveal.ops.long_conv.reference import long_conv_reference
@@ -43,7 +43,7 @@ def _heads(name: str, kernel: Tensor, u: Tensor, heads: int | None) -> Tensor:
 def long_conv(
     u: Tensor,
     kernel: Tensor,
-    D: Tensor | None = None,  # noqa: N803 - the letter of state-space papers
+    D: Tensor | None = None,
     *,
     reverse: Tensor | None = None,
     backend: str = "auto",
@@ -89,7 +89,8 @@ def long_conv(
     if not torch.compiler.is_compiling() and u.shape[2] == 0:
         y = u.new_zeros(u.shape[0], heads, channels, 0)
     else:
-        y = run(u, weights, None if D is None else D.reshape(heads, channels), after)
+        with in_full_precision(u):
+            y = run(u, weights, None if D is None else D.reshape(heads, channels), after)
     return y if kernel.ndim == 3 else y[:, 0]
 
 

@@ -164,7 +164,7 @@ def idft(y: Pair, parts: Sequence[int], length: int) -> Tensor:
 def long_conv_butterfly(
     u: Tensor,
     kernel: Tensor,
-    D: Tensor | None,  # noqa: N803
+    D: Tensor | None,
     reverse: Tensor | None,
     *,
     order: int = 2,

@@ -82,7 +82,7 @@ def both_sides(kernel: Tensor, reverse: Tensor | None, n: int) -> Tensor:
     return F.pad(kernel, (0, n - kernel.shape[2])) + F.pad(reverse.flip(2), (n - reverse.shape[2], 0))
 
 
-def long_conv_eager(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:  # noqa: N803
+def long_conv_eager(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:
     """The same as `long_conv_reference`, by the Fourier transform.
 
     Args:

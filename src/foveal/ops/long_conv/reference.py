@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["long_conv_reference"]
 
 
-def long_conv_reference(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:  # noqa: N803
+def long_conv_reference(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:
     """Place by place, in float32 (float64 when `u` is).
 
     Args:

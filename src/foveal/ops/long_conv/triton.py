@@ -10,10 +10,12 @@ and compiled by Triton, when it first runs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foveal.ops.backends import differentiable_gradients
 from foveal.ops.long_conv.butterfly import dft, roots
 from foveal.ops.long_conv.eager import both_sides, least_length
 from foveal.ops.triton import why_not as no_triton
@@ -56,7 +58,7 @@ def _launch(n: int) -> dict[str, Any]:
     return {"num_warps": 4 if n <= 1024 else 8, "enable_fp_fusion": True}
 
 
-def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D: Tensor | None) -> Tensor:  # noqa: N803
+def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D: Tensor | None) -> Tensor:
     """The kernel's launch.
 
     Args:
@@ -86,6 +88,13 @@ def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D:
     return out
 
 
+def _circular(u: Tensor, both: Tensor, skip: Tensor | None, *, n: int) -> Tensor:
+    """What the kernel computes, by torch.fft."""
+    x = u.float()[:, None]
+    y = torch.fft.irfft(torch.fft.rfft(x, n=n) * torch.fft.rfft(both.float(), n=n), n=n)[..., : u.shape[2]]
+    return (y if skip is None else y + skip.float()[..., None] * x).to(u.dtype)
+
+
 class _Fused(torch.autograd.Function):
     """Takes u (B, C, L), both sides of the kernel (H, C, n or K), D, and n₁, n₂."""
 
@@ -100,6 +109,9 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u, both, skip, real, imaginary = ctx.saved_tensors
         grad, n = grads[0].float(), ctx.parts[0] * ctx.parts[1]
+        if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+            found = differentiable_gradients(partial(_circular, n=n), (u, both, skip), grads)
+            return *found, None
         of_u = of_both = of_skip = None
         if ctx.needs_input_grad[0]:
             of_u = fused(grad, (real, -imaginary), ctx.parts, skip).sum(1).to(u.dtype)
@@ -111,7 +123,7 @@ class _Fused(torch.autograd.Function):
         return of_u, of_both, of_skip, None
 
 
-def long_conv_triton(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:  # noqa: N803
+def long_conv_triton(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:
     """The same as `long_conv_reference`, by the fused kernel.
 
     Args:

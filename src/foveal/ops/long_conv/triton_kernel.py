@@ -32,8 +32,8 @@ def convolve(
     length,
     channels,
     given,
-    FIRST: tl.constexpr,  # noqa: N803 - sizes of a tile
-    SECOND: tl.constexpr,  # noqa: N803
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
 ) -> None:
     """One sequence, channel and head: (n₁, n₂) tiles throughout."""
     batch, row = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)

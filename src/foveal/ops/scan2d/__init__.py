@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, asked, check_alike, check_shape, choose, reasons
 from foveal.ops.scan2d.eager import selective_scan2d_eager
 from foveal.ops.scan2d.native import selective_scan2d_native
 from foveal.ops.scan2d.reference import selective_scan2d_reference
@@ -16,7 +16,8 @@ from foveal.ops.triton import why_not as no_triton
 
 __all__ = ["ORDERS", "explain", "gather", "routes", "scatter", "selective_scan2d"]
 
-# All take u, delta, A (K, C, D), B, C, D (K, C), routes, delta_bias (K, C), delta_softplus, and give (B, C, L).
+# All take u, delta, A (routes, dim, states), B, C, D and delta_bias (routes, dim), routes and delta_softplus, and give
+# (batch, dim, length).
 BACKENDS = (
     Backend("native", selective_scan2d_native, no_native),
     Backend("triton", selective_scan2d_triton, no_triton),
@@ -46,10 +47,10 @@ def _check_routes(along: Tensor, u: Tensor) -> None:
 def selective_scan2d(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     *,
     routes: Tensor,
     delta_bias: Tensor | None = None,
@@ -65,19 +66,19 @@ def selective_scan2d(
         out_p = Σ_k (selective scan of u with delta_k, A_k, B_k, C_k, D_k along route k, at position p)
 
     Args:
-        u: input, (B, C, L).
-        delta: step sizes, (B, K, C, L).
-        A: decay of each state, (K·C, D), real, negative for a stable recurrence.
-        B: input weights, (B, K, D, L).
-        C: output weights, (B, K, D, L).
-        D: skip weights, (K·C,).
-        routes: positions as each route visits them, (K, S), none twice on one route, -1 for none.
-        delta_bias: (K·C,).
+        u: input, (batch, dim, length).
+        delta: step sizes, (batch, routes, dim, length).
+        A: decay of each state, (routes·dim, states), real, negative for a stable recurrence.
+        B: input weights, (batch, routes, states, length).
+        C: output weights, (batch, routes, states, length).
+        D: skip weights, (routes·dim,).
+        routes: positions as each route visits them, (routes, places), none twice on one route, -1 for none.
+        delta_bias: (routes·dim,).
         delta_softplus: whether delta goes through softplus.
         backend: "auto", or one of those that `explain` lists.
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`.
+        Output, (batch, dim, length), in the dtype of `u`.
 
     Raises:
         ShapeError: shapes that do not fit together, or routes that are no integers.
@@ -112,7 +113,7 @@ def selective_scan2d(
     rates = A.unflatten(0, (count, dim))
     skip, bias = (None if vector is None else vector.view(count, dim) for vector in (D, delta_bias))
     # As for `selective_scan`: on a CPU the registered operator takes everything.
-    registered = backend == "auto" and u.device.type in {"cpu", "meta"}
+    registered = asked(BACKENDS, backend) == "auto" and u.device.type in {"cpu", "meta"}
     run = selective_scan2d_native if registered else choose(BACKENDS, backend, u).run
     return run(u, delta, rates, B, C, skip, routes, bias, delta_softplus)
 

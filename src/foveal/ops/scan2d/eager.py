@@ -19,10 +19,10 @@ __all__ = ["selective_scan2d_eager"]
 def selective_scan2d_eager(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     routes: Tensor,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
@@ -30,18 +30,18 @@ def selective_scan2d_eager(
     """The same as `selective_scan2d_reference`.
 
     Args:
-        u: input, (B, C, L).
-        delta: step sizes, (B, K, C, L).
-        A: decay of each state, (K, C, D), negative.
-        B: input weights, (B, K, D, L).
-        C: output weights, (B, K, D, L).
-        D: skip weights, (K, C).
-        routes: positions as each route visits them, (K, S); -1 is left out.
-        delta_bias: added to delta, (K, C).
+        u: input, (batch, dim, length).
+        delta: step sizes, (batch, routes, dim, length).
+        A: decay of each state, (routes, dim, states), negative.
+        B: input weights, (batch, routes, states, length).
+        C: output weights, (batch, routes, states, length).
+        D: skip weights, (routes, dim).
+        routes: positions as each route visits them, (routes, places); -1 is left out.
+        delta_bias: added to delta, (routes, dim).
         delta_softplus: whether delta goes through softplus.
 
     Returns:
-        (B, C, L), in the dtype of `u`.
+        (batch, dim, length), in the dtype of `u`.
     """
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     steps = delta.to(wide)
@@ -51,7 +51,7 @@ def selective_scan2d_eager(
         steps = F.softplus(steps)
     # A place that is left out gets a step of 0, which leaves the state as it is.
     x, steps, weights_in, weights_out = (gather(t, routes) for t in (u.to(wide), steps, B, C))
-    # (B, K, C, S) to (B, K·C, S)
+    # (batch, routes, dim, places) to (batch, routes·dim, places)
     y, _ = selective_scan_eager(
         x.flatten(1, 2),
         steps.flatten(1, 2),

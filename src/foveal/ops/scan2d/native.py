@@ -15,10 +15,10 @@ __all__ = ["selective_scan2d_native"]
 def selective_scan2d_native(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     routes: Tensor,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
@@ -26,18 +26,18 @@ def selective_scan2d_native(
     """The same as `selective_scan2d_reference`, as the registered operator.
 
     Args:
-        u: (B, C, L).
-        delta: (B, K, C, L).
-        A: (K, C, D).
-        B: (B, K, D, L).
-        C: (B, K, D, L).
-        D: (K, C).
-        routes: (K, S).
-        delta_bias: (K, C).
+        u: (batch, dim, length).
+        delta: (batch, routes, dim, length).
+        A: (routes, dim, states).
+        B: (batch, routes, states, length).
+        C: (batch, routes, states, length).
+        D: (routes, dim).
+        routes: (routes, places).
+        delta_bias: (routes, dim).
         delta_softplus: whether delta goes through softplus.
 
     Returns:
-        (B, C, L), in the dtype of `u`.
+        (batch, dim, length), in the dtype of `u`.
     """
     one_group = (B[:, :, None], C[:, :, None])
     return selective_scan_along(u, delta, A, *one_group, D, delta_bias, delta_softplus, routes)[0]

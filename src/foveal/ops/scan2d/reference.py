@@ -26,10 +26,10 @@ __all__ = ["selective_scan2d_reference"]
 def selective_scan2d_reference(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     routes: Tensor,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
@@ -37,18 +37,18 @@ def selective_scan2d_reference(
     """One route after the other, step by step, in float32 (float64 when `u` is).
 
     Args:
-        u: input, (B, C, L).
-        delta: step sizes, (B, K, C, L).
-        A: decay of each state, (K, C, D), negative.
-        B: input weights, (B, K, D, L).
-        C: output weights, (B, K, D, L).
-        D: skip weights, (K, C).
-        routes: positions as each route visits them, (K, S); -1 is left out.
-        delta_bias: added to delta, (K, C).
+        u: input, (batch, dim, length).
+        delta: step sizes, (batch, routes, dim, length).
+        A: decay of each state, (routes, dim, states), negative.
+        B: input weights, (batch, routes, states, length).
+        C: output weights, (batch, routes, states, length).
+        D: skip weights, (routes, dim).
+        routes: positions as each route visits them, (routes, places); -1 is left out.
+        delta_bias: added to delta, (routes, dim).
         delta_softplus: whether delta goes through softplus.
 
     Returns:
-        (B, C, L), in the dtype of `u`.
+        (batch, dim, length), in the dtype of `u`.
     """
     wide = u.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
     out = torch.zeros_like(wide)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, asked, check_alike, check_shape, choose, reasons
 from foveal.ops.native import why_not
 from foveal.ops.selective_scan.eager import selective_scan_eager
 from foveal.ops.selective_scan.native import selective_scan_native
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["explain", "no_native", "selective_scan"]
-
-
-def _complain(named: dict[str, Tensor | None]) -> None:
-    """Raise for the first tensor that holds values which are not a number; sound tensors may still overflow."""
-    for name, tensor in named.items():
-        if tensor is not None and (bad := int(tensor.isnan().sum())):
-            raise ValueError(
-                f"{name} holds {bad} values that are not a number, of {tensor.numel()}; the state would never lose them"
-            )
 
 
 def no_native(u: Tensor) -> str | None:
@@ -54,11 +45,11 @@ BACKENDS = (
 
 
 def _grouped(name: str, weight: Tensor, u: Tensor, states: int) -> Tensor:
-    """(C, D), (B, D, L) or (B, G, D, L) to (B, G, D, L)."""
+    """(dim, states) as it is; (batch, states, L) or (batch, groups, states, L) to the latter."""
     batch, dim, length = u.shape
     if weight.ndim == 2:
-        check_shape(name, weight, (dim, states), "(C, D) when it does not depend on the input")
-        return weight[None, :, :, None].expand(batch, dim, states, length)
+        check_shape(name, weight, (dim, states), "(dim, states) when it does not depend on the input")
+        return weight
     grouped = weight[:, None] if weight.ndim == 3 else weight
     if grouped.ndim != 4 or grouped.shape[0] != batch or grouped.shape[2:] != (states, length):
         raise ShapeError(
@@ -70,50 +61,122 @@ def _grouped(name: str, weight: Tensor, u: Tensor, states: int) -> Tensor:
     return grouped
 
 
+def _of_equal_groups(weights_in: Tensor, weights_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (batch, groups, states, L); those of fewer groups are repeated."""
+    given = weights_in.shape[1], weights_out.shape[1]
+    if given[0] == given[1]:
+        return weights_in, weights_out
+    most = max(given)
+    if most % min(given):
+        raise ShapeError(f"the groups of B and C must divide each other, got {given[0]} and {given[1]}")
+    weights_in, weights_out = (w.repeat_interleave(most // w.shape[1], dim=1) for w in (weights_in, weights_out))
+    return weights_in, weights_out
+
+
+@overload
 def selective_scan(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    initial_state: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    initial_state: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
     *,
+    initial_state: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_state: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence whose decay, input and output weights depend on the input.
 
-    Takes what mamba_ssm's `selective_scan_fn` takes. The state is float32 whatever the inputs are, float64 for float64.
+    Takes what mamba_ssm's `selective_scan_fn` takes, but A must be real: the complex states of S4 are not computed. The
+    state is float32 whatever the inputs are, float64 for float64. Values that are not a number are not looked for; they
+    spread as arithmetic spreads them.
 
         delta = softplus(delta + delta_bias)
         h_t = exp(delta_t · A) ∘ h_{t-1} + delta_t · u_t · B_t
         out_t = (C_tᵀ h_t + D ∘ u_t) ∘ silu(z_t)
 
+    A long sequence can be scanned in pieces, each from the last state of the one before; gradients go through it.
+
     Args:
-        u: input, (B, C, L).
-        delta: step sizes, (B, C, L).
-        A: decay of each state, (C, D), real, negative for a stable recurrence.
-        B: input weights, (C, D), (B, D, L) or (B, G, D, L).
+        u: input, (batch, dim, length).
+        delta: step sizes, (batch, dim, length).
+        A: decay of each state, (dim, states), real, negative for a stable recurrence.
+        B: input weights, (dim, states), (batch, states, length) or (batch, groups, states, length).
         C: output weights, the same.
-        D: skip weights, (C,).
-        z: gate, (B, C, L).
-        delta_bias: (C,).
+        D: skip weights, (dim,).
+        z: gate, (batch, dim, length).
+        delta_bias: addition to delta, (dim,).
         delta_softplus: whether delta goes through softplus.
         return_last_state: whether the state after the last step is returned too.
+        initial_state: h before the first step, (batch, dim, states); None for zeros.
         backend: "auto", or one of those that `explain` lists.
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`; with it, on demand, the last state, (B, C, D), not differentiated.
+        Output, (batch, dim, length), in the dtype of `u`; with it, on demand, the last state, (batch, dim, states).
 
     Raises:
         ShapeError: shapes that do not fit together.
         TypeError: integer or complex tensors.
-        ValueError: an unknown backend; values that are not a number, which no later step would forget.
+        ValueError: an unknown backend; tensors on several devices.
         BackendError: a backend that cannot run here.
-        NotImplementedError: the last state, asked for while tracing for ONNX.
+        NotImplementedError: an initial or last state while tracing for ONNX.
 
     Example:
         >>> import torch
@@ -124,33 +187,37 @@ def selective_scan(
     """
     if u.ndim != 3:
         raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
+    if A.is_complex():
+        raise TypeError(
+            f"A must be real, got {A.dtype}; complex states are not computed here, foveal.models.sequence.s4d has them"
+        )
     named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    check_alike(named)
+    check_alike({**named, "initial_state": initial_state})
     batch, dim, length = u.shape
     if A.ndim != 2 or A.shape[0] != dim:
         raise ShapeError(f"A must be ({dim}, states), one row for each channel of u, got {tuple(A.shape)}")
     check_shape("delta", delta, (batch, dim, length), "like u")
     weights_in, weights_out = _grouped("B", B, u, A.shape[1]), _grouped("C", C, u, A.shape[1])
-    if weights_in.shape[1] != weights_out.shape[1]:
-        groups = max(weights_in.shape[1], weights_out.shape[1])
-        weights_in, weights_out = (w.repeat_interleave(groups // w.shape[1], dim=1) for w in (weights_in, weights_out))
-        if weights_in.shape != weights_out.shape:
-            raise ShapeError(f"the groups of B and C must divide each other, got {B.shape[1]} and {C.shape[1]}")
+    if weights_in.ndim == weights_out.ndim == 4:
+        weights_in, weights_out = _of_equal_groups(weights_in, weights_out)
     if z is not None:
         check_shape("z", z, (batch, dim, length), "like u")
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
             check_shape(name, vector, (dim,), "one value for each channel of u")
-    if return_last_state and torch.onnx.is_in_onnx_export():
-        raise NotImplementedError("the last state is not exported to ONNX; leave return_last_state out")
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, (batch, dim, A.shape[1]), "(batch, dim, states)")
+    if torch.onnx.is_in_onnx_export():
+        if return_last_state:
+            raise NotImplementedError("the last state is not exported to ONNX; leave return_last_state out")
+        if initial_state is not None:
+            raise NotImplementedError("an initial state is not exported to ONNX; leave initial_state out")
     # On a CPU the registered operator takes everything, so that it is in traced graphs too; without the compiled kernel
     # it runs in torch and says so.
-    registered = backend == "auto" and u.device.type in {"cpu", "meta"}
+    registered = asked(BACKENDS, backend) == "auto" and u.device.type in {"cpu", "meta"}
     run = selective_scan_native if registered else choose(BACKENDS, backend, u).run
-    out, state = run(u, delta, A, weights_in, weights_out, D, z, delta_bias, delta_softplus)
-    if u.device.type == "cpu" and not torch.compiler.is_compiling() and state.isnan().any():
-        _complain(named)
-    return (out, state.detach()) if return_last_state else out
+    out, state = run(u, delta, A, weights_in, weights_out, D, z, delta_bias, delta_softplus, initial_state)
+    return (out, state) if return_last_state else out
 
 
 def explain(u: Tensor | None = None) -> dict[str, str]:

@@ -24,53 +24,63 @@ __all__ = ["selective_scan_eager"]
 def selective_scan_eager(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same as `selective_scan_reference`, vectorised over chunks.
 
     Args:
-        u: input, (B, C, L).
-        delta: step sizes, (B, C, L).
-        A: decay of each state, (C, D), negative.
-        B: input weights, (B, G, D, L).
-        C: output weights, (B, G, D, L).
-        D: skip weights, (C,).
-        z: gate, (B, C, L).
-        delta_bias: added to delta, (C,).
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, dim, L).
+        A: decay of each state, (dim, states), negative.
+        B: input weights, (batch, groups, states, L) or (dim, states).
+        C: output weights, the same.
+        D: skip weights, (dim,).
+        z: gate, (batch, dim, L).
+        delta_bias: added to delta, (dim,).
         delta_softplus: whether delta goes through softplus.
+        initial_state: state before the first step, (batch, dim, states); None for zeros.
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`; last state, (B, C, D).
+        Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states).
     """
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     batch, dim, length = u.shape
-    groups, states = B.shape[1], A.shape[1]
+    groups, states = next((w.shape[1] for w in (B, C) if w.ndim == 4), 1), A.shape[1]
     x, step, decay = u.to(wide), delta.to(wide), A.to(wide)
     if delta_bias is not None:
         step = step + delta_bias.to(wide)[:, None]
     if delta_softplus:
         step = F.softplus(step)
+    if initial_state is None:
+        first = x.new_zeros(batch, groups, dim // groups, states)
+    else:
+        first = initial_state.to(wide).view(batch, groups, dim // groups, states)
     if length == 0:
-        return u.clone(), x.new_zeros(batch, dim, states)
+        return u.clone(), first.clone().view(batch, dim, states)
     chunk = max(1, math.isqrt(length))
     chunks = -(-length // chunk)
     # A step of 0 leaves the state as it is, so the padding changes neither outputs nor the last state.
     pad = chunks * chunk - length
-    # (T, B, M, G, C/G, 1) and (T, B, M, G, 1, D)
+    # (T, batch, M, groups, dim / groups, 1) and (T, batch, M, groups, 1, states)
     xs, steps = (
         F.pad(w, (0, pad)).view(batch, groups, dim // groups, chunks, chunk).permute(4, 0, 3, 1, 2)[..., None]
         for w in (x, step)
     )
-    ins, outs = (
-        F.pad(w.to(wide), (0, pad)).view(batch, groups, states, chunks, chunk).permute(4, 0, 3, 1, 2)[..., None, :]
-        for w in (B, C)
-    )
+
+    def by_step(weights: Tensor) -> Tensor:
+        if weights.ndim == 2:
+            return weights.to(wide).view(groups, dim // groups, states).expand(chunk, 1, 1, -1, -1, -1)
+        cut = F.pad(weights.to(wide), (0, pad)).view(batch, groups, states, chunks, chunk)
+        return cut.permute(4, 0, 3, 1, 2)[..., None, :]
+
+    ins, outs = by_step(B), by_step(C)
     rates = decay.view(groups, dim // groups, states)
     state = x.new_zeros(batch, chunks, groups, dim // groups, states)
     since = torch.zeros_like(steps[0])
@@ -81,17 +91,17 @@ def selective_scan_eager(
         elapsed.append(since)
         outputs.append((outs[t] * state).sum(-1))
     left = torch.exp(since * rates)
-    carried = torch.zeros_like(state[:, 0])
+    carried = first
     before = []
     for m in range(chunks):
         before.append(carried)
         carried = left[:, m] * carried + state[:, m]
     y = torch.stack(outputs)
-    if chunks > 1:
+    if chunks > 1 or initial_state is not None:
         held = torch.stack(before, 1)
         rest = [(outs[t] * torch.exp(elapsed[t] * rates) * held).sum(-1) for t in range(chunk)]
         y = y + torch.stack(rest)
-    # (T, B, M, G, C/G) to (B, C, L)
+    # (T, batch, M, groups, dim / groups) to (batch, dim, L)
     y = y.permute(1, 3, 4, 2, 0).reshape(batch, dim, chunks * chunk)[..., :length]
     if D is not None:
         y = y + D.to(wide)[:, None] * x

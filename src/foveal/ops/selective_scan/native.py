@@ -4,76 +4,66 @@ One registered operator, `foveal::selective_scan`, serves the plain scan and the
 kernel itself, kernels/cpp/selective_scan.cpp, says how it works. Shapes here: K routes (1 for the plain scan), S places
 a route.
 
-    u (B, C, L), delta (B, K, C, L), A (K, C, D), B and C (B, K, G, D, L), D and bias (K, C), routes (K, S) or None
+    u (batch, dim, L), delta (batch, K, dim, L), A (K, dim, states), D and bias (K, dim), start (batch, K, dim, states),
+    B and C (batch, K, groups, states, L), or (K, dim, states) where they do not depend on the input, routes (K, S)
 """
 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from foveal.ops.backends import differentiable_gradients
 from foveal.ops.native import library, tell_once
 from foveal.ops.selective_scan.eager import selective_scan_eager
 from foveal.ops.selective_scan.onnx import selective_scan_symbolic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-__all__ = ["selective_scan_along", "selective_scan_native"]
+__all__ = ["along_in_torch", "selective_scan_along", "selective_scan_native"]
 
 
-class _Shape(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            *("batch", "channels", "states", "groups", "routes", "steps", "softplus"),
-            *("u_batch", "u_channel", "u_place"),
-            *("delta_batch", "delta_route", "delta_channel", "delta_place"),
-            *("b_batch", "b_route", "b_group", "b_state", "b_place"),
-            *("c_batch", "c_route", "c_group", "c_state", "c_place"),
-            *("z_batch", "z_channel", "z_place"),
-            *("out_batch", "out_channel", "out_place"),
-        )
-    ]
-
-
-class _Data(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("route", "u", "delta", "A", "B", "C", "D", "z", "bias", "out", "last", "checkpoints")
-    ]
-
-
-class _Gradients(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("out", "checkpoints", "u", "z", "delta", "A", "D", "bias", "B", "C")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("delta_batch", "delta_route", "delta_channel", "delta_place", "parts", "places")
-        ),
-    ]
-
-
-def _along(
+def along_in_torch(
     core: Callable[..., tuple[Tensor, Tensor]],
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
     bias: Tensor | None,
+    start: Tensor | None,
     softplus: bool,
     routes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The general form in torch around a plain scan, `core`: output (B, C, L) and last states (B, K, C, D)."""
+    """The general form in torch, around a plain scan.
+
+    Args:
+        core: the plain scan, without gate, bias and softplus.
+        u: (batch, dim, L).
+        delta: (batch, K, dim, L).
+        A: (K, dim, states).
+        B: (batch, K, groups, states, L) or (K, dim, states).
+        C: the same.
+        D: (K, dim).
+        z: (batch, dim, L).
+        bias: (K, dim).
+        start: (batch, K, dim, states).
+        softplus: whether delta goes through softplus.
+        routes: (K, S).
+
+    Returns:
+        Output, (batch, dim, L), and last states, (batch, K, dim, states).
+    """
     (batch, dim, length), count = u.shape, delta.shape[1]
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     steps = delta.to(wide) if bias is None else delta.to(wide) + bias.to(wide)[..., None]
@@ -86,10 +76,11 @@ def _along(
         # A skipped place does not step, so the state stays as it is.
         x, steps = x.gather(3, place), steps.gather(3, place).masked_fill(skipped[:, None], 0)
         place = there[None, :, None, None].expand(batch, -1, B.shape[2], B.shape[3], -1)
-        B, C = B.gather(4, place), C.gather(4, place)  # noqa: N806
+        B, C = B.gather(4, place), C.gather(4, place)
     out, last = core(
-        x.flatten(1, 2), steps.flatten(1, 2), A.flatten(0, 1), B.flatten(1, 2), C.flatten(1, 2),
-        None if D is None else D.flatten(),
+        x.flatten(1, 2), steps.flatten(1, 2), A.flatten(0, 1),
+        *(w.flatten(0, 1) if w.ndim == 3 else w.flatten(1, 2) for w in (B, C)),
+        None if D is None else D.flatten(), initial_state=None if start is None else start.flatten(1, 2),
     )  # fmt: skip
     last = last.unflatten(1, (count, dim))
     if there is None or skipped is None:
@@ -111,56 +102,87 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-2) == 1 else tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
+def _groups(B: Tensor, C: Tensor) -> int:
+    """How many groups of channels have weights of their own; constant ones ask for none."""
+    return next((w.shape[2] for w in (B, C) if w.ndim == 5), 1)
+
+
 def _prepared(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
     bias: Tensor | None,
+    start: Tensor | None,
     softplus: bool,
     routes: Tensor | None,
-) -> tuple[_Shape, _Data, list[Tensor | None]]:
+) -> tuple[Any, Any, list[Tensor | None]]:
     """Sizes, strides and pointers for the kernel; the tensors are returned so that they live as long as the call."""
-    wide = [None if t is None else t.float() for t in (u, delta, B, C, z)]
-    u, delta, B, C = wide[0], wide[1], wide[2], wide[3]  # type: ignore[assignment]  # noqa: N806
-    z = wide[4]
+    from foveal_kernels import calls
+
+    groups = _groups(B, C)
+    constant = [int(w.ndim == 3) for w in (B, C)]
+    u, delta = u.float(), delta.float()
     if routes is not None:
         u, delta = _channels_last(u), _channels_last(delta)
         routes = routes.to(torch.int32).contiguous()
-    rest = [None if t is None else t.float().contiguous() for t in (A, D, bias)]
-    shape = _Shape(
+    B, C = (w.float().contiguous() if w.ndim == 3 else w.float() for w in (B, C))
+    z = None if z is None else z.float()
+    A = A.float().contiguous()
+    D, bias, start = (None if t is None else t.float().contiguous() for t in (D, bias, start))
+    shape = calls.ScanShape(
         u.shape[0],
         u.shape[1],
         A.shape[2],
-        B.shape[2],
+        groups,
         delta.shape[1],
         u.shape[2] if routes is None else routes.shape[1],
         int(softplus),
+        *constant,
         *u.stride(),
         *delta.stride(),
-        *B.stride(),
-        *C.stride(),
+        *(step for w in (B, C) for step in ((0,) * 5 if w.ndim == 3 else w.stride())),
         *((0, 0, 0) if z is None else z.stride()),
     )
-    keep = [routes, u, delta, rest[0], B, C, rest[1], z, rest[2]]
-    return shape, _Data(*map(_pointer, keep)), keep
+    keep = [routes, u, delta, A, B, C, D, z, bias, start]
+    return shape, calls.ScanData(*map(_pointer, keep)), keep
 
 
-def _like(u: Tensor, routes: Tensor | None) -> Tensor:
-    """An output tensor laid out as the kernel likes it for `u`."""
-    if routes is not None:
-        return u.new_zeros(u.shape[0], u.shape[2], u.shape[1], dtype=torch.float32).transpose(1, 2)
-    return torch.empty_like(u, dtype=torch.float32)
+def _like(tensor: Tensor, routes: Tensor | None) -> Tensor:
+    """An output laid out as the kernel likes it for a sequence, (…, dim, L): the memory is new, float32, not filled."""
+    if routes is None:
+        return torch.empty_like(tensor, dtype=torch.float32)
+    *others, dim, length = tensor.shape
+    return tensor.new_empty(*others, length, dim, dtype=torch.float32).transpose(-1, -2)
 
 
-def _checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, routes: Tensor | None) -> tuple[int, ...]:  # noqa: N803
+def _gradients_like(inputs: Sequence[Any], routes: Tensor | None) -> list[Tensor]:
+    """Memory for a gradient of each input, float32, not filled, empty where there is no input.
+
+    Compiled code takes what the operator gives to have the strides that tracing saw: here they are, for both.
+    """
+    u, delta, A, B, C, D, z, bias, start = inputs
+    none = u.new_empty(0)
+
+    def plain(tensor: Tensor | None) -> Tensor:
+        return none if tensor is None else tensor.new_empty(tensor.shape, dtype=torch.float32)
+
+    def weights(tensor: Tensor) -> Tensor:
+        return plain(tensor) if tensor.ndim == 3 else plain(tensor.transpose(-1, -2)).transpose(-1, -2)
+
+    of_z = none if z is None else _like(u, routes)
+    rest = [plain(t) for t in (bias, start)]
+    return [_like(u, routes), _like(delta, routes), plain(A), weights(B), weights(C), plain(D), of_z, *rest]
+
+
+def _checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor, routes: Tensor | None) -> tuple[int, ...]:
     kernels = library()
     assert kernels is not None
     lanes, block = kernels.foveal_lanes(), kernels.foveal_steps()
-    steps, groups = u.shape[2] if routes is None else routes.shape[1], B.shape[2]
+    steps, groups = u.shape[2] if routes is None else routes.shape[1], _groups(B, C)
     blocks = groups * -(-(u.shape[1] // groups) // lanes)
     return u.shape[0], A.shape[0], -(-steps // block), blocks, A.shape[2], lanes
 
@@ -174,142 +196,178 @@ def _native(u: Tensor) -> bool:
     return True
 
 
+def _call(name: str, *arguments: Any) -> None:
+    if getattr(library(), name)(*arguments, torch.get_num_threads()):
+        raise MemoryError("no memory for a selective scan; take a smaller batch or a shorter sequence")
+
+
 def _forward(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
     bias: Tensor | None,
+    start: Tensor | None,
     softplus: bool,
     routes: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    given = (u, delta, A, B, C, D, z, bias, start, softplus, routes)
     if not _native(u):
-        out, last = _along(selective_scan_eager, u, delta, A, B, C, D, z, bias, softplus, routes)
-        return out.to(u.dtype).contiguous(), last.contiguous(), u.new_empty(0)
-    shape, data, alive = _prepared(u, delta, A, B, C, D, z, bias, softplus, routes)
+        out, last = along_in_torch(selective_scan_eager, *given)
+        return out.to(u.dtype).contiguous(), last.contiguous(), u.new_empty(0, dtype=torch.float32)
+    shape, data, alive = _prepared(*given)
     out = _like(u, routes)
-    last = u.new_zeros(u.shape[0], *A.shape, dtype=torch.float32)
-    checkpoints = u.new_empty(_checkpoint_shape(u, A, B, routes) if keep else 0, dtype=torch.float32)
+    last = u.new_empty(u.shape[0], *A.shape, dtype=torch.float32)
+    checkpoints = u.new_empty(_checkpoint_shape(u, A, B, C, routes) if keep else 0, dtype=torch.float32)
+    if routes is not None:
+        out.zero_()  # routes need not come everywhere
     if u.numel():
         shape.out_batch, shape.out_channel, shape.out_place = out.stride()
         data.out, data.last, data.checkpoints = _pointer(out), _pointer(last), _pointer(checkpoints)
-        library().foveal_scan_forward(ctypes.byref(shape), ctypes.byref(data), torch.get_num_threads())  # type: ignore[union-attr]
+        _call("foveal_scan_forward", ctypes.byref(shape), ctypes.byref(data))
+    elif start is None:
+        last.zero_()
+    else:
+        last.copy_(start)
     del alive
     return out.to(u.dtype), last, checkpoints
 
 
 def _backward(
     grad: Tensor,
+    of_last: Tensor | None,
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
     bias: Tensor | None,
+    start: Tensor | None,
     softplus: bool,
     routes: Tensor | None,
     checkpoints: Tensor,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z and bias, empty where there is no such input."""
-    inputs = (u, delta, A, B, C, D, z, bias)
-    none = u.new_empty(0)
-    if not u.numel():
-        return [none if t is None else torch.zeros_like(t) for t in inputs]
-    if not checkpoints.numel():
+    """Gradients of u, delta, A, B, C, D, z, bias and start, empty where there is no such input."""
+    inputs = (u, delta, A, B, C, D, z, bias, start)
+    if checkpoints.ndim == 1:  # torch went forward
         leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in inputs]
         with torch.enable_grad():
-            out, _ = _along(selective_scan_eager, *leaves, softplus, routes)  # type: ignore[call-arg]
+            made = along_in_torch(selective_scan_eager, *leaves, softplus, routes)  # type: ignore[call-arg]
+        outgoing = [grad, torch.zeros_like(made[1]) if of_last is None else of_last]
         present = [t for t in leaves if t is not None]
-        each = iter(torch.autograd.grad(out, present, grad, allow_unused=True))
-        return [none if t is None else _or_zero(next(each), t) for t in leaves]
-    shape, data, alive = _prepared(u, delta, A, B, C, D, z, bias, softplus, routes)
+        each = iter(torch.autograd.grad(made, present, outgoing, allow_unused=True))
+        return [u.new_empty(0) if t is None else _or_zero(next(each), t) for t in leaves]
+    found = _gradients_like(inputs, routes)
+    of_u, of_delta, of_rates, of_in, of_out, of_skip, of_z, of_bias, of_start = found
+    if not u.numel():
+        for gradient in found:
+            gradient.zero_()
+        if start is not None and of_last is not None:
+            of_start.copy_(of_last)
+        return [g if t is None else g.to(t.dtype) for t, g in zip(inputs, found, strict=True)]
+    shape, data, alive = _prepared(*inputs, softplus, routes)
+    from foveal_kernels import calls
+
     batch, _, length = u.shape
     threads = torch.get_num_threads()
     parts = max(1, min(checkpoints.shape[3], -(-threads // batch)))
-    of_u = _like(u, routes)
-    of_z = torch.empty_strided(of_u.shape, of_u.stride()) if z is not None else none
-    of_delta = torch.zeros_like(alive[2])  # type: ignore[arg-type]
-    of_rates = u.new_empty(batch, *A.shape, dtype=torch.float32)
-    of_skip, of_bias = (u.new_empty(batch, *A.shape[:2], dtype=torch.float32) for _ in range(2))
-    # (parts, B, K, G, L, D)
-    rows = (parts, batch, A.shape[0], B.shape[2], length, A.shape[2])
-    of_in, of_out = (u.new_zeros(rows, dtype=torch.float32) for _ in range(2))
+    if routes is not None:
+        of_u.zero_()
+        of_delta.zero_()
+    # One for each picture, because tasks of several pictures meet in them.
+    rates = u.new_empty(batch, *A.shape, dtype=torch.float32)
+    skips, biases = (u.new_empty(batch, *A.shape[:2], dtype=torch.float32) for _ in range(2))
+    # (parts, batch, K, groups, L, states), and (batch, K, dim, states) of constants
+    rows = (parts, batch, A.shape[0], shape.groups, length, A.shape[2])
+    ins, outs = (u.new_zeros((batch, *A.shape) if w.ndim == 3 else rows, dtype=torch.float32) for w in (B, C))
     # The kernel reads the gradient with the strides of what it writes.
     incoming = torch.empty_strided(of_u.shape, of_u.stride()).copy_(grad)
+    ends = None if of_last is None else of_last.float().contiguous()
     shape.out_batch, shape.out_channel, shape.out_place = of_u.stride()
-    written = (incoming, checkpoints, of_u, of_z, of_delta, of_rates, of_skip, of_bias, of_in, of_out)
-    gradients = _Gradients(*map(_pointer, written), *of_delta.stride(), parts, length)
-    call = library().foveal_scan_backward  # type: ignore[union-attr]
-    call(ctypes.byref(shape), ctypes.byref(data), ctypes.byref(gradients), threads)
-    found = [
-        of_u,
-        of_delta,
-        of_rates.sum(0),
-        *(t.sum(0).transpose(-1, -2) for t in (of_in, of_out)),
-        of_skip.sum(0),
-        of_z,
-        of_bias.sum(0),
-    ]
-    return [none if t is None else g.to(t.dtype) for t, g in zip(inputs, found, strict=True)]
+    written = (incoming, ends, checkpoints, of_u, of_z, of_delta, rates, skips, biases, of_start, ins, outs)
+    gradients = calls.ScanGradients(*map(_pointer, written), *of_delta.stride(), parts, length)
+    _call("foveal_scan_backward", *map(ctypes.byref, (shape, data, gradients)))
+    del alive
+    torch.sum(rates, 0, out=of_rates)
+    for weights, sums, total in ((B, ins, of_in), (C, outs, of_out)):
+        torch.sum(sums, 0, out=total if weights.ndim == 3 else total.transpose(-1, -2))
+    for tensor, sums, total in ((D, skips, of_skip), (bias, biases, of_bias)):
+        if tensor is not None:
+            torch.sum(sums, 0, out=total)
+    return [g if t is None else g.to(t.dtype) for t, g in zip(inputs, found, strict=True)]
 
 
 def _or_zero(gradient: Tensor | None, of: Tensor) -> Tensor:
-    return torch.zeros_like(of) if gradient is None else gradient.contiguous()
+    return of.new_zeros(of.shape) if gradient is None else gradient.contiguous()
 
 
-_ARGUMENTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, bool softplus"
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? start, "
+    "bool softplus, Tensor? routes"
+)
 _LIBRARY = torch.library.Library("foveal", "FRAGMENT")
-_LIBRARY.define(f"selective_scan({_ARGUMENTS}, Tensor? routes, bool keep) -> (Tensor, Tensor, Tensor)")
-_LIBRARY.define(f"selective_scan_backward(Tensor grad, {_ARGUMENTS}, Tensor? routes, Tensor checkpoints) -> Tensor[]")
-for _key in ("CPU", "CUDA"):
-    _LIBRARY.impl("selective_scan", _forward, _key)
-    _LIBRARY.impl("selective_scan_backward", _backward, _key)
+_LIBRARY.define(f"selective_scan({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"selective_scan_backward(Tensor grad, Tensor? of_last, {_ARGUMENTS}, Tensor checkpoints) -> Tensor[]")
+_LIBRARY.impl("selective_scan", _forward, "CPU")
+_LIBRARY.impl("selective_scan_backward", _backward, "CPU")
 
 
 @torch.library.register_fake("foveal::selective_scan", lib=_LIBRARY)
 def _fake_forward(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
     bias: Tensor | None,
+    start: Tensor | None,
     softplus: bool,
     routes: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    del delta, C, D, z, bias, softplus
+    del delta, D, z, bias, start, softplus
     native = u.dtype != torch.float64 and library() is not None
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     out = _like(u, routes).to(u.dtype) if native else torch.empty_like(u, memory_format=torch.contiguous_format)
-    kept = _checkpoint_shape(u, A, B, routes) if keep and native else 0
+    kept = _checkpoint_shape(u, A, B, C, routes) if keep and native else 0
     return out, u.new_empty(u.shape[0], *A.shape, dtype=wide), u.new_empty(kept, dtype=torch.float32)
 
 
 @torch.library.register_fake("foveal::selective_scan_backward", lib=_LIBRARY)
-def _fake_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
-    del grad
-    return [arguments[0].new_empty(0) if t is None else torch.empty_like(t) for t in arguments[:8]]
+def _fake_backward(grad: Tensor, of_last: Tensor | None, *arguments: Any) -> list[Tensor]:
+    del grad, of_last
+    *inputs, _, routes, checkpoints = arguments
+    if checkpoints.ndim == 1:
+        return [inputs[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
+    found = _gradients_like(inputs, routes)
+    return [g if t is None else g.to(t.dtype) for t, g in zip(inputs, found, strict=True)]
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, softplus, routes, _ = inputs
     ctx.save_for_backward(*tensors, routes, output[2])
     ctx.softplus = softplus
-    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad: Tensor | None, of_last: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *tensors, routes, checkpoints = ctx.saved_tensors
-    found = torch.ops.foveal.selective_scan_backward(grad, *tensors, ctx.softplus, routes, checkpoints)
+    grad = torch.zeros_like(tensors[0]) if grad is None else grad
+    if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+        scan = partial(along_in_torch, selective_scan_eager, softplus=ctx.softplus, routes=routes)
+        return (*differentiable_gradients(scan, tensors, (grad, of_last)), None, None, None)
+    found = torch.ops.foveal.selective_scan_backward(grad, of_last, *tensors, ctx.softplus, routes, checkpoints)
     return (*(None if t is None else g for t, g in zip(tensors, found, strict=True)), None, None, None)
 
 
@@ -317,7 +375,7 @@ torch.library.register_autograd("foveal::selective_scan", _differentiate, setup_
 
 
 @register_flop_formula(torch.ops.foveal.selective_scan)
-def _flops(u: Any, delta: Any, A: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:  # noqa: N803
+def _flops(u: Any, delta: Any, A: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """9 multiply-adds a state and step and one for the skip, as the tables of VMamba's papers count."""
     del out_shape
     batch, _, length = u
@@ -328,35 +386,37 @@ def _flops(u: Any, delta: Any, A: Any, *_: Any, out_shape: Any = None, **__: Any
 def selective_scan_along(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     bias: Tensor | None = None,
     softplus: bool = False,
     routes: Tensor | None = None,
     z: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The registered operator, in the general form.
 
     Args:
-        u: (B, C, L).
-        delta: (B, K, C, L), in the order of u, not of the routes.
-        A: (K, C, D).
-        B: (B, K, G, D, L).
-        C: (B, K, G, D, L).
-        D: (K, C).
-        bias: (K, C).
+        u: (batch, dim, L).
+        delta: (batch, K, dim, L), in the order of u, not of the routes.
+        A: (K, dim, states).
+        B: (batch, K, groups, states, L), or (K, dim, states) where it does not depend on the input.
+        C: the same.
+        D: (K, dim).
+        bias: (K, dim).
         softplus: whether delta goes through softplus.
         routes: (K, S), places in the order they are visited, -1 for none; None takes them in order.
-        z: gate, (B, C, L); only without routes.
+        z: gate, (batch, dim, L); only without routes.
+        start: states before the first step, (batch, K, dim, states); None for zeros.
 
     Returns:
-        Output, (B, C, L), summed over the routes; last states, (B, K, C, D), not differentiated.
+        Output, (batch, dim, L), summed over the routes; last states, (batch, K, dim, states).
     """
-    given = (u, delta, A, B, C, D, z, bias)
+    given = (u, delta, A, B, C, D, z, bias, start)
     if torch.onnx.is_in_onnx_export():
-        return _along(selective_scan_symbolic, *given, softplus, routes)
+        return along_in_torch(selective_scan_symbolic, *given, softplus, routes)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     out, last, _ = torch.ops.foveal.selective_scan(*given, softplus, routes, keep)
     return out, last
@@ -365,32 +425,36 @@ def selective_scan_along(
 def selective_scan_native(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The plain scan.
 
     Args:
-        u: (B, C, L).
-        delta: (B, C, L).
-        A: (C, D).
-        B: (B, G, D, L).
-        C: (B, G, D, L).
-        D: (C,).
-        z: (B, C, L).
-        delta_bias: (C,).
+        u: (batch, dim, L).
+        delta: (batch, dim, L).
+        A: (dim, states).
+        B: (batch, groups, states, L) or (dim, states).
+        C: the same.
+        D: (dim,).
+        z: (batch, dim, L).
+        delta_bias: (dim,).
         delta_softplus: whether delta goes through softplus.
+        initial_state: (batch, dim, states).
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`; last state, (B, C, D), float32.
+        Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states), float32.
     """
-    one = [None if t is None else t[None] for t in (D, delta_bias)]
+    skip, bias = (None if t is None else t[None] for t in (D, delta_bias))
+    weights_in, weights_out = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
+    start = None if initial_state is None else initial_state[:, None]
     out, last = selective_scan_along(
-        u, delta[:, None], A[None], B[:, None], C[:, None], one[0], one[1], delta_softplus, None, z
+        u, delta[:, None], A[None], weights_in, weights_out, skip, bias, delta_softplus, None, z, start
     )
     return out, last[:, 0]

@@ -62,24 +62,34 @@ def _scanned(u: Tensor, delta: Tensor, rates: Tensor, weights_in: Tensor, weight
 def selective_scan_symbolic(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What tracing for ONNX sees of a scan.
 
     Args:
-        u: (B, C, L).
-        delta: (B, C, L), steps as they are.
-        A: (C, D).
-        B: (B, G, D, L).
-        C: (B, G, D, L).
-        D: (C,).
+        u: (batch, dim, L).
+        delta: (batch, dim, L), steps as they are.
+        A: (dim, states).
+        B: (batch, groups, states, L) or (dim, states).
+        C: the same.
+        D: (dim,).
+        initial_state: must be None.
 
     Returns:
-        Output, (B, C, L); in the place of the last state, which is not exported, an empty tensor of (B, C, 0).
+        Output, (batch, dim, L); in the place of the last state, which is not exported, an empty tensor.
     """
+    assert initial_state is None  # `selective_scan` refuses it
+    if 2 in {B.ndim, C.ndim}:  # the node knows weights of every place only, of every channel then
+        B, C = (
+            w[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
+            if w.ndim == 2
+            else w.repeat_interleave(u.shape[1] // w.shape[1], 1)
+            for w in (B, C)
+        )
     sizes: dict[str, Any] = {"groups": B.shape[1], "channels": u.shape[1], "states": A.shape[1]}
     inputs = [t.float() for t in (u, delta, A, B, C)]
     if _LATER.get():

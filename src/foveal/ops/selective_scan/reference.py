@@ -28,29 +28,32 @@ __all__ = ["selective_scan_reference"]
 def selective_scan_reference(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step by step, in float32 (float64 when `u` is).
 
     Args:
-        u: input, (B, C, L).
-        delta: step sizes, (B, C, L).
-        A: decay of each state, (C, D), negative.
-        B: input weights, (B, G, D, L); each of the G groups serves C / G neighbouring channels.
-        C: output weights, (B, G, D, L).
-        D: skip weights, (C,).
-        z: gate, (B, C, L).
-        delta_bias: added to delta, (C,).
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, dim, L).
+        A: decay of each state, (dim, states), negative.
+        B: input weights, (batch, groups, states, L), each group serving dim / groups neighbouring channels, or
+            (dim, states) where they do not depend on the input.
+        C: output weights, the same.
+        D: skip weights, (dim,).
+        z: gate, (batch, dim, L).
+        delta_bias: added to delta, (dim,).
         delta_softplus: whether equation (1) is applied.
+        initial_state: h before the first step, (batch, dim, states); None for zeros.
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`; last state, (B, C, D).
+        Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states).
     """
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, step, decay = u.to(wide), delta.to(wide), A.to(wide)
@@ -58,10 +61,16 @@ def selective_scan_reference(
         step = step + delta_bias.to(wide)[:, None]
     if delta_softplus:
         step = F.softplus(step)  # (1)
-    per_group = u.shape[1] // B.shape[1]
-    # (B, G, D, L) to (B, C, D, L)
-    weights_in, weights_out = (w.to(wide).repeat_interleave(per_group, dim=1) for w in (B, C))
-    state = x.new_zeros(u.shape[0], u.shape[1], A.shape[1])
+    batch, dim, length = u.shape
+
+    def spread(weights: Tensor) -> Tensor:
+        """To (batch, dim, states, L)."""
+        if weights.ndim == 2:
+            return weights.to(wide)[None, :, :, None].expand(batch, -1, -1, length)
+        return weights.to(wide).repeat_interleave(dim // weights.shape[1], dim=1)
+
+    weights_in, weights_out = spread(B), spread(C)
+    state = x.new_zeros(batch, dim, A.shape[1]) if initial_state is None else initial_state.to(wide)
     outputs = []
     # unbound once: the gradient of an index would be a tensor of the whole length at each step
     times = (w.unbind(-1) for w in (step[:, :, None], x[:, :, None], weights_in, weights_out))

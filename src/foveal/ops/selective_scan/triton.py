@@ -3,14 +3,20 @@
 What the kernels do stands in `foveal.ops.selective_scan.triton_kernels`, which is imported, and compiled by Triton,
 when a scan first runs. Shapes here: K routes (1 for the plain scan), S places a route.
 
-    u (B, C, L), delta (B, K, C, L), A (K, C, D), B and C (B, K, G, D, L), D and bias (K, C), routes (K, S) or None
+    u (batch, dim, L), delta (batch, K, dim, L), A (K, dim, states), D and bias (K, dim), start (batch, K, dim, states),
+    B and C (batch, K, groups, states, L), or (K, dim, states) where they do not depend on the input, routes (K, S)
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from foveal.ops.backends import differentiable_gradients
+from foveal.ops.selective_scan.eager import selective_scan_eager
+from foveal.ops.selective_scan.native import along_in_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,55 +53,77 @@ def _sum(tensor: Tensor | None, axis: int) -> Tensor | None:
 
 
 class _Along(torch.autograd.Function):
-    """Takes u, delta, A, B, C, D, z, bias, softplus, routes, and whether there will be gradients."""
+    """Takes u, delta, A, B, C, D, z, bias, start, softplus, routes, and whether there will be gradients."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        u, delta, rates, weights_in, weights_out, skip, gate, bias, softplus, routes, keep = given
-        (batch, channels, length), (count, _, states), groups = u.shape, rates.shape, weights_in.shape[2]
-        rates, skip, bias, routes = (None if t is None else t.contiguous() for t in (rates, skip, bias, routes))
+        u, delta, rates, weights_in, weights_out, skip, gate, bias, start, softplus, routes, keep = given
+        (batch, channels, length), (count, _, states) = u.shape, rates.shape
+        constant = weights_in.ndim == 3, weights_out.ndim == 3
+        groups = next((w.shape[2] for w in (weights_in, weights_out) if w.ndim == 5), 1)
+        rates, skip, bias, start, routes = (
+            None if t is None else t.contiguous() for t in (rates, skip, bias, start, routes)
+        )
+        weights_in, weights_out = (w.contiguous() if w.ndim == 3 else w for w in (weights_in, weights_out))
         steps = length if routes is None else routes.shape[1]
         tile = _tile(channels // groups, states, steps)
         chunks = -(-steps // tile[2])
         last = u.new_zeros(batch, count, channels, states, dtype=torch.float32)
+        if start is not None:
+            last.copy_(start)  # for sequences without a step
         kept = u.new_empty(batch, count, channels, chunks, states, dtype=torch.float32) if keep else None
-        # (B, K, C, L); routes need not come everywhere, and are summed in float32
+        # (batch, K, dim, L); routes need not come everywhere, and are summed in float32
         out = u.new_empty(delta.shape) if routes is None else u.new_zeros(delta.shape, dtype=torch.float32)
         ctx.grid = (batch, count * groups, -(-channels // groups // tile[0]))
         ctx.sizes = (channels, length, steps, groups, states, chunks)
-        ctx.strides = _strides((u, 3), (delta, 4), (weights_in, 5), (weights_out, 5), (gate, 3))
-        ctx.tile, ctx.options = (softplus, *tile), _launch(tile)
-        tensors = (u, delta, rates, weights_in, weights_out, skip, gate, bias, routes)
+        shared = [None if fixed else w for w, fixed in zip((weights_in, weights_out), constant, strict=True)]
+        ctx.strides = _strides((u, 3), (delta, 4), (shared[0], 5), (shared[1], 5), (gate, 3))
+        ctx.tile, ctx.options = (softplus, *constant, *tile), _launch(tile)
+        tensors = (u, delta, rates, weights_in, weights_out, skip, gate, bias, start, routes)
         if batch and channels and steps:
             from foveal.ops.selective_scan.triton_kernels import forward
 
             with torch.cuda.device_of(u):
                 forward[ctx.grid](*tensors, out, last, kept, *ctx.sizes, *ctx.strides, *ctx.tile, **ctx.options)
         ctx.save_for_backward(*tensors, kept)
-        ctx.mark_non_differentiable(last)
+        ctx.set_materialize_grads(False)
         return out.sum(1).to(u.dtype), last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, of_last: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, routes, kept = ctx.saved_tensors
-        u, delta, rates, weights_in, weights_out, skip, gate, bias = tensors
+        u, delta, rates, weights_in, weights_out, skip, gate, bias, start = tensors
+        grad = torch.zeros_like(u) if grad is None else grad
+        if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+            scan = partial(along_in_torch, selective_scan_eager, softplus=ctx.tile[0], routes=routes)
+            return (*differentiable_gradients(scan, tensors, (grad, of_last)), None, None, None)
         batch, places = u.shape[0], delta.shape
+        if of_last is not None:
+            of_last = of_last.contiguous()
         of_u, of_delta = (u.new_zeros(places, dtype=torch.float32) for _ in range(2))
         of_gate = None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         # one for each picture, because programs of several pictures meet in them
         of_rates, of_skip, of_bias = (
             None if t is None else t.new_zeros(batch, *t.shape, dtype=torch.float32) for t in (rates, skip, bias)
         )
-        of_in, of_out = (t.new_zeros(t.shape, dtype=torch.float32) for t in (weights_in, weights_out))
+        of_in, of_out = (
+            t.new_zeros((batch, *t.shape) if t.ndim == 3 else t.shape, dtype=torch.float32)
+            for t in (weights_in, weights_out)
+        )
+        of_start = None if start is None else start.new_zeros(start.shape, dtype=torch.float32)
+        if of_start is not None and of_last is not None:
+            of_start.copy_(of_last)  # for sequences without a step
         if all(ctx.grid) and ctx.sizes[2]:
             from foveal.ops.selective_scan.triton_kernels import backward
 
-            found = (of_u, of_delta, of_rates, of_in, of_out, of_skip, of_gate, of_bias)
+            found = (of_u, of_delta, of_rates, of_in, of_out, of_skip, of_gate, of_bias, of_start)
             strides = [*ctx.strides, *grad.stride()]
+            read = (*tensors[:8], routes, kept, grad, of_last)
             with torch.cuda.device_of(u):
-                backward[ctx.grid](*tensors, routes, kept, grad, *found, *ctx.sizes, *strides, *ctx.tile, **ctx.options)
-        summed = (of_u.sum(1), of_delta, _sum(of_rates, 0), of_in, of_out, _sum(of_skip, 0), of_gate, _sum(of_bias, 0))
+                backward[ctx.grid](*read, *found, *ctx.sizes, *strides, *ctx.tile, **ctx.options)
+        of_in, of_out = (g.sum(0) if t.ndim == 3 else g for g, t in ((of_in, weights_in), (of_out, weights_out)))
+        sums = (_sum(of_rates, 0), of_in, of_out, _sum(of_skip, 0), of_gate, _sum(of_bias, 0))
+        summed = (of_u.sum(1), of_delta, *sums, of_start)
         results = (None if g is None else g.to(t.dtype) for g, t in zip(summed, tensors, strict=True))
         return (*results, None, None, None)
 
@@ -103,35 +131,37 @@ class _Along(torch.autograd.Function):
 def selective_scan_along_triton(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     bias: Tensor | None = None,
     softplus: bool = False,
     routes: Tensor | None = None,
     z: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The general form.
 
     Args:
-        u: (B, C, L).
-        delta: (B, K, C, L), in the order of u, not of the routes.
-        A: (K, C, D).
-        B: (B, K, G, D, L).
-        C: (B, K, G, D, L).
-        D: (K, C).
-        bias: (K, C).
+        u: (batch, dim, L).
+        delta: (batch, K, dim, L), in the order of u, not of the routes.
+        A: (K, dim, states).
+        B: (batch, K, groups, states, L), or (K, dim, states) where it does not depend on the input.
+        C: the same.
+        D: (K, dim).
+        bias: (K, dim).
         softplus: whether delta goes through softplus.
         routes: (K, S), places in the order they are visited, none twice on one route, -1 for none; None takes them in
             order.
-        z: gate, (B, C, L); only without routes.
+        z: gate, (batch, dim, L); only without routes.
+        start: states before the first step, (batch, K, dim, states); None for zeros.
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`, summed over the routes; last states, (B, K, C, D), float32, not
-        differentiated.
+        Output, (batch, dim, L), in the dtype of `u`, summed over the routes; last states, (batch, K, dim, states),
+        float32.
     """
-    given = (u, delta, A, B, C, D, z, bias)
+    given = (u, delta, A, B, C, D, z, bias, start)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     return _Along.apply(*given, softplus, routes, keep)
 
@@ -139,32 +169,36 @@ def selective_scan_along_triton(
 def selective_scan_triton(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The plain scan, the same as `selective_scan_reference`.
 
     Args:
-        u: (B, C, L).
-        delta: (B, C, L).
-        A: (C, D).
-        B: (B, G, D, L).
-        C: (B, G, D, L).
-        D: (C,).
-        z: (B, C, L).
-        delta_bias: (C,).
+        u: (batch, dim, L).
+        delta: (batch, dim, L).
+        A: (dim, states).
+        B: (batch, groups, states, L) or (dim, states).
+        C: the same.
+        D: (dim,).
+        z: (batch, dim, L).
+        delta_bias: (dim,).
         delta_softplus: whether delta goes through softplus.
+        initial_state: (batch, dim, states).
 
     Returns:
-        Output, (B, C, L), in the dtype of `u`; last state, (B, C, D), float32.
+        Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states), float32.
     """
     skip, bias = (None if t is None else t[None] for t in (D, delta_bias))
+    weights_in, weights_out = (w[None] if w.ndim == 2 else w[:, None] for w in (B, C))
+    start = None if initial_state is None else initial_state[:, None]
     out, last = selective_scan_along_triton(
-        u, delta[:, None], A[None], B[:, None], C[:, None], skip, bias, delta_softplus, None, z
+        u, delta[:, None], A[None], weights_in, weights_out, skip, bias, delta_softplus, None, z, start
     )
     return out, last[:, 0]

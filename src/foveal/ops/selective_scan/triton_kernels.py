@@ -81,6 +81,15 @@ def _vector(start, row, mine):
 
 
 @triton.jit
+def _table(start, cell, held):
+    """A value for each channel and state, 0 where there is no such input."""
+    found = tl.zeros(held.shape, tl.float32)
+    if start is not None:
+        found = tl.load(start + cell, mask=held, other=0.0).to(tl.float32)
+    return found
+
+
+@triton.jit
 def forward(
     u,
     delta,
@@ -90,6 +99,7 @@ def forward(
     skip,
     gate,
     bias,
+    start,
     routes,
     out,
     last,
@@ -121,9 +131,11 @@ def forward(
     gate_channel,
     gate_place,
     softplus: tl.constexpr,
-    CHANNELS: tl.constexpr,  # noqa: N803 - sizes of a tile
-    STATES: tl.constexpr,  # noqa: N803
-    STEPS: tl.constexpr,  # noqa: N803
+    in_constant: tl.constexpr,
+    out_constant: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """Outputs, last states and, where `checkpoints` is given, the states before the chunks."""
     batch = tl.program_id(0).to(tl.int64)
@@ -145,12 +157,19 @@ def forward(
     through, offset = _vector(skip, row, mine), _vector(bias, row, mine)
     u += batch * u_batch + channel * u_channel
     delta += batch * delta_batch + route * delta_route + channel * delta_channel
-    weights_in += batch * in_batch + route * in_route + group * in_group + state * in_state
-    weights_out += batch * out_batch + route * out_route + group * out_group + state * out_state
+    # (channels, states, T), or T of 1
+    if in_constant:
+        entering = _table(weights_in, cell, held)[:, :, None]
+    else:
+        weights_in += batch * in_batch + route * in_route + group * in_group + state * in_state
+    if out_constant:
+        leaving = _table(weights_out, cell, held)[:, :, None]
+    else:
+        weights_out += batch * out_batch + route * out_route + group * out_group + state * out_state
     if routes is not None:
         routes += route * steps
 
-    now = tl.zeros((CHANNELS, STATES), tl.float32)
+    now = _table(start, batch * all_rows * states + cell, held)
     for chunk in range(chunks):
         if checkpoints is not None:
             kept = ((batch * all_rows + row) * chunks + chunk) * states
@@ -160,13 +179,15 @@ def forward(
         seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
         x = _read(u, place, u_place, seen)
         _, step = _step(delta, offset, place, delta_place, seen, softplus)
-        entering = _read(weights_in, place, in_place, weighed)
-        leaving = _read(weights_out, place, out_place, weighed)
+        if not in_constant:
+            entering = _read(weights_in, place, in_place, weighed)[None, :, :]
+        if not out_constant:
+            leaving = _read(weights_out, place, out_place, weighed)[None, :, :]
         # (channels, states, T)
         decay = tl.exp(step[:, None, :] * rate[:, :, None])
-        decay, added = tl.associative_scan((decay, (step * x)[:, None, :] * entering[None, :, :]), 2, _then)
+        decay, added = tl.associative_scan((decay, (step * x)[:, None, :] * entering), 2, _then)
         reached = decay * now[:, :, None] + added
-        y = tl.sum(reached * leaving[None, :, :], 1) + through[:, None] * x
+        y = tl.sum(reached * leaving, 1) + through[:, None] * x
         now = tl.sum(tl.where(lane[None, None, :] == STEPS - 1, reached, 0.0), 2)
         if gate is not None:
             gates = gate + batch * gate_batch + channel * gate_channel
@@ -189,6 +210,7 @@ def backward(
     routes,
     checkpoints,
     grad,
+    grad_last,
     of_u,
     of_delta,
     of_rates,
@@ -197,6 +219,7 @@ def backward(
     of_skip,
     of_gate,
     of_bias,
+    of_start,
     channels,
     length,
     steps,
@@ -227,9 +250,11 @@ def backward(
     grad_channel,
     grad_place,
     softplus: tl.constexpr,
-    CHANNELS: tl.constexpr,  # noqa: N803
-    STATES: tl.constexpr,  # noqa: N803
-    STEPS: tl.constexpr,  # noqa: N803
+    in_constant: tl.constexpr,
+    out_constant: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """Gradients, those of u, delta and z for each route, those of A, D and the bias for each picture."""
     batch = tl.program_id(0).to(tl.int64)
@@ -250,8 +275,15 @@ def backward(
     through, offset = _vector(skip, row, mine), _vector(bias, row, mine)
     u += batch * u_batch + channel * u_channel
     delta += batch * delta_batch + route * delta_route + channel * delta_channel
-    weights_in += batch * in_batch + route * in_route + group * in_group + state * in_state
-    weights_out += batch * out_batch + route * out_route + group * out_group + state * out_state
+    # (channels, states, T), or T of 1
+    if in_constant:
+        entering = _table(weights_in, cell, held)[:, :, None]
+    else:
+        weights_in += batch * in_batch + route * in_route + group * in_group + state * in_state
+    if out_constant:
+        leaving = _table(weights_out, cell, held)[:, :, None]
+    else:
+        weights_out += batch * out_batch + route * out_route + group * out_group + state * out_state
     grads = grad + batch * grad_batch + channel * grad_channel
     if routes is not None:
         routes += route * steps
@@ -259,7 +291,10 @@ def backward(
     weight = (((batch * tl.num_programs(1) + tl.program_id(1)) * states + state) * length)[:, None]
     rows = ((batch * all_rows + row) * length)[:, None]
 
-    adjoint = tl.zeros((CHANNELS, STATES), tl.float32)
+    adjoint = _table(grad_last, batch * all_rows * states + cell, held)
+    first_step = tl.zeros((CHANNELS,), tl.float32)
+    sum_in = tl.zeros((CHANNELS, STATES), tl.float32)
+    sum_out = tl.zeros((CHANNELS, STATES), tl.float32)
     sum_rates = tl.zeros((CHANNELS, STATES), tl.float32)
     sum_skip = tl.zeros((CHANNELS,), tl.float32)
     sum_bias = tl.zeros((CHANNELS,), tl.float32)
@@ -271,10 +306,11 @@ def backward(
         seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
         _, step = _step(delta, offset, place, delta_place, seen, softplus)
         added = step * _read(u, place, u_place, seen)
-        entering = _read(weights_in, place, in_place, weighed)
+        if not in_constant:
+            entering = _read(weights_in, place, in_place, weighed)[None, :, :]
         # (channels, states, T)
         decay = tl.exp(step[:, None, :] * rate[:, :, None])
-        decay, reached = tl.associative_scan((decay, added[:, None, :] * entering[None, :, :]), 2, _then)
+        decay, reached = tl.associative_scan((decay, added[:, None, :] * entering), 2, _then)
         kept = ((batch * all_rows + row) * chunks + chunk) * states
         now = tl.load(checkpoints + kept[:, None] + state[None, :], mask=held, other=0.0)
         before = decay * now[:, :, None] + reached
@@ -287,13 +323,15 @@ def backward(
         seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
         x = _read(u, place, u_place, seen)
         raw, step = _step(delta, offset, place, delta_place, seen, softplus)
-        entering = _read(weights_in, place, in_place, weighed)
-        leaving = _read(weights_out, place, out_place, weighed)
+        if not in_constant:
+            entering = _read(weights_in, place, in_place, weighed)[None, :, :]
+        if not out_constant:
+            leaving = _read(weights_out, place, out_place, weighed)[None, :, :]
         before *= tl.exp(step[:, None, :] * rate[:, :, None])  # what is left of it after the step
-        reached = before + (step * x)[:, None, :] * entering[None, :, :]
+        reached = before + (step * x)[:, None, :] * entering
         of_y = _read(grads, place, grad_place, seen)
         if gate is not None:
-            y = tl.sum(reached * leaving[None, :, :], 1) + through[:, None] * x
+            y = tl.sum(reached * leaving, 1) + through[:, None] * x
             z = _read(gate + batch * gate_batch + channel * gate_channel, place, gate_place, seen)
             open_ = _sigmoid(z)
             of_z = of_y * y * open_ * (1.0 + z * (1.0 - open_))
@@ -301,13 +339,22 @@ def backward(
             of_y = of_y * z * open_
 
         decay = tl.exp(after[:, None, :] * rate[:, :, None])
-        decay, g = tl.associative_scan((decay, of_y[:, None, :] * leaving[None, :, :]), 2, _then, reverse=True)
+        decay, g = tl.associative_scan((decay, of_y[:, None, :] * leaving), 2, _then, reverse=True)
         g += decay * adjoint[:, :, None]
         adjoint = tl.sum(tl.where(lane[None, None, :] == 0, g, 0.0), 2)
 
-        tl.atomic_add(of_out + weight + place[None, :], tl.sum(reached * of_y[:, None, :], 0), mask=weighed)
-        tl.atomic_add(of_in + weight + place[None, :], tl.sum(g * (step * x)[:, None, :], 0), mask=weighed)
-        along = tl.sum(g * entering[None, :, :], 1)
+        first_step = tl.sum(tl.where(lane[None, :] == 0, step, 0.0), 1)
+        of_weights = reached * of_y[:, None, :]
+        if out_constant:
+            sum_out += tl.sum(of_weights, 2)
+        else:
+            tl.atomic_add(of_out + weight + place[None, :], tl.sum(of_weights, 0), mask=weighed)
+        of_weights = g * (step * x)[:, None, :]
+        if in_constant:
+            sum_in += tl.sum(of_weights, 2)
+        else:
+            tl.atomic_add(of_in + weight + place[None, :], tl.sum(of_weights, 0), mask=weighed)
+        along = tl.sum(g * entering, 1)
         tl.store(of_u + rows + place[None, :], of_y * through[:, None] + step * along, mask=seen)
         g *= before
         sum_rates += tl.sum(g * step[:, None, :], 2)
@@ -319,6 +366,13 @@ def backward(
         sum_skip += tl.sum(of_y * x, 1)
         sum_bias += tl.sum(of_step, 1)
     tl.store(of_rates + (batch * all_rows * states + cell), sum_rates, mask=held)
+    if in_constant:
+        tl.store(of_in + (batch * all_rows * states + cell), sum_in, mask=held)
+    if out_constant:
+        tl.store(of_out + (batch * all_rows * states + cell), sum_out, mask=held)
+    if of_start is not None:
+        of_first = adjoint * tl.exp(first_step[:, None] * rate)
+        tl.store(of_start + (batch * all_rows * states + cell), of_first, mask=held)
     if skip is not None:
         tl.store(of_skip + (batch * all_rows + row), sum_skip, mask=mine)
     if bias is not None:

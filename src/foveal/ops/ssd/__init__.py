@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, reasons
+from foveal.ops.backends import Backend, ShapeError, check_alike, check_shape, choose, in_full_precision, reasons
 from foveal.ops.native import tell_once
 from foveal.ops.ssd import native
 from foveal.ops.ssd.attention import ssd_by
@@ -41,10 +41,10 @@ NONCAUSAL = (
 def _check(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     initial_state: Tensor | None = None,
 ) -> None:
@@ -75,10 +75,10 @@ def _check(
 def ssd(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     *,
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
@@ -89,29 +89,34 @@ def ssd(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence of one decay a head, whose steps, inputs and outputs depend on the input.
 
-    Takes what mamba_ssm's `mamba_chunk_scan_combined` takes. The state is float32 whatever the inputs are (float64 for
-    float64).
+    Of mamba_ssm's `mamba_chunk_scan_combined` it takes x, dt, A, B and C by place, D, dt_bias, dt_softplus and
+    chunk_size by name, `initial_states` as `initial_state` and `return_final_states` as `return_last_state`. It takes
+    no z (multiply the output by silu(z)), dt_limit (clamp dt first), seq_idx or cu_seqlens (call once a sequence).
+
+    The state is float32 whatever the inputs are (float64 for float64). Values that are not a number are not looked for.
 
         dt = softplus(dt + dt_bias)
         S_t = exp(dt_t · A) S_{t-1} + dt_t · x_t B_tᵀ
         y_t = S_t C_t + D ∘ x_t
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decay of each head, (H,), real, negative for a stable recurrence.
-        B: input weights, (B, L, G, N); each of the G groups serves H / G neighbouring heads.
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decay of each head, (heads,), real, negative for a stable recurrence.
+        B: input weights, (batch, length, groups, states); each group serves heads / groups
+            neighbouring heads.
         C: output weights, the same.
-        D: skip weights, (H,) or (H, P).
-        dt_bias: (H,).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: (heads,).
         dt_softplus: whether dt goes through softplus.
         chunk_size: steps that are one product of `eager`; changes the time it takes, not the result.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        initial_state: S before the first step, (batch, heads, channels, states); None for zero.
         return_last_state: whether the state after the last step is returned too.
         backend: "auto", or one of those that `explain` lists.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; with it, on demand, the last state, (B, H, P, N).
+        Output, (batch, length, heads, channels), in the dtype of `x`; with it, on demand, the last state,
+        (batch, heads, channels, states).
 
     Raises:
         ShapeError: shapes that do not fit together.
@@ -132,17 +137,18 @@ def ssd(
     chosen = choose(BACKENDS, backend, x)
     if backend == "auto" and native.missing(x):
         tell_once("ssd")
-    out, state = chosen.run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
+    with in_full_precision(x):
+        out, state = chosen.run(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state)
     return (out, state) if return_last_state else out
 
 
 def ssd_noncausal(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     *,
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
@@ -154,18 +160,19 @@ def ssd_noncausal(
         y_i = Σ_j (-A · dt_j) (C_i · B_j) x_j + D ∘ x_i
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decay of each head, (H,), negative.
-        B: input weights, (B, L, G, N); each of the G groups serves H / G neighbouring heads.
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decay of each head, (heads,), negative.
+        B: input weights, (batch, length, groups, states); each group serves heads / groups
+            neighbouring heads.
         C: output weights, the same.
-        D: skip weights, (H,) or (H, P).
-        dt_bias: (H,).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: (heads,).
         dt_softplus: whether dt goes through softplus.
         backend: "auto", "eager" or "reference".
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`.
+        Output, (batch, length, heads, channels), in the dtype of `x`.
 
     Raises:
         ShapeError: shapes that do not fit together.
@@ -173,7 +180,8 @@ def ssd_noncausal(
         ValueError: an unknown backend.
     """
     _check(x, dt, A, B, C, D, dt_bias)
-    out: Tensor = choose(NONCAUSAL, backend, x).run(x, dt, A, B, C, D, dt_bias, dt_softplus)
+    with in_full_precision(x):
+        out: Tensor = choose(NONCAUSAL, backend, x).run(x, dt, A, B, C, D, dt_bias, dt_softplus)
     return out
 
 

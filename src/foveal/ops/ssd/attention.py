@@ -28,16 +28,29 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    # q and k (B, L, G, N), v (B, L, G, P), each with groups of its own, rates (B, L, H), start (B, H, N, P), and
-    # whether it goes against time, a step then decaying what comes from the one after it
+    # q and k (batch, length, groups, states), v (batch, length, groups, channels), each with groups of its own, rates
+    # (batch, length, heads), start (batch, heads, states, channels), and whether it goes against time, a step then
+    # decaying what comes from the one after it
     Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
-__all__ = ["attend_gradients", "ssd_by"]
+__all__ = ["attend_gradients", "moved", "ssd_by"]
 
 
 def _of_groups(gradient: Tensor, groups: int) -> Tensor:
-    """Sums over the heads of each group, (B, L, H, …) to (B, L, G, …)."""
+    """Sums over the heads of each group, (batch, length, heads, …) to (batch, length, groups, …)."""
     return gradient.unflatten(2, (groups, -1)).sum(3)
+
+
+def moved(rates: Tensor) -> Tensor:
+    """Rates of the reversed sequence, for which a walk against time is one along time.
+
+    Args:
+        rates: log decays, (batch, length, heads).
+
+    Returns:
+        The same shape; the first is 0, since nothing comes before it.
+    """
+    return torch.cat([torch.zeros_like(rates[:, :1]), rates[:, 1:].flip(1)], 1)
 
 
 def attend_gradients(
@@ -45,39 +58,47 @@ def attend_gradients(
     given: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     made: tuple[Tensor, Tensor],
     gradients: tuple[Tensor, Tensor],
+    backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of F.
+    """Gradients of F, differentiable if F is.
 
     Args:
         attend: F.
         given: q, k, v, rates and start.
-        made: y, (B, L, H, P), and the last state, (B, H, N, P).
-        gradients: of the two.
+        made: y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
+        gradients: gradients of the two.
+        backward: whether F went against time.
 
     Returns:
-        Those of what was given.
+        Gradients of what was given.
     """
     (q, k, v, rates, start), (out, last) = given, made
+    if backward:
+        reversed_ = q.flip(1), k.flip(1), v.flip(1), moved(rates), start
+        found = attend_gradients(attend, reversed_, (out.flip(1), last), (gradients[0].flip(1), gradients[1]), False)
+        return found[0].flip(1), found[1].flip(1), found[2].flip(1), moved(found[3]), found[4]
     of_out, of_last = (gradient.contiguous() for gradient in gradients)
     turned = of_last.transpose(-1, -2).contiguous()
     of_v, reached = attend(k, q, of_out, rates, of_last, True)
     of_k, _ = attend(v, of_out, q, rates, turned, True)
     of_q, _ = attend(of_out, v, k, rates, start.transpose(-1, -2).contiguous(), False)
-    of_sums = (of_out * out).sum(-1) - (of_v * v).sum(-1)
+    each = v.repeat_interleave(out.shape[2] // v.shape[2], 2)
+    of_sums = (of_out * out).sum(-1) - (of_v * each).sum(-1)
     of_sums[:, -1] += (of_last * last).sum((-1, -2))
     of_rates = of_sums.flip(1).cumsum(1).flip(1)
     of_start = rates[:, 0].exp()[..., None, None] * reached
-    return _of_groups(of_q, q.shape[2]), _of_groups(of_k, k.shape[2]), of_v, of_rates, of_start
+    of_q, of_k, of_v = (_of_groups(g, t.shape[2]) for g, t in ((of_q, q), (of_k, k), (of_v, v)))
+    return of_q, of_k, of_v, of_rates, of_start
 
 
 def ssd_by(
     attend: Callable[..., tuple[Tensor, Tensor]],
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,  # noqa: ARG001 - who computes F cuts the sequence as suits it
@@ -87,19 +108,19 @@ def ssd_by(
 
     Args:
         attend: F along time, differentiable: takes q, k, v, rates and start, float32.
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        B: input weights, (batch, length, groups, states).
+        C: output weights, (batch, length, groups, states).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
         chunk_size: not asked.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+        Output, (batch, length, heads, channels), in the dtype of `x`; last state, (batch, heads, channels, states).
     """
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     shape = (x.shape[0], x.shape[2], B.shape[3], x.shape[3])

@@ -40,10 +40,10 @@ def _decays(rates: Tensor) -> Tensor:
 def ssd_eager(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
@@ -52,19 +52,19 @@ def ssd_eager(
     """The same as `ssd_reference`, by chunks.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        B: input weights, (batch, length, groups, states).
+        C: output weights, (batch, length, groups, states).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
         chunk_size: T.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+        Output, (batch, length, heads, channels), in the dtype of `x`; last state, (batch, heads, channels, states).
     """
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     (batch, length, heads, channels), (groups, states) = x.shape, B.shape[2:]
@@ -73,34 +73,34 @@ def ssd_eager(
     pad = -length % chunk_size
     count = (length + pad) // chunk_size
     steps = F.pad(step, (0, 0, 0, pad)).reshape(batch, count, chunk_size, groups, each).permute(0, 1, 3, 4, 2)
-    # (B, M, G, H/G, T)
+    # (batch, chunks, groups, heads/groups, T)
     rates = (steps * decay.reshape(groups, each, 1)).cumsum(-1)
-    # (B, M, G, H/G, T, P)
+    # (batch, chunks, groups, heads/groups, T, channels)
     xs = F.pad(wide_x, (0, 0, 0, 0, 0, pad)).reshape(batch, count, chunk_size, groups, each, channels)
     scaled = xs.permute(0, 1, 3, 4, 2, 5) * steps[..., None]
-    # (B, M, G, T, N)
+    # (batch, chunks, groups, T, states)
     ins, outs = (
         F.pad(w.to(wide_x.dtype), (0, 0, 0, 0, 0, pad))
         .reshape(batch, count, chunk_size, groups, states)
         .transpose(2, 3)
         for w in (B, C)
     )
-    # (B, M, G, H/G, T, T)
+    # (batch, chunks, groups, heads/groups, T, T)
     within = _exp((rates[..., :, None] - rates[..., None, :]).tril()).tril()
     y = (within * (outs @ ins.transpose(-1, -2))[:, :, :, None]) @ scaled
-    # (B, M, G, H/G·P, N)
+    # (batch, chunks, groups, heads/groups·channels, states)
     left = scaled * _exp(rates[..., -1:] - rates)[..., None]
     own = left.transpose(-1, -2).reshape(batch, count, groups, each * channels, chunk_size) @ ins
     own = own.reshape(batch, count, heads, channels * states).transpose(1, 2)
     first = own.new_zeros(batch, heads, 1, channels * states)
     if initial_state is not None:
         first = initial_state.to(own.dtype).reshape(batch, heads, 1, channels * states)
-    # (B, H, M + 1): the state before the first chunk counts as a chunk that nothing follows yet
+    # (batch, heads, chunks + 1): the state before the first chunk counts as a chunk that nothing follows yet
     ends = F.pad(rates[..., -1].reshape(batch, count, heads).transpose(1, 2), (1, 0))
-    # (B, H, M + 1, P·N): the states before each chunk, and the last
+    # (batch, heads, chunks + 1, channels·states): the states before each chunk, and the last
     before = _decays(ends) @ torch.cat([first, own], 2)
     held = before[:, :, :-1].transpose(1, 2).reshape(batch, count, groups, each * channels, states)
-    # (B, M, G, T, H/G·P) to (B, M, G, H/G, T, P)
+    # (batch, chunks, groups, T, heads/groups·channels) to (batch, chunks, groups, heads/groups, T, channels)
     carried = (outs @ held.transpose(-1, -2)).reshape(batch, count, groups, chunk_size, each, channels).transpose(3, 4)
     y = y + _exp(rates)[..., None] * carried
     y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, count * chunk_size, heads, channels)[:, :length]
@@ -110,36 +110,36 @@ def ssd_eager(
 def ssd_noncausal_eager(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
 ) -> Tensor:
     """The same as `ssd_noncausal_reference`, by two products: the sum over tokens is one state, which all read.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        B: input weights, (batch, length, groups, states).
+        C: output weights, (batch, length, groups, states).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`.
+        Output, (batch, length, heads, channels), in the dtype of `x`.
     """
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     (batch, length, heads, channels), groups = x.shape, B.shape[2]
-    # (B, G, L, H/G·P)
+    # (batch, groups, length, heads/groups·channels)
     weighted = (
         (wide_x * (-decay * step)[..., None]).reshape(batch, length, groups, heads // groups * channels).transpose(1, 2)
     )
-    # (B, G, L, N)
+    # (batch, groups, length, states)
     ins, outs = (w.to(wide_x.dtype).transpose(1, 2) for w in (B, C))
-    # (B, G, N, H/G·P), then (B, G, L, H/G·P)
+    # (batch, groups, states, heads/groups·channels), then (batch, groups, length, heads/groups·channels)
     y = outs @ (ins.transpose(-1, -2) @ weighted)
     return skipped(y.transpose(1, 2).reshape(batch, length, heads, channels), wide_x, D).to(x.dtype)

@@ -20,17 +20,6 @@ from foveal.ops.ssd.attention import attend_gradients
 __all__ = ["attend_native", "missing", "why_not"]
 
 
-class _Attention(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("batch", "length", "heads", "query_groups", "key_groups", "value_groups")
-        ),
-        *((name, ctypes.c_int64) for name in ("states", "channels", "backward")),
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "rates", "start", "out", "last")),
-    ]
-
-
 def why_not(x: Tensor) -> str | None:
     """Why the kernel cannot run.
 
@@ -65,16 +54,19 @@ def _unfit(x: Tensor) -> str | None:
     return None
 
 
-@torch.library.custom_op("foveal::decayed_attention", mutates_args=())
+@torch.library.custom_op("foveal::decayed_attention", mutates_args=(), device_types="cpu")
 def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
+    from foveal_kernels.calls import Attention
+
     found = library()
     assert found is not None  # `why_not` was asked
     given = [t.contiguous() for t in (q, k, v, rates, start)]
     (batch, length, heads), states, channels = rates.shape, q.shape[3], v.shape[3]
     made = v.new_empty(batch, length, heads, channels), v.new_empty(start.shape)
     shape = (batch, length, heads, q.shape[2], k.shape[2], v.shape[2], states, channels, int(backward))
-    call = _Attention(*shape, *(t.data_ptr() for t in (*given, *made)))
-    found.foveal_decayed_attention(ctypes.byref(call), torch.get_num_threads())
+    call = Attention(*shape, *(t.data_ptr() for t in (*given, *made)))
+    if found.foveal_decayed_attention(ctypes.byref(call), torch.get_num_threads()):
+        raise MemoryError("no memory for ssd; take a smaller batch")
     return made
 
 
@@ -92,11 +84,12 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:5], *output)
+    ctx.backward = inputs[5]
 
 
 def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    return *attend_gradients(_attend, saved[:5], saved[5:], gradients), None  # type: ignore[arg-type]
+    return *attend_gradients(_attend, saved[:5], saved[5:], gradients, ctx.backward), None  # type: ignore[arg-type]
 
 
 _attend.register_autograd(_gradients, setup_context=_keep)
@@ -119,13 +112,13 @@ def attend_native(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor)
     """F along time, by the kernel.
 
     Args:
-        q: (B, L, G, N).
-        k: (B, L, G, N).
-        v: (B, L, G, P).
-        rates: log decays, (B, L, H).
-        start: state before the first step, (B, H, N, P).
+        q: (batch, length, groups, states).
+        k: (batch, length, groups, states).
+        v: (batch, length, groups, channels).
+        rates: log decays, (batch, length, heads).
+        start: state before the first step, (batch, heads, states, channels).
 
     Returns:
-        y, (B, L, H, P), and the last state, (B, H, N, P).
+        y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
     """
     return _attend(q, k, v, rates, start, False)

@@ -34,17 +34,17 @@ __all__ = ["prepared", "skipped", "ssd_noncausal_reference", "ssd_reference"]
 def prepared(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803 - the paper's letters
+    A: Tensor,
     dt_bias: Tensor | None,
     dt_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Equation (1), in float32, or float64 when `x` is.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
 
     Returns:
@@ -57,13 +57,13 @@ def prepared(
     return x.to(wide), F.softplus(step) if dt_softplus else step, A.to(wide)
 
 
-def skipped(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:  # noqa: N803
+def skipped(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:
     """The skip of equations (3) and (4).
 
     Args:
-        y: (B, L, H, P).
-        x: input, (B, L, H, P).
-        D: skip weights, (H,) or (H, P), or None.
+        y: (batch, length, heads, channels).
+        x: input, (batch, length, heads, channels).
+        D: skip weights, (heads,) or (heads, channels), or None.
 
     Returns:
         y + D ∘ x.
@@ -76,10 +76,10 @@ def skipped(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:  # noqa: N803
 def ssd_reference(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
@@ -88,24 +88,25 @@ def ssd_reference(
     """Equations (1) to (3), one step after the other.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N); each of the G groups serves H / G neighbouring heads.
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        B: input weights, (batch, length, groups, states); each group serves heads / groups
+            neighbouring heads.
+        C: output weights, (batch, length, groups, states).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
         chunk_size: not used.
-        initial_state: S before the first step, (B, H, P, N); None for zero.
+        initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`; last state, (B, H, P, N).
+        Output, (batch, length, heads, channels), in the dtype of `x`; last state, (batch, heads, channels, states).
     """
     del chunk_size
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     batch, length, heads, channels = x.shape
-    # (B, L, G, N) to (B, L, H, N)
+    # (batch, length, groups, states) to (batch, length, heads, states)
     ins, outs = (w.to(wide_x.dtype).repeat_interleave(heads // w.shape[2], dim=2) for w in (B, C))
     if initial_state is None:
         state = wide_x.new_zeros(batch, heads, channels, B.shape[3])
@@ -124,27 +125,27 @@ def ssd_reference(
 def ssd_noncausal_reference(
     x: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
 ) -> Tensor:
     """Equation (4), token by token.
 
     Args:
-        x: input, (B, L, H, P).
-        dt: step sizes, (B, L, H).
-        A: decays, (H,).
-        B: input weights, (B, L, G, N).
-        C: output weights, (B, L, G, N).
-        D: skip weights, (H,) or (H, P).
-        dt_bias: added to dt, (H,).
+        x: input, (batch, length, heads, channels).
+        dt: step sizes, (batch, length, heads).
+        A: decays, (heads,).
+        B: input weights, (batch, length, groups, states).
+        C: output weights, (batch, length, groups, states).
+        D: skip weights, (heads,) or (heads, channels).
+        dt_bias: added to dt, (heads,).
         dt_softplus: whether dt goes through softplus.
 
     Returns:
-        Output, (B, L, H, P), in the dtype of `x`.
+        Output, (batch, length, heads, channels), in the dtype of `x`.
     """
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     heads = x.shape[2]

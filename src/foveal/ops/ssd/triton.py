@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveal.ops.ssd.attention import attend_gradients
+from foveal.ops.ssd.attention import attend_gradients, moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backw
     from foveal.ops.ssd import triton_kernel
 
     if backward:
-        moved = torch.cat([torch.zeros_like(rates[:, :1]), rates[:, 1:].flip(1)], 1)
-        out, last = _attend(q.flip(1), k.flip(1), v.flip(1), moved, start, False)
+        out, last = _attend(q.flip(1), k.flip(1), v.flip(1), moved(rates), start, False)
         return out.flip(1), last
     (batch, length, heads), states, channels = rates.shape, q.shape[3], v.shape[3]
     out, last = v.new_empty(batch, length, heads, channels), v.new_empty(start.shape)
@@ -46,30 +45,33 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backw
 
 
 class _Attend(torch.autograd.Function):
-    """Takes q, k, v, rates, start."""
+    """Takes q, k, v, rates, start, and whether it goes against time."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
-        made = _attend(*given, False)  # type: ignore[call-arg, arg-type]
-        ctx.save_for_backward(*given, *made)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        made = _attend(*given)
+        ctx.save_for_backward(*given[:5], *made)
+        ctx.backward_in_time = given[5]
         return made
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return attend_gradients(_attend, ctx.saved_tensors[:5], ctx.saved_tensors[5:], gradients)  # type: ignore[arg-type]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        given, made = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        found = attend_gradients(_Attend.apply, given, made, gradients, ctx.backward_in_time)  # type: ignore[arg-type]
+        return *found, None
 
 
 def attend_triton(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """F along time, by the kernel, in chunks that fit its registers.
 
     Args:
-        q: (B, L, G, N).
-        k: (B, L, G, N).
-        v: (B, L, G, P).
-        rates: log decays, (B, L, H).
-        start: state before the first step, (B, H, N, P).
+        q: (batch, length, groups, states).
+        k: (batch, length, groups, states).
+        v: (batch, length, groups, channels).
+        rates: log decays, (batch, length, heads).
+        start: state before the first step, (batch, heads, states, channels).
 
     Returns:
-        y, (B, L, H, P), and the last state, (B, H, N, P).
+        y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
     """
-    return _Attend.apply(q, k, v, rates, start)  # type: ignore[no-any-return, no-untyped-call]
+    return _Attend.apply(q, k, v, rates, start, False)  # type: ignore[no-any-return, no-untyped-call]

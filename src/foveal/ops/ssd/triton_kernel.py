@@ -41,11 +41,11 @@ def chunks(
     value_groups,
     states,
     channels,
-    T: tl.constexpr,  # noqa: N803 - sizes of a tile
-    N: tl.constexpr,  # noqa: N803
-    P: tl.constexpr,  # noqa: N803
+    T: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
 ) -> None:
-    """All chunks of one head and P channels; every input is contiguous, (B, L, its groups, …)."""
+    """All chunks of one head and P channels; every input is contiguous, (batch, length, its groups, …)."""
     batch, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     t, n, p = tl.arange(0, T), tl.arange(0, N), tl.program_id(1) * P + tl.arange(0, P)
     query_head = head // (heads // query_groups)

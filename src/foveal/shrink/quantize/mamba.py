@@ -13,7 +13,7 @@ read integers and keep the state wide.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from foveal.nn.mamba import Mamba
 from foveal.ops import selective_scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["Codes", "IntegerMamba", "Point", "Watch", "integers_", "levels", "per_tensor", "round_to", "watched"]
 
@@ -137,6 +137,13 @@ class Point(nn.Module):
         scale = clip.float().clamp(min=1e-5) / levels(self.bits)
         self.scale = scale[:, None] if scale.ndim and self.axis == 1 else scale
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # A point of a model that is not calibrated has no scale to load into.
+        self.scale = state_dict.get(f"{prefix}scale")
+        if self.scale is not None:
+            self.scale = self.scale.clone()
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.watch is not None:
             self.watch.update(x.detach().movedim(self.axis, -1).flatten(0, -2))
@@ -158,6 +165,7 @@ class Codes(nn.Module):
 
     packed: Tensor
     scale: Tensor
+    group: Tensor
 
     def __init__(self, codes: Tensor, scale: Tensor, *, bits: int = 8, group_size: int = 0) -> None:
         super().__init__()
@@ -169,6 +177,23 @@ class Codes(nn.Module):
             codes = halves[:, ::2] | halves[:, 1::2] << 4
         self.register_buffer("packed", codes)
         self.register_buffer("scale", scale)
+        self.register_buffer("group", torch.tensor(group_size))  # for who loads the codes
+
+    @classmethod
+    def stored(cls, state_dict: Mapping[str, Tensor], prefix: str) -> Codes:
+        """Codes with room for stored ones.
+
+        Args:
+            state_dict: state of a model.
+            prefix: name of the codes in it, with a dot at its end.
+
+        Returns:
+            Codes of the same shape, number of bits and groups; their values are those stored.
+        """
+        packed, scale = state_dict[f"{prefix}packed"], state_dict[f"{prefix}scale"]
+        found = cls(packed.clone(), scale.clone(), group_size=int(state_dict[f"{prefix}group"]))
+        found.bits = 4 if packed.dtype == torch.uint8 else 8
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -210,15 +235,21 @@ class _Plain(nn.Module):
 class IntegerMamba(nn.Module):
     """`foveal.nn.mamba.Mamba` taken apart, (B, N, dim) to (B, N, dim); it does not learn.
 
+    A stored state can be loaded into any mixer of the same sizes: it takes the codes, scales and rotation of the state,
+    so `integers_(fresh)` and `load_state_dict` give a quantised model back.
+
     Args:
         mixer: whose weights are copied.
     """
+
+    rotated: Tensor
 
     def __init__(self, mixer: Mamba) -> None:
         super().__init__()
         self.split = mixer.split
         self.ways = ("", "_b") if mixer.bidirectional else ("",)
         self.rotation: nn.Module = nn.Identity()
+        self.register_buffer("rotated", torch.tensor(False))
         weights = {"in_proj": mixer.in_proj.weight, "out_proj": mixer.out_proj.weight}
         axes = {"tokens": -1, "x": 1, "z": 1, "y": -1}
         for way in self.ways:
@@ -235,6 +266,23 @@ class IntegerMamba(nn.Module):
             axes |= {f"u{way}": 1, f"step{way}": -1, f"B{way}": 1, f"C{way}": 1, f"delta{way}": -1}
         self.weights = nn.ModuleDict({name: _Plain(value) for name, value in weights.items()})
         self.points = nn.ModuleDict({name: Point(axis=axis) for name, axis in axes.items()})
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.rotated.fill_(not isinstance(self.rotation, nn.Identity))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        for name in self.weights:
+            at = f"{prefix}weights.{name}."
+            if f"{at}packed" in state_dict:
+                self.weights[name] = Codes.stored(state_dict, at)
+            elif f"{at}value" in state_dict:
+                self.weights[name] = _Plain(state_dict[f"{at}value"])
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if self.rotated != (not isinstance(self.rotation, nn.Identity)):
+            from foveal.shrink.quantize.quamba import Rotation
+
+            self.rotation = Rotation() if self.rotated else nn.Identity()
 
     def weight(self, name: str) -> Tensor:
         """A weight, made from its codes if it has any.

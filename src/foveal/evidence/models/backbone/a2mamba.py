@@ -1,4 +1,4 @@
-"""Evidence of foveal.models.backbone.a2mamba."""
+"""Evidence of A2Mamba: its mixer beside a plain scan and dense attention, and with or without gathered states."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.evidence.tasks import cifar10
+from foveal.measure.cost import count_macs
 from foveal.models.backbone.a2mamba import A2Mamba, a2mamba_b, a2mamba_l, a2mamba_n, a2mamba_s, a2mamba_t
 from foveal.nn.mass import MASS
 from foveal.nn.neighbourhood import Neighbours, dense_attention, neighbourhood_scores, neighbourhood_sum, neighbours
+from foveal.nn.ss2d import initial_step
 from foveal.ops import selective_scan
-from foveal.record import equal, kept, macs, params, smaller
+from foveal.record import equal, macs, params, smaller
 
 
 def _mixer(*, identity: bool) -> tuple[MASS, Tensor, list[Tensor], list[Neighbours]]:
@@ -57,79 +60,89 @@ def _attention(dilation: int, *, dense: bool) -> Tensor:
 
 
 def _cost(*, aggregate: bool) -> float:
-    from foveal.measure.cost import count_macs
-
     return float(count_macs(MASS(48, 2, 11, aggregate=aggregate), (1, 48, 56, 56)))
 
 
-def _small(*, aggregate: bool) -> A2Mamba:
-    """Two stages and a half. Weights of 0.02 would leave the states below the last digits for longer than it trains."""
+def small(*, aggregate: bool) -> A2Mamba:
+    """Two stages whose mixers all scan, for 32×32 pictures, with states that count from the first step.
+
+    Begun as in the authors' code, states are so small beside the skip D·u that gathering them moves the logits by less
+    than a ten-thousandth, for longer than a claim trains. Here layers begin as torch's do, steps lie between 0.1 and 1,
+    weights in and out are eight times as large, the skip begins at 0 and the heads unmixed; on both sides alike.
+
+    Args:
+        aggregate: whether the attention maps gather the states.
+
+    Returns:
+        The network, with ten classes.
+    """
     model = A2Mamba(
-        (16, 32, 48),
-        (1, 2, 1),
-        (2, 2, 4),
-        windows=(5, 3, 3),
-        mlp_ratios=(2, 2, 2),
+        (16, 32),
+        (1, 2),
+        (2, 2),
+        windows=(5, 3),
+        mlp_ratios=(4, 4),
         projection=96,
+        attend_all=False,
         aggregate=aggregate,
         num_classes=10,
     )
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
+    with torch.no_grad():
+        for mixer in model.modules():
+            if isinstance(mixer, MASS):
+                s6 = mixer.ssm.s6
+                s6.dt_bias.copy_(initial_step(len(s6.dt_bias), low=0.1, high=1.0))
+                s6.x_proj[:, s6.split[0] :].mul_(8)
+                s6.D.zero_()
+                mixer.heads.weight.copy_(torch.eye(mixer.num_heads)[..., None, None])
+                assert mixer.heads.bias is not None
+                mixer.heads.bias.zero_()
     return model
 
 
-def _above_stacked(seed: int) -> float:
-    from foveal.evidence.tasks.cifar10 import accuracy, train_classifier
+gathered, stacked = partial(small, aggregate=True), partial(small, aggregate=False)
 
-    gathered, stacked = (
-        accuracy(train_classifier(partial(_small, aggregate=aggregate), steps=300, seed=seed))
-        for aggregate in (True, False)
-    )
-    return gathered - stacked
-
+SIZES = (
+    ("N", a2mamba_n, "4 M", "0.8 G"),
+    ("T", a2mamba_t, "15 M", "2.7 G"),
+    ("S", a2mamba_s, "31 M", "5.4 G"),
+    # The authors' network, which ours equals weight for weight, has more multiply-adds than they print.
+    ("B", a2mamba_b, "51 M", "10.7 G"),
+    ("L", a2mamba_l, "95 M", "17.4 G"),
+)
 
 CLAIMS = (
     *(
-        params(f"A2Mamba-{name}.", paper=f"{paper} M", model=model, expect=count)
-        for name, model, paper, count in (
-            ("N", a2mamba_n, 4, 4_195_052),
-            ("T", a2mamba_t, 15, 15_365_506),
-            ("S", a2mamba_s, 31, 30_672_834),
-            ("B", a2mamba_b, 51, 51_134_464),
-            ("L", a2mamba_l, 95, 93_737_376),
-        )
+        params(f"A2Mamba-{name}.", paper=size, model=model, expect=size, beyond="sizes as printed")
+        for name, model, size, _ in SIZES
     ),
     *(
         macs(
             f"A2Mamba-{name} at 224×224.",
-            paper=f"{paper} G",
+            paper=cost,
             model=model,
             shape=(1, 3, 224, 224),
-            expect=paper * 1e9,
-            tolerance=tolerance,
+            expect=cost,
+            beyond="multiply-adds as printed",
         )
-        for name, model, paper, tolerance in (
-            ("N", a2mamba_n, 0.8, 0.02),
-            ("T", a2mamba_t, 2.7, 0.02),
-            ("S", a2mamba_s, 5.4, 0.02),
-            # The authors' network, which ours equals weight for weight, has more than they print.
-            ("B", a2mamba_b, 10.7, 0.07),
-            ("L", a2mamba_l, 17.4, 0.02),
-        )
+        for name, model, _, cost in SIZES
     ),
     equal(
         "With maps that pick each position itself, the scan is a plain one.",
         ours=_identity_maps,
         theirs=_plain_scan,
         tolerance=1e-6,
+        clause=1,
     ),
     *(
         equal(
             f"Attention to 5×5 neighbours at dilation {dilation} is dense attention with all others masked.",
             ours=partial(_attention, dilation, dense=False),
             theirs=partial(_attention, dilation, dense=True),
+            clause=2,
         )
         for dilation in (1, 3, 4)
     ),
@@ -140,15 +153,16 @@ CLAIMS = (
         ours=lambda: _cost(aggregate=True) - _cost(aggregate=False),
         theirs=lambda: 2.0 * 48 * 56**2 * 11**2,
         at_least=2.0,
+        beyond="no second similarities: the maps are shared",
     ),
-    kept(
-        "Gathering states makes a small network more accurate than attention and scan only stacked, equal in size.",
+    cifar10.better(
+        gathered,
+        "Gathering states makes a small network, whose states count from the first step, more accurate than attention "
+        "and scan only stacked, equal in size.",
+        than=stacked,
+        steps=250,
         paper="above stacked layers on ImageNet",
-        quality=_above_stacked,
-        at_least=0.0,
-        unit="points",
-        seeds=3,
-        data="300 steps on CIFAR-10, the first 2,000 test pictures",
-        needs=("minutes", "cifar10_train", "cifar10_test"),
+        seeds=5,
+        clause=3,
     ),
 )

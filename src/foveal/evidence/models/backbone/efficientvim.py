@@ -1,14 +1,15 @@
-"""Evidence of foveal.models.backbone.efficientvim."""
+"""Evidence of EfficientViM: its blocks in timm's networks, and its mixer against one that mixes in the tokens."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.evidence.timing import call
+from foveal.measure.cost import count_macs
 from foveal.models.backbone.efficientvim import (
     HiddenStateMixer,
     efficientvim_m1,
@@ -18,11 +19,9 @@ from foveal.models.backbone.efficientvim import (
     summed_up,
     use_plain_blocks_,
 )
+from foveal.nn.from_timm import from_timm
 from foveal.ops.ssd import ssd_noncausal
 from foveal.record import equal, faster, macs, params, smaller
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class _TokenMixer(HiddenStateMixer):
@@ -38,8 +37,6 @@ class _TokenMixer(HiddenStateMixer):
 
 
 def _cost(mixer: nn.Module) -> float:
-    from foveal.measure.cost import count_macs
-
     return float(count_macs(mixer, (1, 128, 14, 14)))
 
 
@@ -67,39 +64,55 @@ def _unmixed(*, by_duality: bool) -> Tensor:
     return y.flatten(2).transpose(1, 2)
 
 
-def _timed(model: nn.Module, shape: tuple[int, ...]) -> Callable[[], Any]:
-    model, x = model.eval(), torch.rand(shape)
+def _with_plain_blocks(name: str) -> nn.Module:
+    return use_plain_blocks_(SIZES[name][0]())
 
-    def call() -> Any:
-        with torch.inference_mode():
-            return model(x)
 
-    return call
-
+# The network, timm's count of its parameters, what the paper prints, and the side of its picture.
+SIZES = {
+    "M1": (efficientvim_m1, 6_679_458, "6.7 M", "239 M", 224),
+    "M2": (efficientvim_m2, 13_903_842, "13.9 M", "355 M", 224),
+    "M3": (efficientvim_m3, 16_604_174, "16.6 M", "656 M", 224),
+    "M4": (efficientvim_m4, 19_606_505, "19.6 M", "1111 M", 256),
+}
 
 CLAIMS = (
-    params("M1.", paper="6.7 M", model=efficientvim_m1, expect=6_679_458),
-    params("M2.", paper="13.9 M", model=efficientvim_m2, expect=13_903_842),
-    params("M3.", paper="16.6 M", model=efficientvim_m3, expect=16_604_174),
-    params("M4.", paper="19.6 M", model=efficientvim_m4, expect=19_606_505),
     *(
-        macs(says, paper=f"{paper} M", model=model, shape=shape, expect=paper * 1e6, tolerance=0.02)
-        for says, model, shape, paper in (
-            ("M1 at 224×224.", efficientvim_m1, (1, 3, 224, 224), 239),
-            ("M2 at 224×224.", efficientvim_m2, (1, 3, 224, 224), 355),
-            ("M3 at 224×224.", efficientvim_m3, (1, 3, 224, 224), 656),
-            ("M4 at 256×256.", efficientvim_m4, (1, 3, 256, 256), 1111),
+        params(
+            f"{name} with the blocks of this file.",
+            paper="timm",
+            model=partial(_with_plain_blocks, name),
+            expect=count,
+            clause=2,
         )
+        for name, (_, count, *_) in SIZES.items()
+    ),
+    *(
+        params(f"{name}.", paper=size, model=model, expect=size, beyond="sizes as printed")
+        for name, (model, _, size, *_) in SIZES.items()
+    ),
+    *(
+        macs(
+            f"{name} at {side}×{side}.",
+            paper=cost,
+            model=model,
+            shape=(1, 3, side, side),
+            expect=cost,
+            beyond="multiply-adds as printed",
+        )
+        for name, (model, _, _, cost, side) in SIZES.items()
     ),
     equal(
         "timm's M1 gives the same logits with the blocks of this file and the weights of its own.",
         ours=lambda: _logits(plain=True),
         theirs=lambda: _logits(plain=False),
+        clause=1,
     ),
     equal(
         "Without the mixing in between, the two products are the state space of VSSD with one head.",
         ours=lambda: _unmixed(by_duality=False),
         theirs=lambda: _unmixed(by_duality=True),
+        beyond="a state space duality with one head",
     ),
     smaller(
         "The layer of M2's first stage takes little more than half the multiply-adds of mixing in the tokens.",
@@ -107,17 +120,20 @@ CLAIMS = (
         ours=lambda: _cost(HiddenStateMixer(128, 49)),
         theirs=lambda: _cost(_TokenMixer(128, 49)),
         at_least=1.8,
+        beyond="channels are mixed in N states, not L tokens",
     ),
     faster(
         "That layer takes less time, too.",
         paper="faster, on a GPU",
-        ours=lambda: _timed(HiddenStateMixer(128, 49), (16, 128, 14, 14)),
-        theirs=lambda: _timed(_TokenMixer(128, 49), (16, 128, 14, 14)),
+        ours=call(partial(HiddenStateMixer, 128, 49), 16, 128, 14, 14),
+        theirs=call(partial(_TokenMixer, 128, 49), 16, 128, 14, 14),
+        clause=3,
     ),
     faster(
         "M2 takes less time than SHViT-S2, which is as accurate.",
         paper="faster, on a GPU",
-        ours=lambda: _timed(efficientvim_m2(), (2, 3, 224, 224)),
-        theirs=lambda: _timed(timm.create_model("shvit_s2"), (2, 3, 224, 224)),
+        ours=call(efficientvim_m2, 2, 3, 224, 224),
+        theirs=call(partial(from_timm, "shvit_s2"), 2, 3, 224, 224),
+        beyond="faster than SHViT at equal accuracy",
     ),
 )

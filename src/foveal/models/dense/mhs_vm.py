@@ -19,11 +19,13 @@ added on the way up. With n heads, K = 4 routes a head:
 *Differs from the paper*: sides that are no multiple of 32 are filled up with zeros and the result is cut; logits come
 out without a sigmoid.
 *Provenance*: written from the paper; the layers of the U-net, the routes and how parameters begin were looked up in the
-authors' code.
+authors' code. With its weights, renamed by `from_authors`, logits equal its own to 4e-5 of the largest.
 """
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,14 +36,16 @@ from torch import Tensor, nn
 from foveal.models.backbone.vmamba import init_weights
 from foveal.nn.patch_merging import PatchMerging
 from foveal.nn.pyramid import Pyramid
+from foveal.nn.renamed import renamed
 from foveal.nn.ss2d import S6, SS2D
+from foveal.nn.vmamba_names import S6_NAMES, as_convolutions
 from foveal.ops.scan2d import routes
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["PATTERNS", "MHSUNet", "MultiHeadScan", "mhs_unet", "pattern", "route_attention", "vm_unet"]
+__all__ = ["PATTERNS", "MHSUNet", "MultiHeadScan", "from_authors", "mhs_unet", "pattern", "route_attention", "vm_unet"]
 
 PATTERNS = ("turning", "zigzag", "spiral", "raster")
 
@@ -209,7 +213,9 @@ class MHSUNet(Pyramid):
         dim: channels of the first stage; each stage doubles them.
         depths: blocks of each stage on the way down.
         depths_up: blocks of each stage on the way up, the smallest map first.
-        mixer: makes a block's mixer from its channels; None takes `MultiHeadScan` with four heads.
+        num_heads: of `MultiHeadScan`, 3 or 4 in the paper; 0 takes SS2D, which makes it VM-UNet.
+        state: D of the scans.
+        threshold: of the scan route attention; 0.5 in the paper on ISIC 2018.
         in_channels: of the picture.
         num_classes: of the logits; 0 gives features.
         drop_path: probability of dropping the branch of the blocks at the smallest map; it falls to 0 both ways.
@@ -221,12 +227,18 @@ class MHSUNet(Pyramid):
         dim: int = 96,
         depths: Sequence[int] = (2, 2, 2, 2),
         depths_up: Sequence[int] = (2, 2, 2, 1),
-        mixer: Callable[[int], nn.Module] | None = None,
+        num_heads: int = 4,
+        state: int = 16,
+        threshold: float = 0.0,
         in_channels: int = 3,
         num_classes: int = 1,
         drop_path: float = 0.0,
     ) -> None:
-        make = mixer or MultiHeadScan
+        def make(width: int) -> nn.Module:
+            if not num_heads:
+                return SS2D(width, state=state)
+            return MultiHeadScan(width, num_heads=num_heads, state=state, threshold=threshold)
+
         dims = [dim * 2**i for i in range(len(depths))]
         drops = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
         stages, ups = [], []
@@ -274,81 +286,59 @@ class MHSUNet(Pyramid):
         return self.head(self.final(x))[:, :, :height, :width]
 
 
-def mhs_unet(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 2, 2),
-    depths_up: Sequence[int] = (2, 2, 2, 1),
-    num_heads: int = 4,
-    state: int = 16,
-    threshold: float = 0.0,
-) -> MHSUNet:
-    """VM-UNet with multi-head scans; trained with `drop_path` 0.2 and, on ISIC 2018, `threshold` 0.5.
+mhs_unet = MHSUNet  # MHS-VM with four heads, 17 M parameters, trained with `drop_path` 0.2
+vm_unet = partial(MHSUNet, num_heads=0)  # VM-UNet, 27 M parameters, which the paper compares with
+
+
+def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the authors' networks under the names, and in the shapes, that they have here.
 
     Args:
-        in_channels: of the picture.
-        num_classes: of the logits; 0 for features.
-        drop_path: of the innermost blocks.
-        dim: channels of the first stage.
-        depths: blocks of each stage on the way down.
-        depths_up: blocks of each stage on the way up.
-        num_heads: 3 or 4 in the paper.
-        state: D of the scans.
-        threshold: of the scan route attention.
+        state_dict: name → tensor, of their VMUNet with three or four heads.
 
     Returns:
-        The network.
+        State dict of `mhs_unet` with as many heads and, for those trained on ISIC 2018, `threshold` 0.5.
     """
-    return MHSUNet(
-        dim=dim,
-        depths=depths,
-        depths_up=depths_up,
-        mixer=lambda width: MultiHeadScan(width, num_heads=num_heads, state=state, threshold=threshold),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
+    found = renamed(
+        # they keep two tensors under a second name
+        {name: value for name, value in state_dict.items() if not re.search(r"\.scanning\.|x_ssproj_W$", name)},
+        [
+            (r"^vmunet\.", ""),
+            (r"^patch_embed\.proj\.", "stem.0."),
+            (r"^patch_embed\.norm\.", "stem.1."),
+            (r"^final_up\.", "final."),
+            (r"^final_conv\.", "head."),
+            (r"^layers_up\.(\d+)\.upsample\.", r"ups.\1.enter."),
+            (r"^layers_up\.", "ups."),
+            # their stages end with the merging that begins the next ones here
+            (r"^layers\.(\d+)\.downsample\.", lambda at: f"stages.{int(at[1]) + 1}.enter."),
+            (r"^layers\.", "stages."),
+            (r"\.ln_1\.", ".norm."),
+            (r"\.self_attention\.", ".mixer."),
+            (r"\.mhs\.x_ssproj\.", ".split."),
+            (r"\.mhs\.cat_norm\.", ".joined_norm."),
+            (r"\.mhs\.y_proj\.", ".joined."),
+            (r"\.mhs\.scanhead_(\w)\.mambaeng\.", r".head_\1."),
+            *S6_NAMES,
+        ],
     )
+    # the scans of the heads, here one scan with four routes a head
+    heads: dict[str, dict[str, Tensor]] = {}
+    ours: dict[str, Tensor] = {}
+    for name, value in as_convolutions(found).items():
+        if at := re.fullmatch(r"(.*)\.head_(\w)(\.s6\.\w+)", name):
+            # theirs go forward, backward, forward and backward; here both forward ones come first
+            heads.setdefault(at[1] + at[3], {})[at[2]] = value.unflatten(0, (4, -1))[[0, 2, 1, 3]].flatten(0, 1)
+        elif name.endswith("expand.weight"):
+            # (s²·C', C), the pixels of a cell first, to C' first
+            scale = 4 if name.startswith("final") else 2
+            ours[name] = value.unflatten(0, (scale**2, -1)).transpose(0, 1).flatten(0, 1)
+        else:
+            ours[name] = value
+    return ours | {name: torch.cat([parts[h] for h in "CXSZ" if h in parts]) for name, parts in heads.items()}
 
 
-def vm_unet(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 1,
-    drop_path: float = 0.0,
-    dim: int = 96,
-    depths: Sequence[int] = (2, 2, 2, 2),
-    depths_up: Sequence[int] = (2, 2, 2, 1),
-    state: int = 16,
-) -> MHSUNet:
-    """VM-UNet itself, with SS2D, which the paper compares with.
-
-    Args:
-        in_channels: of the picture.
-        num_classes: of the logits; 0 for features.
-        drop_path: of the innermost blocks.
-        dim: channels of the first stage.
-        depths: blocks of each stage on the way down.
-        depths_up: blocks of each stage on the way up.
-        state: D of the scans.
-
-    Returns:
-        The network.
-    """
-    return MHSUNet(
-        dim=dim,
-        depths=depths,
-        depths_up=depths_up,
-        mixer=lambda width: SS2D(width, state=state),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_path=drop_path,
-    )
-
-
-_TINY = {"dim": 8, "depths": (1, 1), "depths_up": (1, 1), "state": 2}
+_TINY = {"dim": 8, "depths": (1, 1), "depths_up": (1, 1), "state": 2, "num_classes": 2}
 
 METHOD = Method(
     id=302,
@@ -359,8 +349,5 @@ METHOD = Method(
         "MHS-VM: Multi-Head Scanning in Parallel Subspaces for Vision Mamba", "Z. Ji", 2024, "arXiv:2406.05992"
     ),
     models={"mhs_unet": mhs_unet, "vm_unet": vm_unet},
-    cases={
-        "mhs_unet": {**_TINY, "num_classes": 2},
-        "vm_unet": {**_TINY, "in_channels": 1, "drop_path": 0.1},
-    },
+    cases={"mhs_unet": {**_TINY, "in_channels": 1, "drop_path": 0.1}, "vm_unet": _TINY},
 )

@@ -22,7 +22,7 @@ constexpr int ACROSS = 12;  // pixels that one product keeps in registers
 inline IntVec load(const int32_t* p) { return *reinterpret_cast<const LooseIntVec*>(p); }
 
 // sum + a · w for each lane's four weights: `four` bytes are unsigned, those of w signed.
-inline IntVec dot(IntVec sum, int32_t four, IntVec w) {
+inline IntVec int8_multiply_add(IntVec sum, int32_t four, IntVec w) {
 #if defined(__AVX512VNNI__) && FOVEAL_LANES == 16
   return reinterpret_cast<IntVec>(
       _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), _mm512_set1_epi32(four), reinterpret_cast<__m512i>(w)));
@@ -50,7 +50,7 @@ inline void store_bytes(uint8_t* p, Vec x) {
 // Sums of ACROSS pixels of one row and VECS vectors of channels. `from`: bytes, `in` channels a pixel, `row` bytes from
 // row to row; weight: (3, 3·in / 4, VECS vectors) words.
 template <int VECS, int IN>
-inline void dots(const uint8_t* from, int64_t row, int64_t any_in, const int32_t* weight, IntVec sum[ACROSS][VECS]) {
+inline void int8_dot(const uint8_t* from, int64_t row, int64_t any_in, const int32_t* weight, IntVec sum[ACROSS][VECS]) {
   const int64_t in = IN ? IN : any_in, words = 3 * in / WORD;
 #pragma GCC unroll 32
   for (int i = 0; i < ACROSS * VECS; ++i) sum[i / VECS][i % VECS] = IntVec{};
@@ -62,23 +62,23 @@ inline void dots(const uint8_t* from, int64_t row, int64_t any_in, const int32_t
       for (int t = 0; t < ACROSS; ++t) {
         int32_t four;
         std::memcpy(&four, from + t * in + k * WORD, WORD);
-        for (int v = 0; v < VECS; ++v) sum[t][v] = dot(sum[t][v], four, w[v]);
+        for (int v = 0; v < VECS; ++v) sum[t][v] = int8_multiply_add(sum[t][v], four, w[v]);
       }
     }
 }
 
 // The same; put(pixel, vector, sums) takes them, and holds by value what a store could otherwise change.
 template <int VECS, class Put>
-inline void dots(const uint8_t* from, int64_t row, int64_t in, const int32_t* weight, const Put& put) {
+inline void int8_dot(const uint8_t* from, int64_t row, int64_t in, const int32_t* weight, const Put& put) {
   IntVec sum[ACROSS][VECS];
   if (in == 16)
-    dots<VECS, 16>(from, row, in, weight, sum);
+    int8_dot<VECS, 16>(from, row, in, weight, sum);
   else if (in == 32)
-    dots<VECS, 32>(from, row, in, weight, sum);
+    int8_dot<VECS, 32>(from, row, in, weight, sum);
   else if (in == 64)
-    dots<VECS, 64>(from, row, in, weight, sum);
+    int8_dot<VECS, 64>(from, row, in, weight, sum);
   else
-    dots<VECS, 0>(from, row, in, weight, sum);
+    int8_dot<VECS, 0>(from, row, in, weight, sum);
 #pragma GCC unroll 16
   for (int t = 0; t < ACROSS; ++t)
     for (int v = 0; v < VECS; ++v) put(t, v, __builtin_convertvector(sum[t][v], Vec));

@@ -1,0 +1,120 @@
+"""What the libraries' functions take and give, for ctypes: the structures and prototypes of kernels/cpp, once.
+
+Every function that computes gives 0, or 1 when there was no memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_int, c_int64, c_void_p
+
+__all__ = [
+    "Attention",
+    "Convolution",
+    "ConvolutionGradients",
+    "ScanData",
+    "ScanGradients",
+    "ScanShape",
+    "declare",
+]
+
+_CONVOLUTION = ("batch", "height", "width", "in_channels", "out_channels")
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class ScanShape(ctypes.Structure):
+    """Sizes and strides of a selective scan, in elements."""
+
+    _fields_ = _fields(
+        c_int64,
+        "batch channels states groups routes steps softplus b_constant c_constant "
+        "u_batch u_channel u_place delta_batch delta_route delta_channel delta_place "
+        "b_batch b_route b_group b_state b_place c_batch c_route c_group c_state c_place "
+        "z_batch z_channel z_place out_batch out_channel out_place",
+    )
+
+
+class ScanData(ctypes.Structure):
+    """Pointers of a selective scan."""
+
+    _fields_ = _fields(c_void_p, "route u delta A B C D z bias start out last checkpoints")
+
+
+class ScanGradients(ctypes.Structure):
+    """Pointers of its gradients: the first three are read."""
+
+    _fields_ = (
+        *_fields(c_void_p, "out last checkpoints u z delta A D bias start B C"),
+        *_fields(c_int64, "delta_batch delta_route delta_channel delta_place parts places"),
+    )
+
+
+class Attention(ctypes.Structure):
+    """Linear attention with a decay a head."""
+
+    _fields_ = (
+        *_fields(c_int64, "batch length heads query_groups key_groups value_groups states channels backward"),
+        *_fields(c_void_p, "q k v rates start out last"),
+    )
+
+
+class Convolution(ctypes.Structure):
+    """A 3×3 convolution of a leaky activation, or the gradient of what it reads."""
+
+    _fields_ = (
+        *((name, c_int64) for name in _CONVOLUTION),
+        *_fields(c_void_p, "x weight slope bias y gate gate_slope slope_gradient"),
+    )
+
+
+class ConvolutionGradients(ctypes.Structure):
+    """The gradients of its weight and bias."""
+
+    _fields_ = (
+        *((name, c_int64) for name in _CONVOLUTION),
+        *_fields(c_void_p, "x slope gradient weight bias"),
+    )
+
+
+_BASE = (c_int64, c_int64, c_void_p)  # scale, side of the base, base
+_BACK = (c_int64, c_void_p, c_void_p, c_void_p)  # side of back-projection, small, reduce, enlarge
+_ROWS = POINTER(c_void_p)  # an array for each layer
+
+PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "foveal_lanes": (c_int, ()),
+    "foveal_steps": (c_int, ()),
+    "foveal_has_dots": (c_int, ()),
+    "foveal_scan_forward": (c_int, (POINTER(ScanShape), POINTER(ScanData), c_int)),
+    "foveal_scan_backward": (c_int, (POINTER(ScanShape), POINTER(ScanData), POINTER(ScanGradients), c_int)),
+    "foveal_decayed_attention": (c_int, (POINTER(Attention), c_int)),
+    "foveal_conv3x3": (c_int, (POINTER(Convolution), c_int)),
+    "foveal_conv3x3_weights": (c_int, (POINTER(ConvolutionGradients), c_int)),
+    # layers, widths, weights, biases, slopes
+    "foveal_chain_make": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK)),
+    # layers, widths, first weight, weights, scales, biases, slopes, steps, zeros
+    "foveal_chain_make_int8": (
+        c_void_p,
+        (c_int64, c_void_p, c_void_p, _ROWS, _ROWS, _ROWS, c_void_p, c_void_p, _ROWS, *_BASE, *_BACK),
+    ),
+    # chain, picture, whether it is bytes, height, width, result, threads
+    "foveal_chain_run": (c_int, (c_void_p, c_void_p, c_int, c_int64, c_int64, c_void_p, c_int)),
+    "foveal_chain_free": (None, (c_void_p,)),
+}
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Give the functions of a library their prototypes.
+
+    Args:
+        library: a library of this package, fresh.
+
+    Returns:
+        The same.
+    """
+    for name, (result, arguments) in PROTOTYPES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

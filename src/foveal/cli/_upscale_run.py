@@ -1,0 +1,317 @@
+"""The pictures of one `foveal upscale`: planned, done, skipped or failed, and what is said about each."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveal.cli._speech import say
+
+if TYPE_CHECKING:
+    from foveal.cli._progress import Show
+    from foveal.runtime.batch import Job, Record
+    from foveal.runtime.plan import Plan
+    from foveal.runtime.upscaler import Upscaler
+
+__all__ = ["Run", "Wishes"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked of every picture.
+
+    Args:
+        overwrite: replace what exists.
+        resume: skip what is done.
+        keep_record: note what was done.
+        limit_pixels: of a source.
+        background: below transparent pixels, where a format has none.
+        quiet: no words but what went wrong.
+        json: standard output is taken.
+    """
+
+    overwrite: bool
+    resume: bool
+    keep_record: bool
+    limit_pixels: int
+    background: tuple[int, int, int] | None
+    quiet: bool
+    json: bool
+
+
+class Run:
+    """The pictures of one command, each with how it stands: planned, done, skipped or failed.
+
+    Args:
+        upscaler: that makes them larger.
+        wishes: of the user.
+        passed_over: files that were found and are not done, and what each is.
+    """
+
+    def __init__(self, upscaler: Upscaler, wishes: Wishes, passed_over: list[tuple[Path, str]]) -> None:
+        from foveal.runtime.batch import settings_of
+
+        self.upscaler, self.wishes = upscaler, wishes
+        self.files: dict[Path, dict[str, Any]] = {}
+        self._passed_over = passed_over
+        self._plans: list[tuple[Job, Plan]] = []
+        self._records: dict[Path, Record] = {}
+        self._settings = settings_of(upscaler, background=wishes.background)
+        self._pages: list[str] = []
+        self._told: set[str] = set()
+
+    def count(self, status: str) -> int:
+        """How many pictures stand so.
+
+        Args:
+            status: "planned", "done", "skipped" or "failed".
+
+        Returns:
+            Their number.
+        """
+        return sum(entry["status"] == status for entry in self.files.values())
+
+    def _record(self, job: Job) -> Record:
+        from foveal.runtime.batch import Record
+
+        if job.folder not in self._records:
+            self._records[job.folder] = Record(job.folder, self._settings)
+        return self._records[job.folder]
+
+    def _note(self, job: Job, status: str, **more: Any) -> None:
+        self.files[job.source] = {"source": str(job.source), "target": str(job.target), "status": status, **more}
+
+    def _fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
+        from foveal.images import PictureError
+        from foveal.runtime.engines import EngineError
+
+        message = str(error) or type(error).__name__
+        if isinstance(error, Exception):
+            if not isinstance(error, PictureError | EngineError | OSError | MemoryError):
+                message = f"{type(error).__name__}: {message}"
+            if str(job.source) not in message and str(job.target) not in message:
+                message = f"{job.source}: {message}"
+        self._note(job, "failed", error=message)
+        text = f"failed: {message}"
+        if show is not None:
+            show.problem(text)
+        else:
+            say(text, sys.stderr)
+
+    def _say(self, text: str) -> None:
+        if not self.wishes.quiet:
+            say(text, sys.stderr if self.wishes.json else sys.stdout)
+
+    def _tell_notes(self) -> None:
+        for note in self.upscaler.notes:
+            if note not in self._told:
+                self._told.add(note)
+                self._say(note)
+
+    def prepare(self, jobs: list[Job]) -> None:
+        """Sort out what is done or cannot be done, and plan the rest.
+
+        Args:
+            jobs: of this run.
+        """
+        from foveal.runtime.batch import account
+
+        for sentence in account(self._passed_over):
+            self._say(sentence)
+        for job in jobs:
+            if job.problem:
+                self._fail(job, job.problem)
+                continue
+            try:
+                plan = self._plan(job)
+            except Exception as error:  # one bad file, however bad, does not stop the rest
+                self._fail(job, error)
+                continue
+            if plan is None:
+                self._note(job, "skipped")
+            else:
+                self._note(job, "planned", plan=plan.to_dict())
+                self._plans.append((job, plan))
+        self._tell_notes()
+
+    def _plan(self, job: Job) -> Plan | None:
+        """The plan of a picture, with what will not be kept of it; None if it is done already."""
+        from foveal import images
+
+        state = self._record(job).state(job)
+        if self.wishes.resume and state == "done":
+            return None
+        if state != "missing" and not self.wishes.overwrite and not (self.wishes.resume and state == "stale"):
+            raise FileExistsError(f"{job.target}: exists already; --overwrite replaces it")
+        outlook = images.foresee(
+            job.source,
+            job.target,
+            self.upscaler.scale,
+            limit_pixels=self.wishes.limit_pixels,
+            background=self.wishes.background,
+        )
+        plan = self.upscaler.plan(job.source, file_format=images.format_for(job.target).name)
+        return replace(plan, notes=(*plan.notes, *job.notes, *outlook))
+
+    def tell_plans(self) -> None:
+        """Say what would be done."""
+        for job, plan in self._plans:
+            self._say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
+        self._tell_sum()
+
+    def _own(self, notes: tuple[str, ...]) -> list[str]:
+        """The notes of one picture; those of the whole run are said once."""
+        return [note for note in dict.fromkeys(notes) if note not in self.upscaler.notes]
+
+    def _tell_sum(self) -> None:
+        if self._plans:
+            self._say(self._sum())
+        elif self.count("skipped") or not self.files:
+            self._say(f"nothing to do: {self.count('skipped')} done already")
+
+    def _sum(self) -> str:
+        from foveal.cli._progress import duration, megapixels
+
+        count = len(self._plans)
+        threads = self.upscaler.threads
+        skipped = f", {self.count('skipped')} skipped" if self.count("skipped") else ""
+        return (
+            f"{count} picture{'' if count == 1 else 's'}, {megapixels(self._megapixels)} MP "
+            f"with {self.upscaler.name}, {self.upscaler.engine()}, {threads} thread{'' if threads == 1 else 's'}: "
+            f"about {duration(self._seconds)}{skipped}"
+        )
+
+    @property
+    def _megapixels(self) -> float:
+        return sum(plan.megapixels for _, plan in self._plans)
+
+    @property
+    def _seconds(self) -> float:
+        # Opening the engine is part of every plan and happens once.
+        once = max((plan.start for _, plan in self._plans), default=0.0)
+        return once + sum(plan.seconds - plan.start for _, plan in self._plans)
+
+    def work(self) -> None:
+        """Do what is planned."""
+        from foveal.cli._progress import Show, duration, megapixels
+        from foveal.runtime.engines import EngineError
+
+        self._tell_sum()
+        with suppress(EngineError):  # it will come again with the picture it stops
+            self.upscaler.prepare()
+        start, done = time.monotonic(), 0.0
+        with Show(
+            len(self._plans), self._megapixels, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json
+        ) as show:
+            for job, plan in self._plans:
+                show.begin(job.source.name, plan.megapixels, plan.seconds)
+                if self._one(job, plan, show):
+                    done += plan.megapixels
+                show.end(plan.megapixels)
+        self._tell_notes()
+        if self.count("done") > 1:
+            seconds = time.monotonic() - start
+            self._say(
+                f"{self.count('done')} pictures, {megapixels(done)} MP in {duration(seconds)} "
+                f"({megapixels(done / seconds)} MP/s)"
+            )
+
+    def _one(self, job: Job, plan: Plan, show: Show) -> bool:
+        from foveal.cli._progress import duration, megapixels
+
+        try:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            result = self.upscaler.upscale_file(
+                job.source,
+                job.target,
+                overwrite=self.wishes.overwrite or self.wishes.resume,
+                limit_pixels=self.wishes.limit_pixels,
+                background=self.wishes.background,
+                progress=show.step,
+            )
+        except Exception as error:  # one bad file, however bad, does not stop the rest
+            self._fail(job, error, show)
+            return False
+        result = replace(result, notes=tuple(dict.fromkeys((*plan.notes, *result.notes))))
+        if self.wishes.keep_record:
+            self._record(job).add(job)
+        self._note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")})
+        frames = f", {result.frames} frames" if result.frames > 1 else ""
+        text = (
+            f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
+            f"in {duration(result.seconds)} ({megapixels(result.megapixels / max(result.seconds, 1e-9))} MP/s)"
+        )
+        show.line(_with_notes(text, self._own(result.notes)))
+        return True
+
+    def compare(self, jobs: list[Job], out: str | None) -> None:
+        """Write the page for all pictures that have a result.
+
+        Args:
+            jobs: of this run.
+            out: what `-o` named.
+        """
+        from foveal import images
+        from foveal.runtime.compare import MARK, make_pair, write_page
+
+        shown = [job for job in jobs if self.files[job.source]["status"] in ("done", "skipped")]
+        if not shown:
+            return
+        if len(jobs) == 1:
+            page = shown[0].target.with_name(f"{shown[0].target.stem}_compare.html")
+        else:
+            page = (Path(out) if out is not None else shown[0].folder) / "compare.html"
+        if page.exists() and not self.wishes.overwrite and MARK not in page.read_text("utf-8", "replace")[:400]:
+            self._fail_page(page, "exists already and is no page of foveal's; --overwrite replaces it")
+            return
+        pairs = []
+        try:
+            for job in shown:
+                picture = images.read(job.source, limit_pixels=self.wishes.limit_pixels).frame(0)
+                name = job.source.name.encode("utf-8", "replace").decode()
+                pairs.append(make_pair(self.upscaler, picture, name, f"{self.upscaler.name}, ×{self.upscaler.scale}"))
+            write_page(page, pairs)
+        except Exception as error:  # the pictures are done, and their account is still to be given
+            self._fail_page(page, f"{type(error).__name__}: {error}")
+            return
+        self._pages.append(str(page))
+        self._say(f"before and after: {page}")
+
+    def _fail_page(self, page: Path, why: str) -> None:
+        self.files[page] = {"source": "", "target": str(page), "status": "failed", "error": why}
+        say(f"failed: {page}: {why}", sys.stderr)
+
+    def document(self, seconds: float, *, interrupted: bool) -> dict[str, Any]:
+        """What `--json` prints.
+
+        Args:
+            seconds: the run took.
+            interrupted: it was ended early.
+
+        Returns:
+            Plain data.
+        """
+        import foveal
+
+        return {
+            "foveal": foveal.__version__,
+            "bundle": self.upscaler.name,
+            "scale": self.upscaler.scale,
+            "engine": self.upscaler.engine(),
+            "threads": self.upscaler.threads,
+            "seconds": seconds,
+            "interrupted": interrupted,
+            "counts": {status: self.count(status) for status in ("planned", "done", "skipped", "failed")},
+            "passed_over": [{"path": str(path), "what": what} for path, what in self._passed_over],
+            "notes": list(self.upscaler.notes),
+            "pages": self._pages,
+            "files": list(self.files.values()),
+        }
+
+
+def _with_notes(text: str, notes: list[str]) -> str:
+    return "; ".join([text, *notes])

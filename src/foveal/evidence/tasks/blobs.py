@@ -1,0 +1,156 @@
+"""Blobs on waves and noise: which pixels of a drawn 32×32 picture are filled, Dice in percent over 400 pictures.
+
+Pictures are drawn, so no data is needed: 4,000 for training, others for each seed, and 400 that no training sees. The
+floor, all pixels called filled, is 31 %.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from foveal.evidence.rehearsal import cached, rehearsing
+from foveal.evidence.short_run import short_run
+from foveal.record import kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from foveal.record import Claim
+
+__all__ = ["NEEDS", "better", "dice", "floor", "pictures", "score", "trained"]
+
+NEEDS = ("minutes",)
+TEST = 1000  # the seed of the pictures that are scored
+
+
+@cached(maxsize=4)
+def pictures(count: int, *, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
+    """Pictures of one or two ragged blobs on waves and noise.
+
+    Args:
+        count: n; a tenth of them while rehearsing.
+        seed: of all that is drawn.
+        side: S, in pixels.
+
+    Returns:
+        Pictures, (n, 1, S, S), and which pixels are filled, (n, S, S), 0 or 1.
+    """
+    count = count // 10 if rehearsing() else count
+    draw = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, 1, 1, generator=draw) * (high - low) + low
+
+    place = (torch.arange(side) + 0.5) / side
+    down, right = place[:, None].expand(1, side, side), place.expand(1, side, side)
+    wave = torch.sin(uniform(5, 25) * down + uniform(5, 25) * right + uniform(0, 6.3)) * 0.5
+    filled = torch.zeros(count, side, side, dtype=torch.bool)
+    for _ in range(2):
+        i, j = down - uniform(0.2, 0.8), right - uniform(0.2, 0.8)
+        angle, leaves = torch.atan2(i, j), torch.randint(2, 7, (count, 1, 1), generator=draw)
+        radius = uniform(0.08, 0.25) * (1 + uniform(0, 0.5) * torch.sin(leaves * angle + uniform(0, 6.3)))
+        filled |= (i**2 + j**2).sqrt() < radius
+    noise = torch.randn(count, side, side, generator=draw) * 0.7
+    return (wave + noise + filled * uniform(0.5, 1.0))[:, None], filled.long()
+
+
+def dice(found: Tensor, filled: Tensor) -> float:
+    """Twice the pixels that two masks share over the pixels of both.
+
+    Args:
+        found: 0 or 1, any shape.
+        filled: the same shape.
+
+    Returns:
+        Percent.
+    """
+    return 200 * float((found * filled).sum() / (found.sum() + filled.sum()))
+
+
+def floor() -> float:
+    """Dice of calling every pixel filled.
+
+    Returns:
+        Percent.
+    """
+    masks = pictures(400, seed=TEST)[1]
+    return dice(torch.ones_like(masks), masks)
+
+
+@cached(maxsize=4)
+def trained(build: Callable[..., nn.Module], *, steps: int, seed: int) -> nn.Module:
+    """Build a network under a seed and train it with the cross-entropy of each pixel; claims on it share it.
+
+    Args:
+        build: called with `in_channels=1` and `num_classes=2`; (B, 1, S, S) to (B, 2, S, S).
+        steps: number of steps of 16 pictures.
+        seed: seed of weights, pictures and batches.
+
+    Returns:
+        The network in eval mode; not to be changed.
+    """
+    inputs, masks = pictures(4000, seed=seed)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001 - drawn from torch's seeded generator
+        rows = torch.randint(len(masks), (16,))
+        return inputs[rows], masks[rows]
+
+    def loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(model(pair[0]), pair[1])
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(in_channels=1, num_classes=2)
+        return short_run(model, batches, loss, steps=steps, weight_decay=0.05, betas=(0.9, 0.98), clip=1.0)
+
+
+def score(model: nn.Module) -> float:
+    """Dice of a network on the 400 pictures that no training sees.
+
+    Args:
+        model: (B, 1, S, S) to (B, 2, S, S).
+
+    Returns:
+        Percent.
+    """
+    inputs, masks = pictures(400, seed=TEST)
+    with torch.inference_mode():
+        return dice(torch.cat([model(x).argmax(1) for x in inputs.split(100)]), masks)
+
+
+def better(
+    build: Callable[..., nn.Module],
+    says: str,
+    *,
+    than: Callable[..., nn.Module],
+    steps: int,
+    paper: str,
+    by: float = 0.0,
+    **words: Any,
+) -> Claim:
+    """`kept`: the paired difference of two networks under the same seeds, pictures and steps.
+
+    Args:
+        build: see `trained`.
+        says: the promise.
+        than: makes the rival.
+        steps: number of training steps of each.
+        paper: the paper's value.
+        by: points of Dice; negative for "at most so much worse".
+        **words: `clause` or `beyond`, `seeds`.
+
+    Returns:
+        The claim.
+    """
+
+    def difference(seed: int) -> float:
+        ours, theirs = (score(trained(b, steps=steps, seed=seed)) for b in (build, than))
+        return ours - theirs
+
+    data = f"{steps} steps on drawn pictures of 32×32, 400 others for the score"
+    return kept(says, paper=paper, quality=difference, at_least=by, unit="points", data=data, needs=NEEDS, **words)
