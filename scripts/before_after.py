@@ -100,7 +100,7 @@ def filled(text: str, line: str, name: str = "picture") -> str:
 
 
 def measured(results: dict[str, Any], name: str, engine: str) -> dict[str, Any]:
-    """One row of the recorded bench.
+    """One row of the recorded bench at `SCALE`.
 
     Args:
         results: content of `results/restore.json`.
@@ -108,13 +108,9 @@ def measured(results: dict[str, Any], name: str, engine: str) -> dict[str, Any]:
         engine: name of the engine.
 
     Returns:
-        The row of scale `SCALE` for "bicubic", else the only one of that bundle.
+        The row.
     """
-    return next(
-        row
-        for row in results["rows"]
-        if (row["name"], row["engine"]) == (name, engine) and (name != "bicubic" or row["scale"] == SCALE)
-    )
+    return {(row["name"], row["engine"], row["scale"]): row for row in results["rows"]}[name, engine, SCALE]
 
 
 def gain(results: dict[str, Any], bundle: str, data: str) -> float:
@@ -149,8 +145,8 @@ def speed(results: dict[str, Any]) -> str:
     return (
         f"`native` takes {best:.2f} s per megapixel of result with `balanced_x{SCALE}` and is {ratios[0]:.1f} to "
         f"{ratios[-1]:.1f} times as fast as ONNX Runtime over the {len(ratios)} shipped bundles ({results['threads']} "
-        f"threads, {results['machine']['processor']}, int8 by AVX-512 VNNI, {results['date']}). In float32, on processors "
-        f"without these instructions, the gain is smaller."
+        f"threads, {results['machine']['processor']}, int8 by AVX-512 VNNI, {results['date']}). In float32, on "
+        f"processors without these instructions, the gain is smaller."
     )
 
 

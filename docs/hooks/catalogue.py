@@ -32,6 +32,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         The files with `catalogue.md` among them.
     """
     for missing in unreadable():
-        _log.warning("%s is not in the catalogue page: it needs %s", missing.path, missing.package)
+        _log.warning("%s is not in the catalogue page: it needs %s", missing.indexed.path, missing.package)
     files.append(File.generated(config, "catalogue.md", content=page(rows())))
     return files

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveal.catalogue import collect
+from foveal.index import Indexed
 
 HOOK = Path(__file__).parents[2] / "docs" / "hooks" / "catalogue.py"
 
@@ -34,6 +35,7 @@ def build(tmp_path, monkeypatch):
     logging.getLogger("mkdocs").handlers.clear()
 
 
+@pytest.mark.dear("imports every record")
 def test_the_page_is_made_while_the_site_is_built(build):
     site = build()
     text = (site / "catalogue" / "index.html").read_text(encoding="utf-8")
@@ -42,10 +44,11 @@ def test_the_page_is_made_while_the_site_is_built(build):
     assert not (site / "hooks").exists()
 
 
+@pytest.mark.dear("imports every record")
 def test_a_record_that_cannot_be_read_fails_a_strict_build(build, monkeypatch):
     from mkdocs.exceptions import Abort
 
-    missing = collect.Missing("foveal.toy", Path("toy.py"), "torch", (63,))
+    missing = collect.Missing(Indexed("foveal.toy", Path("toy.py"), 63, "ESPCN", "model", ()), "torch")
     found = collect.records()
     monkeypatch.setattr(collect, "_collected", lambda: (found, [missing]))
     with pytest.raises(Abort, match="Aborted with 1 warnings in strict mode"):
