@@ -13,6 +13,8 @@ from foveal.cli.main import command_help
 from foveal.cli.train import train
 from foveal.train.restore.recipe import Recipe
 
+pytestmark = pytest.mark.dear("whole runs of the commands: training, torch's export, timing of engines")
+
 RECIPE = """
 model = "luma_sr_fast"
 scale = 2

@@ -11,6 +11,7 @@ from foveal.evidence.results import load
 from foveal.evidence.run import key, run_one
 from foveal.index import evidence_of, index
 
+pytestmark = pytest.mark.dear("one suite for the evidence of all methods")
 ROOT = Path(foveal.evidence.__file__).parent
 CHEAP = 1.0  # seconds that an exact claim may take to be run with every test
 CLAIMS = [(item, claim) for item in records().values() for claim in item.claims]
@@ -39,7 +40,7 @@ def test_every_method_has_its_evidence_and_every_evidence_its_method():
     assert {".".join(("foveal.evidence", *path.relative_to(ROOT).with_suffix("").parts)) for path in files} == methods
 
 
-@chosen("params", "macs", dear=True)
+@chosen("params", "macs")
 def test_counts_are_what_is_recorded_of_them(item, claim):
     """A count that does not fit the paper's number is a result; then it must be recorded as one."""
     outcome = run_one(claim)
@@ -54,12 +55,18 @@ def test_exact_claims_hold(item, claim):
     assert outcome.verdict == "holds", f"{outcome.here} {outcome.trace}"
 
 
+@pytest.fixture(scope="module")
+def _rehearsal():
+    with rehearsal():
+        yield
+
+
 @chosen("kept", "grows", "bound", dear=True)
+@pytest.mark.usefixtures("_rehearsal")
 def test_dear_claims_are_rehearsed(item, claim):
     if claim.kind != "kept" and "minutes" not in claim.needs:
         pytest.skip("measures at full size, without training")
-    with rehearsal():
-        outcome = run_one(claim)
+    outcome = run_one(claim)
     assert outcome.verdict in ("holds", "does not hold"), outcome.trace
 
 

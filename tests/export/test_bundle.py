@@ -13,6 +13,8 @@ from foveal.models.restore.luma_sr import LumaSR
 from foveal.runtime.bundle import Bundle
 from foveal.runtime.card import BundleError, Card
 
+pytestmark = pytest.mark.dear("torch's export takes a second")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -15,6 +15,8 @@ from foveal.export.int8 import CalibrationError, calibration_pictures, int8
 from foveal.export.onnx import eight_bit, to_onnx
 from foveal.models.restore.luma_sr import LumaSR
 
+pytestmark = pytest.mark.dear("torch's export, calibration and three engines")
+
 DEPTH = 2
 
 

@@ -10,6 +10,8 @@ from foveal.export.deployable import ExportError, deployed
 from foveal.export.onnx import eight_bit, parity, to_onnx
 from foveal.models.restore.luma_sr import LumaSR
 
+pytestmark = pytest.mark.dear("torch's export takes a second")
+
 
 class Same(nn.Module):
     """A padded network: 5×5, then 3×3, then the shuffle; radius 3."""

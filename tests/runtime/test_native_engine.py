@@ -20,6 +20,8 @@ import foveal_kernels
 
 from foveal.runtime.native_engine import NativeEngine, read_chain
 
+pytestmark = pytest.mark.dear("every instruction set of the kernels")
+
 FAST, BACK = SHIPPED / "fast_x4", SHIPPED / "balanced_x4"  # without back-projection and with it
 SAMPLES = Path(__file__).parents[2] / "samples"
 

@@ -1,6 +1,7 @@
 """A rehearsal: every claim's code runs in two training steps on drawn data, so that tests try it in milliseconds.
 
-While one is on, `short_run` takes two steps, tasks draw their data instead of reading it, and nothing is cached.
+While one is on, `short_run` takes two steps, tasks draw their data instead of reading it, and what is cached is
+forgotten when it ends.
 Outcomes of a rehearsal are marked, and `foveal.evidence.results` refuses to record them.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "cached", "rehearsal", "rehearsing"]
 
 STEPS = 2
+_forget: list[Any] = []  # functions that clear what rehearsals cached
 _on: ContextVar[bool] = ContextVar("rehearsal", default=False)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,10 +45,13 @@ def rehearsal() -> Iterator[None]:
         yield
     finally:
         _on.reset(token)
+        if not rehearsing():
+            for clear in _forget:
+                clear()
 
 
 def cached(maxsize: int = 8) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """`lru_cache` that a rehearsal passes by: it neither reads nor leaves results of two steps.
+    """`lru_cache` that keeps the results of a rehearsal apart, and only until it ends.
 
     Args:
         maxsize: how many results are kept.
@@ -56,11 +61,12 @@ def cached(maxsize: int = 8) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        kept = functools.lru_cache(maxsize=maxsize)(function)
+        kept, rehearsed = (functools.lru_cache(maxsize=maxsize)(function) for _ in range(2))
+        _forget.append(rehearsed.cache_clear)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            return function(*args, **kwargs) if rehearsing() else kept(*args, **kwargs)  # type: ignore[arg-type]
+            return (rehearsed if rehearsing() else kept)(*args, **kwargs)  # type: ignore[arg-type]
 
         return call
 
