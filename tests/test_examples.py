@@ -35,6 +35,7 @@ LINES = sorted(
 )
 
 
+@pytest.mark.dear("imports what it shows, and measures bundles")
 @pytest.mark.parametrize(("code", "name"), CODE)
 def test_code_of_a_page_runs(code, name, beside_samples):
     check(code, name)
@@ -44,6 +45,7 @@ def test_there_is_code_on_the_pages():
     assert sum(bool(promised(param.values[0])) for param in CODE) >= 8
 
 
+@pytest.mark.dear("imports what it shows, and measures bundles")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name, beside_samples, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, *EXAMPLES[name]])

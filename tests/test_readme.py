@@ -11,6 +11,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SCREEN = 60  # lines
 
 
+@pytest.mark.dear("measures the speed of a bundle first")
 def test_the_code_runs_and_prints_what_it_says(beside_samples):
     (code,) = blocks(TEXT, "python")
     assert promised(code), "the block must show what it prints"
@@ -48,7 +49,28 @@ def test_the_picture_and_its_figures_were_made_by_the_script():
     figures = re.search(r"<!-- picture:start -->\n(.*?)\n<!-- picture:end -->", TEXT, re.DOTALL)
     assert figures is not None
     assert re.search(r"bicubic \d+\.\d\d dB, foveal's `\w+` \d+\.\d\d dB", figures[1])
+    assert re.search(r"BSD100 is [+-]\d\.\d\d dB", figures[1])  # one picture does not stand alone
     assert figures[1] in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+def test_pictures_come_first():
+    sentence = TEXT.split("\n\n")[1]
+    assert sentence.startswith("foveal upscales pictures")
+    assert sentence in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+def test_at_most_three_badges():
+    assert len(re.findall(r"\[!\[|shields\.io|badge", TEXT)) <= 3
+
+
+def test_it_says_where_it_runs_and_what_is_not_tested():
+    for word in ("Linux", "Windows and macOS", "/proc/cpuinfo", "GPU", "--device cuda"):
+        assert word in TEXT, word
+
+
+def test_it_promises_no_package_index():
+    assert "not on a package index" in TEXT
+    assert re.findall(r"pip install '?foveal", TEXT) == []
 
 
 def test_links_to_files_lead_somewhere():

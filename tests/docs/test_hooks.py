@@ -35,6 +35,7 @@ def build(tmp_path, monkeypatch):
     logging.getLogger("mkdocs").handlers.clear()
 
 
+@pytest.mark.dear("imports every record")
 def test_the_page_is_made_while_the_site_is_built(build):
     site = build()
     text = (site / "catalogue" / "index.html").read_text(encoding="utf-8")
@@ -43,6 +44,7 @@ def test_the_page_is_made_while_the_site_is_built(build):
     assert not (site / "hooks").exists()
 
 
+@pytest.mark.dear("imports every record")
 def test_a_record_that_cannot_be_read_fails_a_strict_build(build, monkeypatch):
     from mkdocs.exceptions import Abort
 
