@@ -170,27 +170,16 @@ class A2Mamba(Pyramid):
         self.reset_classifier(num_classes)
         self.apply(_init_weights)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002 - timm's
-        """Put a fresh classifier in place.
-
-        Args:
-            num_classes: 0 for none.
-            global_pool: average pooling is the only one; taken for timm's sake.
-        """
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Project, pool and classify.
+    def pool(self, x: Tensor) -> Tensor:
+        """The mean of the projected map.
 
         Args:
             x: last map, (B, C, H', W').
-            pre_logits: whether to stop before the classifier.
 
         Returns:
-            (B, num_classes), or (B, projection).
+            (B, projection).
         """
-        return super().forward_head(self.projection(x), pre_logits)
+        return super().pool(self.projection(x))
 
 
 a2mamba_n = A2Mamba  # A2Mamba-N, 4 M parameters

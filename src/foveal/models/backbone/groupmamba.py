@@ -158,6 +158,8 @@ class GroupMamba(Pyramid):
         drop_path: probability of dropping a branch of the last block; it rises to that from 0.
     """
 
+    heads = ("head", "head_dist")
+
     def __init__(
         self,
         *,
@@ -193,32 +195,29 @@ class GroupMamba(Pyramid):
         self.distilled_training = False
         self.apply(init_weights)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put fresh classifiers in place.
-
-        Args:
-            num_classes: 0 for none.
-            global_pool: taken for timm's sake.
-        """
-        super().reset_classifier(num_classes, global_pool)
-        self.head_dist: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        """Pool, one more block, classify.
+    def pool(self, x: Tensor) -> Tensor:
+        """The mean of a map, after one more block.
 
         Args:
             x: last map, (B, C, H', W').
-            pre_logits: whether to stop before the classifiers.
 
         Returns:
-            (B, num_classes), or (B, C); while training with `distilled_training`, the answers for labels and teacher.
+            (B, C).
         """
-        x = self.head_norm(self.mean_block(x.mean((2, 3), keepdim=True)).flatten(1))
-        x = self.head_drop(x)
-        if pre_logits:
-            return x
-        label, teacher = self.head(x), self.head_dist(x)
-        return (label, teacher) if self.training and self.distilled_training else (label + teacher) / 2
+        return self.head_norm(self.mean_block(x.mean((2, 3), keepdim=True)).flatten(1))
+
+    def classify(self, x: Tensor) -> Any:
+        """Logits of both heads.
+
+        Args:
+            x: (B, C).
+
+        Returns:
+            (B, num_classes), the mean; while training with `distilled_training`, the answers for labels and teacher.
+        """
+        if self.training and self.distilled_training:
+            return self.head(x), self.head_dist(x)
+        return super().classify(x)
 
 
 groupmamba_tiny = GroupMamba  # GroupMamba-T, 23 M parameters
