@@ -24,9 +24,7 @@ NAMES = {
 }
 # timm's own networks, which it tests itself
 OWN = {family: name for family, name in NAMES.items() if family not in {"mambaout", "efficientvim"}}
-CLASSIFIERS = {family: name for family, name in OWN.items() if family != "mhs_vm"}  # it gives logits for each pixel
 every = pytest.mark.parametrize("name", OWN.values(), ids=OWN)
-classifiers = pytest.mark.parametrize("name", CLASSIFIERS.values(), ids=CLASSIFIERS)
 
 
 def sizes(name):
@@ -69,7 +67,7 @@ def test_timms_words_and_configuration(name):
     assert cfg["pool_size"] == (math.ceil(224 / model.feature_info[-1]["reduction"]),) * 2
 
 
-@classifiers
+@every
 def test_heads_come_off_and_go_on(name):
     model = build(name, num_classes=3).eval()
     x = picture()
@@ -142,7 +140,7 @@ def test_a_batch_of_no_pictures(name):
         assert torch.isfinite(model(picture().to(memory_format=torch.channels_last))).all()
 
 
-@pytest.mark.parametrize("name", ["vim_tiny", "vcmamba_s"])
+@every
 def test_an_unpooled_network(name):
     model = build(name, num_classes=0, global_pool="").eval()
     torch.testing.assert_close(model(picture()), model.forward_features(picture()))

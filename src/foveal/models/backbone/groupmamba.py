@@ -159,6 +159,7 @@ class GroupMamba(Pyramid):
     """
 
     heads = ("head", "head_dist")
+    head_dist: nn.Module
 
     def __init__(
         self,
