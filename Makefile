@@ -58,11 +58,11 @@ bench: setup  ## every bundle × every engine, into results/restore.md and .json
 	$(BIN)/python bench/restore.py --save results/restore
 
 .PHONY: picture
-picture: setup  ## README's before and after, with its measured figures
+picture: setup  ## README's before and after and the gallery, with their measured figures
 	$(BIN)/python scripts/before_after.py
 
 .PHONY: counts
-counts: setup  ## README's table of counts
+counts: setup  ## README's sentence of the catalogue
 	$(BIN)/python -m foveal.catalogue README.md
 
 .PHONY: constraints
