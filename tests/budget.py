@@ -14,6 +14,7 @@ import pytest
 
 TEST, FILE = 1.0, 3.0  # seconds of a processor that does the piece of work in PIECE seconds
 PIECE = 0.055
+SLACK = 1.5  # processor time varies with what else runs on a shared machine; more than that fails
 SHOWN = 12  # slowest tests that a run prints
 
 
@@ -63,9 +64,9 @@ class Budget:
         for name, seconds in self.tests.items():
             if name not in self.allowed:
                 files[name.partition("::")[0]] += seconds
-                if seconds > TEST:
+                if seconds > SLACK * TEST:
                     said.append(f"{name}: {seconds:.2f} s of a budget of {TEST:.0f} s a test")
-        said += [f"{f}: {s:.2f} s of a budget of {FILE:.0f} s a file" for f, s in files.items() if s > FILE]
+        said += [f"{f}: {s:.2f} s of a budget of {FILE:.0f} s a file" for f, s in files.items() if s > SLACK * FILE]
         return sorted(said)
 
     def pytest_terminal_summary(self, terminalreporter):

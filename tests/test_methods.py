@@ -12,6 +12,8 @@ from foveal.catalogue import records
 from foveal.evidence import checks
 from foveal.models import list_models
 
+pytestmark = pytest.mark.dear("one suite for all records")
+
 LISTING = Path(__file__).parent / "catalogue" / "public_names.txt"
 SUITE = [(name, check, case) for name, item in records().items() for check, case in checks.pairs(item.method)]
 

@@ -15,6 +15,8 @@ from foveal.export.onnx import parity, to_onnx
 from foveal.ops import selective_scan
 from foveal.ops.scan2d import routes, selective_scan2d
 
+pytestmark = pytest.mark.dear("torch's export takes a second")
+
 
 class Plain(nn.Module):
     """Every argument of the plain scan, from one picture."""

@@ -11,6 +11,8 @@ from foveal.ops import native, selective_scan
 from foveal.ops.backends import BackendError, ShapeError
 from foveal.ops.selective_scan import BACKENDS, explain
 
+pytestmark = pytest.mark.dear("every backend, type and layout, and torch.compile")
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 # batch, channels, length, states, groups
 SIZES = [(1, 1, 1, 1, 1), (2, 6, 7, 5, 2), (1, 34, 63, 3, 2), (3, 100, 100, 16, 1), (1, 16, 130, 64, 1)]

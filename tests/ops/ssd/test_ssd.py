@@ -6,6 +6,8 @@ from foveal.ops.backends import ShapeError
 from foveal.ops.selective_scan import selective_scan
 from foveal.ops.ssd import explain, ssd, ssd_noncausal
 
+pytestmark = pytest.mark.dear("every backend, type and layout, and torch.compile")
+
 LENGTHS = (1, 7, 63, 100)
 FAST = [name for name, answer in explain().items() if answer == "can run" and name != "reference"]
 needs_kernels = pytest.mark.skipif("native" not in FAST, reason=explain()["native"])

@@ -9,6 +9,8 @@ from foveal.train.restore.pairs import PicturesError
 from foveal.train.restore.recipe import Recipe, RecipeError
 from foveal.train.run import CheckpointError
 
+pytestmark = pytest.mark.dear("whole trainings, stopped and resumed")
+
 
 def tiny(**changes):
     values = {

@@ -16,6 +16,8 @@ from foveal.train.restore.recipe import Recipe
 from foveal.train.restore.teacher import answers
 from foveal.train.run import CheckpointError
 
+pytestmark = pytest.mark.dear("whole trainings with teachers")
+
 
 def turned(image, turn):
     image = image.transpose(1, 0, 2) if turn & 1 else image
