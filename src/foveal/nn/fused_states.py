@@ -65,7 +65,7 @@ def hidden_states(
         delta_bias=None if delta_bias is None else delta_bias.repeat(count),
         delta_softplus=delta_softplus,
     )
-    return h.unflatten(1, (count, -1))  # type: ignore[union-attr]
+    return h.unflatten(1, (count, -1))
 
 
 class FusedStates(nn.Module):

@@ -117,9 +117,7 @@ class Mamba(nn.Module):
         conv1d, _, _, decay, skip = self.parts(back=back)
         u = F.silu(conv1d(x)[..., : x.shape[-1]])
         delta, weights_in, weights_out = self.project(u, back=back)
-        y = selective_scan(u, delta, -decay.exp(), weights_in, weights_out, skip, z, delta_softplus=True)
-        assert isinstance(y, Tensor)
-        return y
+        return selective_scan(u, delta, -decay.exp(), weights_in, weights_out, skip, z, delta_softplus=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         # two of (B, E, N)

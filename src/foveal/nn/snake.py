@@ -110,7 +110,6 @@ class SnakeScan(nn.Module):
                 skip,
                 delta_softplus=True,
             )
-            assert isinstance(y, Tensor)
             return scatter(y.unflatten(1, (count, -1)), route, flat.shape[2]).view(u.shape)
         y = selective_scan2d(
             flat, delta, decay, weights_in[:, None] + theta, weights_out, skip, routes=route, delta_softplus=True

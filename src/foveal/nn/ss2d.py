@@ -154,7 +154,7 @@ class S6(nn.Module):
             delta_bias=self.dt_bias,
             delta_softplus=True,
         )
-        return y.view(x.shape)  # type: ignore[union-attr]
+        return y.view(x.shape)
 
 
 class SS2D(nn.Module):
