@@ -76,7 +76,7 @@ class StateSpace(nn.Module):
             self.D,
             delta_softplus=True,
         )
-        there, back = y.chunk(2)  # type: ignore[union-attr]
+        there, back = y.chunk(2)
         return ((there + back.flip(2)) / 2).view(x.shape)
 
 
