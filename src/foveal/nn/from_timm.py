@@ -21,7 +21,7 @@ def from_timm(
         name: model name, as for `timm.create_model`.
         in_channels: number of channels of the picture.
         num_classes: number of classes; 0 returns pooled features.
-        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
+        drop_path: drop-path rate of the last block; the rates rise from 0.
         **sizes: further arguments of the network, under timm's names; timm rejects unknown ones.
 
     Returns:
