@@ -1,7 +1,7 @@
-"""Makes README's picture of before and after from a sample, and writes its measured figures below it: `make picture`.
+"""Create README's before-and-after picture from a sample, and write the measured figures below it: `make picture`.
 
-The figures stand between `<!-- picture:start -->` and `<!-- picture:end -->`, in README and on the docs' first page;
-nobody types them.
+The figures are between `<!-- picture:start -->` and `<!-- picture:end -->`, in README and on the docs' first page, and
+are never edited by hand.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from foveal.measure.quality import psnr
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = "dogs"
 SCALE = 4
-BOX = (100, 76, 292, 268)  # the part that is shown: left, top, right, bottom in pixels of the result
-ZOOM = 2  # shown this many times as large, pixel by pixel, so that browsers do not smooth the difference away
+BOX = (100, 76, 292, 268)  # the crop that is shown: left, top, right, bottom in pixels of the result
+ZOOM = 2  # nearest-neighbour zoom, so that browsers do not smooth the difference away
 BAND = 28  # height of the line of text above each half, in pixels
 PICTURE = Path("docs/assets/before_after.png")
 PAGES = (Path("README.md"), Path("docs/index.md"))
@@ -29,10 +29,10 @@ START, END = "<!-- picture:start -->", "<!-- picture:end -->"
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture's pixels.
+    """Read the pixels of a picture.
 
     Args:
-        path: of the picture.
+        path: path of the picture.
 
     Returns:
         (H, W, 3), uint8.
@@ -42,7 +42,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def side_by_side(halves: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Parts of one size beside each other, each with its caption above.
+    """Place crops of one size side by side, each below its caption.
 
     Args:
         halves: caption and picture, (H, W, 3), uint8.
@@ -65,14 +65,14 @@ def filled(text: str, line: str) -> str:
     """A page with the figures between the markers replaced.
 
     Args:
-        text: of the page.
-        line: that says the figures.
+        text: text of the page.
+        line: line with the figures.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: the page does not hold the two markers once each.
+        ValueError: if the page does not contain each of the two markers exactly once.
     """
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"a page needs one {START} and one {END}, each once")
@@ -80,7 +80,7 @@ def filled(text: str, line: str) -> str:
 
 
 def main() -> None:
-    """Make the picture and fill in the pages."""
+    """Create the picture and update the pages."""
     low, there = read(ROOT / "samples" / f"{SAMPLE}.png"), read(ROOT / "samples" / "original" / f"{SAMPLE}.png")
     upscaler = Upscaler(SCALE)
     before, after = imresize(low, SCALE), upscaler(low)
