@@ -1,13 +1,13 @@
-"""Every state-space model as ONNX: parity with torch at sizes other than the traced one, and time beside torch.
+"""Every state-space model as ONNX: parity with torch at sizes other than the traced one, and time compared with torch.
 
     python bench/export.py                       table on standard output
     python bench/export.py --save results/export also results/export.md and results/export.json
-    python bench/export.py vim_tiny vmamba_tiny  these alone
-    python bench/export.py --folder exported     keeps the ONNX files and takes those there; tracing takes minutes
+    python bench/export.py vim_tiny vmamba_tiny  only these
+    python bench/export.py --folder exported     keeps and reuses the ONNX files there; tracing takes minutes
 
-Each is traced at 224×224 with free height and width, written with standard operators, and run by ONNX Runtime at that
-size and at 160×288. Times are medians over rounds in which ONNX Runtime, torch with the compiled kernels and torch
-without them take turns, batch 1, 224×224.
+Each is traced at 224×224 with dynamic height and width, exported with standard operators, and run by ONNX Runtime at
+that size and at 160×288. Times are medians over interleaved rounds of ONNX Runtime, torch with the compiled kernels and
+torch without them, batch 1, 224×224.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRACED, OTHER = (1, 3, 224, 224), (1, 3, 160, 288)
 
 
 class WithoutKernels:
-    """While it holds, scans run in vectorised torch."""
+    """Context in which scans run in vectorised torch."""
 
     def __enter__(self) -> None:
         self.library = native.library
@@ -71,7 +71,7 @@ def row(name: str, threads: int, rounds: int, folder: Path) -> dict[str, Any]:
             return {**found, "error": str(error).splitlines()[0]}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would slow who comes next
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would slow the next run
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     for shape in (TRACED, OTHER):
         x = torch.rand(shape)
@@ -79,7 +79,7 @@ def row(name: str, threads: int, rounds: int, folder: Path) -> dict[str, Any]:
             want = model(x)
         try:
             got = torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
-        except Exception as error:  # the engine's own words, whatever they are
+        except Exception as error:  # report any error of the engine
             return {**found, "error": f"{shape[2]}×{shape[3]}: {str(error).splitlines()[0]}"}
         found[f"{shape[2]}×{shape[3]}"] = float((got - want).abs().max() / want.abs().max())
     x = torch.rand(TRACED)
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
-    parser.add_argument("--folder", type=Path, help="where ONNX files are kept; else they are thrown away")
+    parser.add_argument("--folder", type=Path, help="folder in which to keep ONNX files; by default they are deleted")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []

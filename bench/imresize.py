@@ -1,4 +1,4 @@
-"""How often our reduced pictures equal those that MATLAB made, on the benchmark sets under FOVEAL_DATA.
+"""How often our downsampled pictures equal MATLAB's, on the benchmark sets under FOVEAL_DATA.
 
 python bench/imresize.py
 """

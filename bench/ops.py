@@ -1,15 +1,14 @@
-"""Every operator's paths in one run; for the selective scan, mambapy's parallel scan beside them.
+"""All backends of every operator in one run; for the selective scan, also mambapy's parallel scan.
 
     python bench/ops.py                       table on standard output
     python bench/ops.py --save results/ops    also results/ops.md and results/ops.json
 
-Paths that do not agree end the run. All paths take turns round by round on the same inputs; the median and the
-quartiles of the rounds are printed, and each ratio is the median of the rounds' ratios. The bound is what this
-machine could do at best, whichever is longest: every input and output byte once at the measured copy speed, every
-exponential of the recurrence at the measured speed of the kernel's own exponential with everything in cache, or every
-multiply-add at the measured speed of a large matrix product (for the FFT, its 5/2 · n · log₂ n). Memory is the peak
-of a training step above its inputs, each in a process of its own. mambapy takes part where it is installed (`pip
-install mambapy`).
+Backends that disagree end the run. All backends are interleaved round by round on the same inputs; the median and the
+quartiles of the rounds are printed, and each ratio is the median of the rounds' ratios. The bound is the best time this
+machine could reach, the longest of: every input and output byte once at the measured copy speed, every exponential of
+the recurrence at the measured speed of the kernel's own exponential with everything in cache, or every multiply-add at
+the measured speed of a large matrix product (for the FFT, its 5/2 · n · log₂ n). Memory is the peak of a training step
+above its inputs, each in a separate process. mambapy is included if it is installed (`pip install mambapy`).
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def timed(run: Callable[..., torch.Tensor], given: list[torch.Tensor], *, backwa
 
 
 def agree(label: str, outputs: dict[str, torch.Tensor | tuple[torch.Tensor, ...]]) -> None:
-    """Paths that differ are not worth timing: says which, and ends the run."""
+    """End the run with a message if backends differ: wrong results are not worth timing."""
     first, wanted = next(iter(outputs.items()))
     for name, found in outputs.items():
         for a, b in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (found, wanted)), strict=True):
@@ -114,7 +113,7 @@ def compare(shape: tuple[int, ...], rounds: int, *, backward: bool) -> dict[str,
     taken: dict[str, list[float]] = {name: [] for name in paths()}
     for round_ in range(-1, rounds):
         for name, run in paths().items():
-            timed(run, given, backward=backward)  # the path before has filled the caches and the heap
+            timed(run, given, backward=backward)  # warm-up: the previous backend has filled the caches and the heap
             seconds = timed(run, given, backward=backward)
             if round_ >= 0:
                 taken[name].append(seconds)
@@ -123,11 +122,11 @@ def compare(shape: tuple[int, ...], rounds: int, *, backward: bool) -> dict[str,
 
 
 def peaks(threads: int) -> tuple[float, float]:
-    """Bytes a second of a copy that no cache holds (read and written both count), and exponentials a second."""
+    """Bytes per second of a copy larger than any cache (reads and writes both count), and exponentials per second."""
     a, b = torch.rand(1 << 25), torch.empty(1 << 25)
     best = min(_seconds(lambda: b.copy_(a)) for _ in range(9))
     copied = 2 * a.numel() * 4 / best
-    # One channel block a thread, everything in cache: what is left of a scan of many states is its exponentials.
+    # One channel block per thread, everything in cache: exponentials dominate a scan with many states.
     few, many = (_seconds_of_states(states, threads) for states in (16, 64))
     return copied, 16 * threads * 4096 * 48 / (many - few)
 
@@ -147,13 +146,13 @@ def _seconds_of_states(states: int, threads: int) -> float:
 def bound(shape: tuple[int, ...], copy: float, exponentials: float) -> tuple[float, str]:
     batch, dim, length, states = shape
     moved = 4 * batch * length * (3 * dim + 2 * states) / copy
-    # softplus takes an exponential, and a logarithm of about the same price
+    # softplus takes an exponential, and a logarithm of about the same cost
     raised = batch * dim * length * (states + 2) / exponentials
     return max((moved, "memory"), (raised, "exponentials"))
 
 
 def products(threads: int) -> float:
-    """Multiply-adds a second of a large product."""
+    """Multiply-adds per second of a large matrix product."""
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
     return 2048**3 / min(_seconds(lambda: a @ b) for _ in range(5 * threads))
 
@@ -218,7 +217,7 @@ def others(copy: float, exponentials: float, macs: float) -> list[dict[str, Any]
 
 
 def add_convolutions(add: Callable[..., None], copy: float, macs: float) -> None:
-    """A layer of the networks that upscale, at the size of a training step; a direct convolution is the bound."""
+    """A layer of the super-resolution networks, at the size of a training step; the bound is a direct convolution."""
     batch, channels, side = 8, 32, 48
     leaves = [torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)]
     leaves += [torch.randn(channels, channels, 3, 3) / 17, torch.randn(channels), torch.tensor([0.1])]
@@ -261,7 +260,7 @@ def compare_others(found: list[dict[str, Any]], rounds: int) -> None:
 
 
 def memory(name: str) -> int:
-    """Peak of a training step above its inputs, bytes, in a process of its own."""
+    """Peak memory of a training step above its inputs, in bytes, in a separate process."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import ops; print(ops.peak_of_step({name!r}))"
     )
@@ -315,7 +314,7 @@ def main() -> None:
     for shape in SHAPES:
         seconds = compare(shape, arguments.rounds, backward=False)
         results.append({"shape": shape, "direction": "forward", "seconds": seconds})
-        speeds.append(peaks(arguments.threads))  # the machine's speed wanders with what its neighbours do
+        speeds.append(peaks(arguments.threads))  # the machine's speed varies with the load of its neighbours
     copy, exponentials = (statistics.median(values) for values in zip(*speeds, strict=True))
     for result in results:
         result["bound"], result["by"] = bound(result["shape"], copy, exponentials)

@@ -1,13 +1,13 @@
-"""Which library keeps what: every format × property × candidate, as a Markdown table.
+"""What each library preserves: every format × property × candidate, as a Markdown table.
 
-Each candidate does what `foveal upscale` must do, with its own means: read a file, enlarge the pixels by 2 (each pixel
-repeated, so that the right answer is known), write the file back with everything it can carry. What arrived is judged
-from the written file alone. foveal's own reader and writer stand in the last column.
+Each candidate does the job of `foveal upscale` with its own means: read a file, upscale the pixels by 2 (by repetition,
+so that the right answer is known), write the file back with everything it can store. The result is judged from the
+written file alone. foveal's own reader and writer are in the last column.
 
     python bench/pictures.py [--memory] [--json FILE]
 
-`--memory` adds peak memory and time of writing 12 megapixels, each in a process of its own (about a minute); a
-whole picture is 36 MB.
+`--memory` adds peak memory and time of writing 12 megapixels, each in a separate process (about a minute); the whole
+picture is 36 MB.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def double(pixels: np.ndarray) -> np.ndarray:
     return pixels.repeat(2, axis=0).repeat(2, axis=1)
 
 
-# The candidates: read `source`, enlarge by 2, write `target`.
+# The candidates: read `source`, upscale by 2, write `target`.
 
 
 def by_pillow(source: Path, target: Path) -> None:
@@ -156,7 +156,7 @@ CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
 }  # fmt: skip
 
 
-# The samples, made without the candidate that is judged wherever there is a choice.
+# The samples, created without the candidate under test where possible.
 
 
 def make(property_: str, format_: str, folder: Path) -> Path:
@@ -257,7 +257,7 @@ def arrived(property_: str, format_: str, source: Path, target: Path) -> bool:
         got = got[..., :3]
     if format_ == "gif":
         got = got[..., :3]
-    if property_ == "alpha" and got.shape == want.shape:  # colours that nobody sees may change
+    if property_ == "alpha" and got.shape == want.shape:  # invisible colours may change
         got, want = got * (want[..., 3:] > 0), want * (want[..., 3:] > 0)
     return near(got, want, loose)
 
@@ -283,7 +283,7 @@ def cell(library: str, property_: str, format_: str) -> str:
         return "yes" if fine else "no"
 
 
-# Memory and time of writing, one process each.
+# Memory and time of writing, in one process each.
 
 WRITING = """
 import sys, time

@@ -3,12 +3,12 @@
     python bench/restore.py                          table on standard output
     python bench/restore.py --save results/restore   also results/restore.md and results/restore.json
 
-Time is what a user waits for, array in to array out (uint8 RGB), on `--threads` threads; all rows take turns round
-by round, so that a slow spell of the machine touches all of them, and the median and the quartiles of the rounds are
-printed. The last rows are what a user can have without foveal: Pillow's bicubic, and the network of OpenCV's
-dnn_superres ESPCN ×4 (the same graph with random weights, so time only) with bicubic colour, as its `upsample` does.
-Quality is luminance PSNR and SSIM, border of `scale` pixels shaved, on the pictures under FOVEAL_DATA. An engine
-that ran the bundle's file of bytes says (int8).
+Time is end to end, from array to array (uint8 RGB), on `--threads` threads; all rows are interleaved round by round, so
+that a slow phase of the machine affects all of them, and the median and the quartiles of the rounds are printed. The
+last rows are the alternatives without foveal: Pillow's bicubic, and the network of OpenCV's dnn_superres ESPCN ×4 (the
+same graph with random weights, so time only) with bicubic colour, as in its `upsample`. Quality is luminance PSNR and
+SSIM, with a border of `scale` pixels removed, on the pictures under FOVEAL_DATA. (int8) marks engines that ran the
+bundle's int8 file.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Row:
     engine: str
     scale: int
     parameters: int
-    seconds: list[float]  # per output megapixel, one a round
+    seconds: list[float]  # per output megapixel, one per round
     quality: dict[str, tuple[float, float]]  # set -> PSNR, SSIM
-    file: str = ""  # kind of the bundle's file that ran
+    file: str = ""  # kind of the bundle file that ran
 
     @property
     def median(self) -> float:
@@ -60,7 +60,7 @@ class Row:
 
 
 def espcn_of_opencv(threads: int) -> Run | None:
-    """OpenCV's path for ESPCN ×4: the network on luminance, bicubic for colour."""
+    """OpenCV's pipeline for ESPCN ×4: the network on luminance, bicubic for colour."""
     try:
         import cv2
         import torch
@@ -104,7 +104,7 @@ def quality(run: Run, scale: int, limit: int | None) -> dict[str, tuple[float, f
 
 
 def onto_cards(rows: list[Row], date: str, processor: str, threads: int) -> None:
-    """Write each shipped bundle's quality, and its time on its fastest engine, on its card."""
+    """Write each shipped bundle's quality, and its time on its fastest engine, to its card."""
     for bundle in bundles():
         best = min((r for r in rows if r.name == bundle.card.name), key=lambda r: r.median)
         path = bundle.folder / "card.json"
@@ -169,9 +169,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--limit", type=int, help="pictures a set, for a quick look")
+    parser.add_argument("--limit", type=int, help="number of pictures per set, for a quick run")
     parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
-    parser.add_argument("--cards", action="store_true", help="write the figures onto the shipped bundles' cards")
+    parser.add_argument("--cards", action="store_true", help="write the figures to the cards of the shipped bundles")
     arguments = parser.parse_args()
 
     measured = rows_to_measure(arguments.threads, arguments.scales)
@@ -179,7 +179,7 @@ def main() -> None:
     pictures = {s: rng.integers(0, 256, (1000 // s, 1000 // s, 3), np.uint8) for s in arguments.scales}
     for round_ in range(-1, arguments.rounds):  # one round of warm-up
         for row, run in measured:
-            # The engine before this one keeps its threads spinning for a while, and this one's have gone to sleep.
+            # The previous engine's threads keep spinning for a while, and this one's are asleep.
             time.sleep(0.05)
             run(pictures[row.scale])
             begun = time.perf_counter()
@@ -189,7 +189,7 @@ def main() -> None:
                 row.seconds.append(taken / (out.shape[0] * out.shape[1] / 1e6))
         print(f"round {round_ + 1}/{arguments.rounds}", end="\r", file=sys.stderr)
     for row, run in measured:
-        if row.engine != "OpenCV":  # engines agree but for a few levels, which is measured, not believed
+        if row.engine != "OpenCV":  # engines agree to within a few levels, which is measured, not assumed
             row.quality = quality(run, row.scale, arguments.limit)
 
     machine = describe()

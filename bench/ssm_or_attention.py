@@ -1,13 +1,13 @@
-"""When is state space worth it? ViT, convolutional nets and state-space backbones, 224² to 2048², in one run.
+"""When is a state space worth it? ViT, convolutional networks and state-space backbones, 224² to 2048², in one run.
 
     python bench/ssm_or_attention.py                                    table on standard output
     python bench/ssm_or_attention.py --save results/ssm_or_attention    also .md, .json and .svg
-    python bench/ssm_or_attention.py --train 180                        CIFAR-10 instead: so many seconds each; with
+    python bench/ssm_or_attention.py --train 180                        CIFAR-10 instead, 180 seconds each; with
                                                                         --save results/ssm_training, as in the docs
 
 Models of 5 to 9 million parameters, batch 1, float32, plain torch on `--threads` threads. Latency is the median over
-rounds in which all models take turns; memory is what one forward pass adds to the process's peak, in a process of its
-own. The CIFAR-10 comparison trains small forms of the same families by one recipe for the same time, and counts steps.
+interleaved rounds of all models; memory is what one forward pass adds to the peak of a separate process. The CIFAR-10
+comparison trains small versions of the same families with one recipe for the same time, and counts steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MODELS = {
     "efficientvmamba_tiny": "state space",
     "efficientvim_m1": "state space",
 }
-# Forms of about half a million parameters for 32×32 pictures in patches of 4×4.
+# Versions of about half a million parameters for 32×32 pictures in patches of 4×4.
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3}),
     "MambaOut": ("mambaout_femto", {"dims": (24, 48, 96, 160), "depths": (1, 1, 3, 1)}),
@@ -68,7 +68,7 @@ def once(model: torch.nn.Module, side: int) -> float:
 
 
 def memory(name: str, side: int, threads: int) -> int:
-    """Peak above the loaded model, bytes."""
+    """Peak memory above the loaded model, in bytes."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import ssm_or_attention as s; "
         f"print(s.peak({name!r}, {side}, {threads}))"
@@ -99,7 +99,7 @@ def compare(sides: list[int], rounds: int, threads: int) -> list[dict[str, Any]]
         for name, kind in MODELS.items()
     ]
     for side in sides:
-        # The larger the picture, the less one round says of the clock and the more of the model.
+        # Fewer rounds for larger pictures, whose times are less noisy.
         for round_ in range(-1, max(3, rounds * 512 // max(512, side))):
             for row in rows:
                 seconds = once(models[row["model"]], side)

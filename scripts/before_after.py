@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = "dogs"
 SCALE = 4
-BOX = (100, 76, 292, 268)  # the part that is shown: left, top, right, bottom in pixels of the result
-ZOOM = 2  # shown this many times as large, pixel by pixel, so that browsers do not smooth the difference away
+BOX = (100, 76, 292, 268)  # the crop that is shown: left, top, right, bottom in pixels of the result
+ZOOM = 2  # nearest-neighbour zoom, so that browsers do not smooth the difference away
 BAND = 28  # height of the line of text above each half, in pixels
 GAP = 8  # between two halves
 PICTURE = Path("docs/assets/before_after.png")
@@ -45,7 +45,7 @@ RESULTS = Path("results/restore.json")
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture's pixels.
+    """Read the pixels of a picture.
 
     Args:
         path: file of the picture.
@@ -91,7 +91,7 @@ def filled(text: str, line: str, name: str = "picture") -> str:
         The page.
 
     Raises:
-        ValueError: the page does not hold the two markers once each.
+        ValueError: if the page does not contain each of the two markers exactly once.
     """
     start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
     if text.count(start) != 1 or text.count(end) != 1:

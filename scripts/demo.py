@@ -1,6 +1,6 @@
-"""Enlarges the sample pictures by 4 as a user would, says what that gave, and writes a page of before and after.
+"""Upscale the sample pictures by 4 as a user would, print the results, and write a before-and-after page.
 
-Run by `make demo`, in an environment that holds the light install, the native kernels and nothing else.
+Run by `make demo`, in an environment with the light install, the native kernels and nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SCALE = 4
 
 
 def pixels(path: Path) -> np.ndarray:
-    """A picture's pixels.
+    """Read the pixels of a picture.
 
     Args:
-        path: of the picture.
+        path: path of the picture.
 
     Returns:
         (H, W, 3), uint8.
@@ -34,15 +34,15 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def gain(sample: Path, result: Path, original: Path) -> tuple[float, float]:
-    """How near bicubic and foveal come to the original.
+    """Compare bicubic and foveal with the original.
 
     Args:
-        sample: picture that was enlarged.
-        result: what foveal made of it.
-        original: what it was before it was reduced.
+        sample: picture that was upscaled.
+        result: foveal's result.
+        original: picture before it was reduced to the sample.
 
     Returns:
-        PSNR of luminance without the outermost 4 pixels, in dB: bicubic's and foveal's.
+        Luminance PSNR without the outermost 4 pixels, in dB, of bicubic and of foveal.
     """
     there = pixels(original)
     return (
@@ -52,7 +52,7 @@ def gain(sample: Path, result: Path, original: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run `foveal upscale` on the samples and print its table."""
+    """Run `foveal upscale` on the samples and print a table."""
     foveal = Path(sys.executable).with_name("foveal")
     command = [
         str(foveal),

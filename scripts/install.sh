@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs foveal at the pinned versions: scripts/install.sh FOLDER REQUIREMENT…
-# FOLDER is the virtual environment, made if missing. uv does the work where it can be had, pip otherwise.
+# FOLDER is the virtual environment, created if missing. Uses uv if available, otherwise pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,8 +19,8 @@ if [ ! -x "$folder/bin/python" ] || ! "$folder/bin/python" -c ''; then
         exit 1
     }
 fi
-# Compiled once here, not in each process that imports torch where Python is told to write no bytecode.
-# uv takes a version of foveal that it has built before for the same one, though the source has changed since.
+# Bytecode is compiled once here, not in each process that imports torch if Python may not write bytecode.
+# uv would reuse an earlier build of the same foveal version even if the source has changed since.
 uv_install=(pip install --quiet --compile-bytecode --reinstall-package foveal --reinstall-package foveal-kernels --python "$folder/bin/python")
 if uv --version >/dev/null 2>&1; then
     install=(uv "${uv_install[@]}")

@@ -1,6 +1,6 @@
-"""Fails when a file of the repository is larger than 4 MB: such files belong somewhere else.
+"""Fail if a file of the repository is larger than 4 MB: such files belong elsewhere.
 
-`python scripts/large_files.py` looks at every tracked file, `python scripts/large_files.py FILE…` at those named.
+`python scripts/large_files.py` checks every tracked file, `python scripts/large_files.py FILE…` the given ones.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from pathlib import Path
 
 LIMIT = 4_000_000
 ROOT = Path(__file__).resolve().parents[1]
-# Walked over where there is no git: what tools and targets leave behind, as in .gitignore.
+# Ignored without git: what tools and targets leave behind, as in .gitignore.
 NOT_OURS = {"build", "dist", "site", "runs", "demo", "data", "__pycache__"}
 
 
 def tracked(root: Path = ROOT) -> list[Path]:
-    """Files that git tracks or would track; without git, all but what tools leave behind.
+    """Files that git tracks or would track; without git, all except what tools leave behind.
 
     Args:
-        root: of the repository or of an unpacked source distribution.
+        root: root of the repository or of an unpacked source distribution.
 
     Returns:
         Absolute paths, sorted.
     """
-    # --cached with --others: also new files that are not added yet.
+    # --cached with --others: also new files that have not been added yet.
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, check=True)
@@ -42,14 +42,14 @@ def tracked(root: Path = ROOT) -> list[Path]:
 
 
 def too_large(paths: list[Path], limit: int = LIMIT) -> list[str]:
-    """One line for each file over the limit.
+    """Report each file over the limit.
 
     Args:
-        paths: to look at.
-        limit: bytes.
+        paths: files to check.
+        limit: limit in bytes.
 
     Returns:
-        The lines.
+        One line per file.
     """
     return [
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, and a file here may have {limit / 1e6:g} MB"

@@ -1,11 +1,11 @@
-"""Writes the skeleton of a method from its row of the catalogue: method, evidence and tests, ready to be filled in.
+"""Write the skeleton of a method from its row of the catalogue: method, evidence and tests, ready to be filled in.
 
     python scripts/new_method.py ESPCN models/restore/espcn
-    python scripts/new_method.py LinearSR models/restore/linear_sr     # work of foveal's own: no row of that name
+    python scripts/new_method.py LinearSR models/restore/linear_sr     # foveal's own work: no row of that name
 
 The method's file states the paper and the mechanism, the evidence file has one claim for each clause of the row's bar,
-and the test file one failing test. Nothing that exists is written over. Until it is filled in, the skeleton fails its
-tests: a claim that is not written raises, so it cannot pass for one that holds.
+and the test file one failing test. Existing files are never overwritten. Until it is filled in, the skeleton fails its
+tests: a claim that is not written raises, so it cannot be mistaken for one that holds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foveal.catalogue.collect import closest
 from foveal.catalogue.entries import Entry, entries, fold
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {  # the catalogue's kind → the record's, and its case
+KINDS = {  # kind in the catalogue → kind of the record, and its case
     "architecture": "model",
     "training": "objective",
     "operator": "operator",
@@ -56,16 +56,16 @@ def _camel(stem: str) -> str:
 
 
 def method(name: str, entry: Entry | None, stem: str, kind: str) -> str:
-    """The method's file.
+    """Text of the method's file.
 
     Args:
         name: the method's name.
-        entry: its row, None for work of foveal's own.
-        stem: name of the file.
+        entry: its row, None for foveal's own work.
+        stem: name of the file, without suffix.
         kind: kind of the record.
 
     Returns:
-        Its text.
+        The text.
     """
     title = entry.title if entry else "foveal's own"
     mechanism = _filled(entry.mechanism) if entry else "Mechanism."
@@ -107,14 +107,14 @@ def method(name: str, entry: Entry | None, stem: str, kind: str) -> str:
 
 
 def evidence(name: str, entry: Entry | None) -> str:
-    """The evidence file, or the claims of a study.
+    """Text of the evidence file, or the claims of a study.
 
     Args:
         name: the method's name.
-        entry: its row, None for work of foveal's own.
+        entry: its row, None for foveal's own work.
 
     Returns:
-        Its text: one claim for each clause of the bar.
+        The text, with one claim for each clause of the bar.
     """
     claims = []
     for number, clause in enumerate(entry.clauses if entry else ("",), start=1):
@@ -132,14 +132,14 @@ def evidence(name: str, entry: Entry | None) -> str:
 
 
 def tests(module: str, stem: str) -> str:
-    """The test file.
+    """Text of the test file.
 
     Args:
         module: dotted name of the method's module.
-        stem: name of the file.
+        stem: name of the file, without suffix.
 
     Returns:
-        Its text.
+        The text.
     """
     package, _, leaf = module.rpartition(".")
     return (
@@ -153,15 +153,15 @@ def write(name: str, place: str, root: Path = ROOT) -> list[Path]:
 
     Args:
         name: the row's name, or a new one.
-        place: path of the method below `foveal`, without a suffix, such as "models/restore/espcn"; a study stands in
+        place: path of the method below `foveal`, without suffix, such as "models/restore/espcn"; for a study
             "evidence/studies/NAME".
-        root: of the repository.
+        root: root of the repository.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: a place that is no path of that form, or a file that exists.
+        ValueError: if the place is not a path of that form, or a file exists.
     """
     if not re.fullmatch(r"[a-z_]+(/[a-z0-9_]+)+", place):
         raise ValueError(f"the place reads models/restore/espcn, got {place!r}")
@@ -194,16 +194,16 @@ def write(name: str, place: str, root: Path = ROOT) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the skeleton and say what to do next.
+    """Write the skeleton and print what to do next.
 
     Args:
-        arguments: of the command line.
+        arguments: command-line arguments.
 
     Returns:
         The exit code.
     """
     parser = argparse.ArgumentParser(description="Write the skeleton of a method: method, evidence and tests.")
-    parser.add_argument("name", help="name of a row of the catalogue, or of work of your own")
+    parser.add_argument("name", help="name of a row of the catalogue, or a new name")
     parser.add_argument("place", help="path below foveal, such as models/restore/espcn")
     given = parser.parse_args(arguments)
     try:

@@ -1,8 +1,8 @@
-"""Makes the sample pictures from two of Debian's wallpaper packages: `python scripts/samples.py`.
+"""Create the sample pictures from Debian's wallpaper packages: `python scripts/samples.py`.
 
-Each original is a photograph reduced until its detail is dense, then cropped; the sample is that, reduced by 4. Both by
-`foveal.images.imresize`, the bicubic reduction that benchmarks use. Nothing is trained on these pictures, so what
-foveal gains on them is gained on something it has not seen.
+Each original is a photograph, downsampled until its detail is dense, then cropped; the sample is the original
+downsampled by 4. Both use `foveal.images.imresize`, the bicubic downsampling of the benchmarks. No network is trained
+on these pictures, so foveal's gain on them is measured on unseen data.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PACKAGES = (Package("lomiri-wallpapers-16.04", "CC-BY-4.0, CC-BY-SA-4.0, CC0-1.0
 
 @dataclass(frozen=True)
 class Sample:
-    """How one original is made.
+    """How an original is created.
 
     Args:
-        name: of the sample.
+        name: name of the sample.
         source: file below usr/share/backgrounds.
-        reduction: the photograph's side over the original's.
+        reduction: ratio of the photograph's side to the original's.
         box: left, top, right, bottom in the reduced photograph, in pixels; sides are multiples of 4.
     """
 
@@ -52,8 +52,8 @@ def make(sample: Sample, photographs: Path) -> None:
     """Write samples/NAME.png and samples/original/NAME.png.
 
     Args:
-        sample: which.
-        photographs: folder that holds its source.
+        sample: sample to write.
+        photographs: folder that contains its source.
     """
     with Image.open(photographs / sample.source) as photograph:
         reduced = imresize(np.asarray(photograph.convert("RGB")), 1 / sample.reduction)
@@ -65,7 +65,7 @@ def make(sample: Sample, photographs: Path) -> None:
 
 
 def main() -> None:
-    """Fetch the packages (or take those in the folder that is named) and make every sample."""
+    """Download the packages (or use those in the given folder) and create every sample."""
     with tempfile.TemporaryDirectory() as folder:
         archives = fetch(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder), PACKAGES)
         for archive in archives:

@@ -1,8 +1,8 @@
-// Back-projection: what the result lacks of the picture, one number a pixel, from the picture and from the detail.
+// Back-projection: the residual of the result against the picture, one value per pixel, from the picture and the detail.
 //
 //     residual = small * x_0 + reduce * detail
 //
-// How it goes back into the detail stands where the result is written, in conv_chain.cpp.
+// It is added back to the detail where the result is written, in conv_chain.cpp.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,7 @@
 
 namespace foveal {
 
-// Back-projection, its kernels of odd sides: small (3, base side + side - 1, likewise), reduce and enlarge (s², side,
-// side).
+// Kernels of back-projection, with odd sides: small (3, base side + side - 1, same), reduce and enlarge (s², side, side).
 struct Back {
   int64_t side;
   const float *small, *reduce, *enlarge;
@@ -21,7 +20,7 @@ struct Back {
 
 class BackProjection {
  public:
-  // width: channels of the detail in whole vectors.
+  // width: channels of the detail, rounded up to whole vectors.
   BackProjection(const Back& back, int64_t phases, int64_t width, int64_t base_side)
       : side_(back.side), small_side_(base_side + back.side - 1), width_(width) {
     if (side_ == 0) return;
@@ -31,12 +30,12 @@ class BackProjection {
     std::copy_n(back.small, COLOURS * small_side_ * small_side_, small_.get());
   }
 
-  int64_t side() const { return side_; }  // 0 where there is none
+  int64_t side() const { return side_; }  // 0 if there is none
   int64_t small_side() const { return small_side_; }
   const float* enlarge() const { return enlarge_.get(); }
 
-  // LANES pixels of the residual: `picture` is the corner of what `small` reads, `plane` floats from colour to colour and
-  // `pitch` from row to row; `detail` that of what `reduce` reads. The detail's vectors of phases are summed up at the end.
+  // LANES pixels of the residual. `picture` is the corner of the input of `small`, with a stride of `plane` floats between
+  // colours and `pitch` between rows; `detail` is that of `reduce`. The detail's vectors of phases are summed at the end.
   Vec residual(const float* picture, int64_t plane, int64_t pitch, const float* detail, int64_t detail_pitch) const {
     Vec total{};
     const float* weight = small_.get();

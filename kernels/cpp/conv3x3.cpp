@@ -1,13 +1,13 @@
 // A 3×3 convolution of leaky(x) with its gradients, for training: Winograd's F(4×4, 3×3) all three times.
 //
-//     y  = W * leaky(x, slope) + b                            zeros around the picture, as much out as in
-//     dx = leaky'(x) ∘ (Wᵀ turned by 180° * dy)
-//     dslope = Σ min(x, 0) ∘ (Wᵀ turned * dy)
+//     y  = W * leaky(x, slope) + b                            zero padding, same size
+//     dx = leaky'(x) ∘ (Wᵀ rotated by 180° * dy)
+//     dslope = Σ min(x, 0) ∘ (Wᵀ rotated * dy)
 //     dW = Gᵀ [ Σ over tiles (Bᵀ leaky(x) B) (A dy Aᵀ)ᵀ ] G,     db = Σ dy
 //
-// Tensors are (batch, height, width, channels), channels multiples of 16; weights (3, 3, in, out). The slope acts while
-// a tile is read and its gradient is taken while a tile is written, so neither costs a pass over memory. Sums are
-// taken in one order for a number of threads: a training gives the same bits each time.
+// Tensors are (batch, height, width, channels), channels multiples of 16; weights (3, 3, in, out). The slope is applied
+// while a tile is read and its gradient computed while a tile is written, so neither costs a pass over memory. The order
+// of sums is fixed for a given number of threads: training is bitwise reproducible.
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -19,14 +19,14 @@
 namespace foveal {
 namespace {
 
-constexpr int LONG = 48;  // tiles whose products with gradients are summed before the sums leave the registers
+constexpr int LONG = 48;  // tiles whose products with gradients are summed in registers before the sums are stored
 #if FOVEAL_LANES == 16 || defined(__aarch64__)
 constexpr int ROWS = 8;
 #else
 constexpr int ROWS = 4;
 #endif
 
-// Floats from the start of a line of the cache on; a later call for no more of them takes the same.
+// Floats aligned to a cache line; a later call for no more of them reuses the memory.
 struct Room {
   std::vector<float> floats;
   float* take(int64_t size) {
@@ -35,7 +35,7 @@ struct Room {
   }
 };
 
-// Pictures cut into tiles, counted along rows, then down, then from picture to picture.
+// Pictures cut into tiles, numbered along rows, then down, then from picture to picture.
 struct Grid {
   int64_t batch, height, width;
   int64_t down() const { return (height + TILE - 1) / TILE; }
@@ -50,8 +50,8 @@ struct Grid {
   }
   int64_t pixel(const Place& at) const { return (at.picture * height + at.y) * width + at.x; }
 
-  // `side`² pixels from `before` pixels before a tile's first, those outside the picture as 0: where they lie, or a
-  // copy in `block`. `row` becomes the floats from row to row.
+  // `side`² pixels, starting `before` pixels before a tile's first, zero outside the picture: in place, or a copy in
+  // `block`. Sets `row` to the row stride in floats.
   const float* around(const Place& at, int side, int before, const float* x, int64_t channels, float* block,
                       int64_t& row) const {
     const int64_t top = at.y - before, left = at.x - before;
@@ -69,8 +69,7 @@ struct Grid {
   }
 };
 
-// A square of SIDE² vectors to 36 points, by `spread` down its columns and then along its rows, for each of `count`
-// channels.
+// A square of SIDE² vectors to 36 points, with `spread` along its columns and then its rows, for each of `count` channels.
 template <int SIDE, class Spread>
 void square_to_points(const float* from, int64_t row, int64_t column, int64_t count, float* to, int64_t point,
                       const Spread& spread) {
@@ -127,7 +126,7 @@ void weights_from_points(const float* from, int64_t plane, float* weight) {
   }
 }
 
-// A tile of 4×4 gradients to 36 points, A dy Aᵀ: the reverse of `points_out`.
+// A tile of 4×4 gradients to 36 points, A dy Aᵀ: the adjoint of `points_out`.
 void gradients_in(const float* from, int64_t row, int64_t channels, float* to, int64_t point) {
   square_to_points<TILE>(from, row, channels, channels, to, point, [](const Vec y[TILE], Vec m[REACH]) {
     const Vec even = y[0] + y[2], odd = y[1] + y[3], far = y[0] + 4.0f * y[2], steep = 2.0f * y[1] + 8.0f * y[3];
@@ -140,7 +139,7 @@ void gradients_in(const float* from, int64_t row, int64_t channels, float* to, i
   });
 }
 
-// sum (ROWS × VECS vectors) += aᵀ d: a (tiles × in), d (tiles × out), both from the wanted row and column on.
+// sum (ROWS × VECS vectors) += aᵀ d: a (tiles × in), d (tiles × out), both starting at the wanted row and column.
 template <int VECS>
 void correlate(const float* a, int64_t in, const float* d, int64_t out, int64_t tiles, float* sums) {
   Vec sum[ROWS][VECS];
@@ -164,10 +163,10 @@ void correlate(const float* a, int64_t in, const float* d, int64_t out, int64_t 
 struct Conv3x3 {
   int64_t batch, height, width, in, out;
   const float *x, *weight;  // weight (3, 3, in, out)
-  const float* slope;       // of x, one number; null for none
+  const float* slope;       // slope for x, one number; null for none
   const float* bias;        // (out); null for none
   float* y;
-  // Backward in x, y is multiplied by the slope of `gate`, which has y's shape; null for none.
+  // In the backward pass for x, y is multiplied by the slope of `gate`, which has y's shape; null for none.
   const float *gate, *gate_slope;
   float* slope_gradient;    // one number
 };
@@ -252,7 +251,7 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
         points_in(from, row, c.in, base + t * c.in, point_in, [slope](Vec x) { return leaky(x, slope); });
         from = grid.around(at, TILE, 0, c.gradient, c.out, block, row);
         gradients_in(from, row, c.out, made + t * c.out, point_out);
-        // At point (1, 1) stands the sum over the tile.
+        // Point (1, 1) is the sum over the tile.
         const float* total = made + (REACH + 1) * point_out + t * c.out;
         for (int64_t v = 0; v < c.out; v += LANES) store(bias + v, load(bias + v) + load(total + v));
       }
@@ -281,7 +280,7 @@ void weight_gradients(const Conv3x3Weights& c, int threads) {
 
 extern "C" {
 
-// Both: 0, or 1 when there is no memory.
+// Both return 0, or 1 if memory ran out.
 int foveal_conv3x3(const foveal::Conv3x3* call, int threads) {
   return foveal::code_of([&] { foveal::convolve(*call, threads); });
 }

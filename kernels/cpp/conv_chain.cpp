@@ -1,30 +1,30 @@
-// A plain super-resolution network in one call: 3×3 convolutions without padding, each with a leaky slope, and a linear
-// upsampler beside them.
+// A plain super-resolution network in one call: 3×3 convolutions without padding, each with a leaky slope, and a parallel
+// linear upsampler.
 //
 //     x_0     = the picture, 3 colours in [0, 1]
 //     x_(l+1) = leaky(W_l * x_l + b_l, slope_l)           l < layers - 1
 //     detail  = W_last * x_last + b_last                  s² phases
 //     out     = shuffle(base * x_0 of each colour + detail)
 //
-// and, where there is back-projection, between the last two
+// and, with back-projection, between the last two
 //
-//     lacking = small * x_0 + reduce * detail             one number a pixel
-//     detail  = detail + enlarge * lacking
+//     residual = small * x_0 + reduce * detail            one value per pixel
+//     detail   = detail + enlarge * residual
 //
-// All layers but the first are Winograd's F(4×4, 3×3): 36 products make 16 pixels where a direct convolution takes 144.
-// Activations lie pixel by pixel, channels side by side, so both transforms are sums of whole vectors, and between them
-// stand 36 products of matrices (tiles × channels) · (channels × channels). The result never goes to memory as floats:
-// base is added to a few pixels of detail, and they are rounded to bytes, at once.
+// All layers but the first use Winograd's F(4×4, 3×3): 16 pixels with 36 products instead of 144. Activations are stored
+// channels-last, so both transforms are sums of whole vectors, with 36 matrix products (tiles × channels) · (channels ×
+// channels) between them. The result is never stored as floats: base is added to a few pixels of detail, which are
+// rounded to bytes at once.
 //
-// A chain of bytes (int8) has the same first layer, and after it
+// An int8 chain has the same first layer, followed by
 //
 //     x_(l+1) = round(zero_l + leaky(W_l * x_l + b_l, slope_l) / step_l), 0 to 255,
 //
-// with weights of 8 bits, a scale a channel, and a zero a channel, which the next bias takes back: see int8_dot.h. Its last
-// layer makes floats again.
+// with 8-bit weights, a scale per channel, and a zero point per channel, which the next bias compensates: see int8_dot.h.
+// Its last layer outputs floats again.
 //
-// Work is cut into strips of 4 rows of one layer. Strips are taken in order, each waits for the strips that it reads and
-// for those that read what it overwrites, so threads never meet at a barrier and any number of them comes to an end.
+// Work is split into strips of 4 rows of one layer. Strips are started in order; each waits for the strips that it reads
+// and for those that read what it overwrites, so there are no barriers and any number of threads makes progress.
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -42,7 +42,7 @@ namespace foveal {
 
 class Chain {
  public:
-  // weights: of all layers, or of the first where there are levels.
+  // weights: those of all layers, or of the first only if there are levels.
   Chain(int64_t layers, const int64_t* widths, const float* const* weights, const float* const* biases,
         const float* slopes, int64_t scale, int64_t base_side, const float* base, const Back& back,
         const Levels* levels)
@@ -59,11 +59,11 @@ class Chain {
   // One picture: bytes (h, w, 3) to (h', w', s², 3), or floats (3, h, w) to (3, s·h', s·w').
   void run(const void* in, bool bytes, int64_t height, int64_t width, void* out, int threads) {
     resize(height, width);
-    const int64_t strips = strips_of(height - 2);  // of the first layer, which has most
+    const int64_t strips = strips_of(height - 2);  // strips of the first layer, which has most
     const int64_t tasks = (steps() + 1) * strips;
     for (int64_t i = 0; i < tasks; ++i) done_[i].store(0, std::memory_order_relaxed);
     parallel(tasks, threads, [&](int64_t task) {
-      // Whoever waits for a strip must come to an end even where there was no memory to make it.
+      // Threads that wait for a strip must terminate even if memory ran out while computing it.
       const Mark mark{done_[task]};
       make(task / strips - 1, task % strips, in, bytes, out);
     });
@@ -75,10 +75,10 @@ class Chain {
     ~Mark() { done.store(1, std::memory_order_release); }
   };
 
-  // Steps: the layers, back-projection where there is one, the result.
+  // Steps: the layers, back-projection if there is one, the result.
   int64_t depth() const { return static_cast<int64_t>(layers_.size()); }
   int64_t steps() const { return depth() + (back_.side() == 0 ? 1 : 2); }
-  // Pixels that the steps up to step l take off each side.
+  // Pixels that the steps up to step l crop from each side.
   int64_t taken(int64_t l) const {
     if (l < depth()) return l + 1;
     return depth() + back_.side() / 2 * (l + 1 == steps() ? 2 : 1);
@@ -90,7 +90,7 @@ class Chain {
   // A strip of step l, or of the picture before the first.
   void make(int64_t l, int64_t strip, const void* in, bool bytes, void* out) {
     if (l < 0) {
-      // What the first layer reads: 4 rows, and with the last strip whatever is left.
+      // Input of the first layer: 4 rows, and with the last strip all remaining rows.
       const int64_t first = strip * TILE, last = strip == strips_of(height_ - 2) - 1 ? height_ : first + TILE;
       for (int64_t y = first; y < last; ++y) load_row(in, bytes, y);
       return;
@@ -111,7 +111,7 @@ class Chain {
       winograd_strip(l, strip);
   }
 
-  // Waits for a strip of what step l reads.
+  // Waits for a strip of the input of step l.
   void wait(int64_t l, int64_t strip) const {
     const int64_t strips = strips_of(height_ - 2);
     if (strip < 0 || strip >= strips) return;
@@ -120,7 +120,7 @@ class Chain {
 
   void resize(int64_t height, int64_t width) {
     if (height == height_ && width == width_) return;
-    height_ = width_ = 0;  // of no size, should there be no memory
+    height_ = width_ = 0;  // no valid size, in case memory runs out
     plane_row_ = up(width + REACH + GROUP, LINE);
     planes_.make(COLOURS * plane_row_ * (up(height, TILE) + REACH));
     // A strip writes whole tiles and reads two pixels beyond them.
@@ -138,7 +138,7 @@ class Chain {
   }
 
   int64_t plane() const { return plane_row_ * (up(height_, TILE) + REACH); }
-  // What the last layer makes: floats, s² phases a pixel.
+  // Output of the last layer: floats, s² phases per pixel.
   float* detail() const { return int8_ ? detail_.get() : activations_[(depth() - 1) % 2].get(); }
 
   void load_row(const void* in, bool bytes, int64_t y) {
@@ -153,7 +153,7 @@ class Chain {
     }
   }
 
-  // Strip of the first layer: 27 products a pixel and channel.
+  // Strip of the first layer: 27 products per pixel and channel.
   void first_strip(int64_t strip) {
     const Layer& layer = layers_[0];
     const int64_t bottom = std::min((strip + 1) * TILE, rows_of(0));
@@ -172,7 +172,7 @@ class Chain {
     if (!int8_ && bottom == rows_of(0)) clear_rows_below(activations_[0].get(), bottom);
   }
 
-  // put(place in the row, channel, values)
+  // put(position in the row, channel, values)
   template <class Put>
   void first_row(int64_t y, const Put& put) const {
     const Layer& layer = layers_[0];
@@ -210,8 +210,8 @@ class Chain {
       }
   }
 
-  // Pixels that a tile reads beyond the end of a row, and rows below the last, are 0: a tile mixes all that it reads,
-  // and what lay there before would change the last bits.
+  // Pixels that a tile reads beyond the end of a row, and rows below the last, are 0: a tile mixes all its inputs, and
+  // leftover values would change the last bits.
   void clear_row_end(float* row, int64_t columns, int64_t channels) const {
     std::fill(row + columns * channels, row + std::min(row_, (up(columns, TILE) + TILE) * channels), 0.0f);
   }
@@ -219,7 +219,7 @@ class Chain {
     std::fill(side + rows * row_, side + (up(rows, TILE) + TILE) * row_, 0.0f);
   }
 
-  // Strip of another layer.
+  // Strip of a later layer.
   void winograd_strip(int64_t l, int64_t strip) {
     const Layer& layer = layers_[l];
     const float* from = activations_[(l - 1) % 2].get() + strip * TILE * row_;
@@ -244,7 +244,7 @@ class Chain {
     if (strip * TILE + rows == rows_of(l)) clear_rows_below(activations_[l % 2].get(), rows_of(l));
   }
 
-  // Strip of another layer of bytes. What lies beyond the end of a row is read for pixels that nobody reads.
+  // Strip of a later int8 layer. Values beyond the end of a row only affect pixels that are never used.
   void int8_strip(int64_t l, int64_t strip) {
     const Layer& layer = layers_[l];
     const uint8_t* from = int8_activations_[(l - 1) % 2].get() + strip * TILE * row_;
@@ -274,7 +274,7 @@ class Chain {
     });
   }
 
-  // Strip of what the result lacks, LANES pixels of a row at a time.
+  // Strip of the residual of back-projection, LANES pixels of a row at a time.
   void residual_strip(int64_t strip) const {
     const int64_t columns = columns_of(depth()), bottom = std::min((strip + 1) * TILE, rows_of(depth()));
     const int64_t skip = taken(depth()) - back_.small_side() / 2, width = layers_.back().out;
@@ -285,7 +285,7 @@ class Chain {
                              detail() + y * detail_row_ + x * width, detail_row_));
   }
 
-  // Strip of the result's blocks: base of each colour and the detail that all colours share.
+  // Strip of the result's blocks: base of each colour plus the shared detail.
   void output_strip(int64_t strip, void* out, bool bytes) const {
     constexpr int PIXELS = 4;
     const int64_t last = steps() - 1, margin = taken(last), rows = rows_of(last), columns = columns_of(last);
@@ -337,7 +337,7 @@ class Chain {
     for (int64_t v = 0; v < phases; v += LANES) {
       IntVec word{};
       for (int c = 0; c < COLOURS; ++c) {
-        // Adding 2^23 rounds to an integer, halves to even, that then stands in the low bits.
+        // Adding 2^23 rounds to an integer in the low bits, ties to even.
         const Vec level = smaller(fill(255.0f), larger(Vec{}, load(colour[c] + v) * 255.0f)) + 8388608.0f;
         IntVec bits;
         std::memcpy(&bits, &level, sizeof bits);
@@ -345,7 +345,7 @@ class Chain {
       }
       std::memcpy(packed + v, &word, sizeof word);
     }
-    // Four bytes at a time, of which the next ones overwrite the last; what follows the block is not ours.
+    // Four bytes at a time, the last overwritten by the next store; bytes after the block must not be touched.
     for (int64_t p = 0; p + 1 < phases; ++p) std::memcpy(to + p * COLOURS, packed + p, 4);
     std::memcpy(to + (phases - 1) * COLOURS, packed + phases - 1, COLOURS);
   }
@@ -362,7 +362,7 @@ class Chain {
   int64_t phases_, scale_, base_side_, widest_ = 0;
   Buffer<float> base_;
   BackProjection back_;
-  // For pictures of one size.
+  // Buffers for one picture size.
   int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0, detail_row_ = 0, residual_row_ = 0;
   Buffer<float> planes_, activations_[2], detail_, residual_;
   Buffer<uint8_t> int8_activations_[2];
@@ -373,8 +373,8 @@ class Chain {
 
 extern "C" {
 
-// widths: channels of the picture (3), of each layer, and last s²; weights (out, in, 3, 3); base (s², side, side); of
-// back-projection, see Back, a side of 0 where there is none. Null when there is no memory.
+// widths: channels of the picture (3), of each layer, and finally s²; weights (out, in, 3, 3); base (s², side, side); for
+// back-projection see Back, with a side of 0 if there is none. Returns null if memory ran out.
 foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const float* const* weights,
                                  const float* const* biases, const float* slopes, int64_t scale, int64_t base_side,
                                  const float* base, int64_t back_side, const float* small, const float* reduce,
@@ -387,8 +387,8 @@ foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const fl
   }
 }
 
-// The same of bytes. `first`: weights of the first layer; of the others, bytes (out, in, 3, 3) and a scale for each
-// channel they make; of what all layers but the last make, a step and what stands for 0 in each channel.
+// The same for an int8 chain. `first`: weights of the first layer; for the others, bytes (out, in, 3, 3) and a scale per
+// output channel; for the output of all layers but the last, a quantisation step and a zero point per channel.
 foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, const float* first,
                                       const int8_t* const* weights, const float* const* scales,
                                       const float* const* biases, const float* slopes, const float* steps,
@@ -404,7 +404,7 @@ foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, con
   }
 }
 
-// Whether this library multiplies bytes in fewer instructions than floats.
+// Whether this library computes int8 products in fewer instructions than float products.
 int foveal_has_dots() {
 #if defined(__AVX512VNNI__) && FOVEAL_LANES == 16
   return 1;
@@ -413,7 +413,7 @@ int foveal_has_dots() {
 #endif
 }
 
-// 0, or 1 when there is no memory. Not for two callers of one chain at a time.
+// Returns 0, or 1 if memory ran out. Not thread-safe for the same chain.
 int foveal_chain_run(foveal::Chain* chain, const void* in, int bytes, int64_t height, int64_t width, void* out,
                      int threads) {
   return foveal::code_of([&] { chain->run(in, bytes != 0, height, width, out, threads); });

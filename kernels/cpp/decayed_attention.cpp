@@ -1,11 +1,11 @@
-// Linear attention with one decay a step and head: the recurrence of state space duality (Mamba-2).
+// Linear attention with one decay per step and head: the recurrence of state space duality (Mamba-2).
 //
 //     S_t = exp(r_t) S_(t-1) + k_t v_tᵀ        S is (states, channels)
 //     y_t = S_tᵀ q_t
 //
-// As many steps' products as the chunked form takes, and no matrices between: channels go side by side through the
-// registers, a few rows of S stay in them for a block of STEPS, and each row takes one product to decay, one to take in
-// k_t v_tᵀ and one to be read by q_t. Its gradients are the same recurrence, some of them against time.
+// As many products as the chunked form, without intermediate matrices: channels are vectorised, a few rows of S stay in
+// registers for a block of STEPS, and each row takes one product for the decay, one to add k_t v_tᵀ and one for the
+// output with q_t. Its gradients are the same recurrence, some of them in reverse time.
 #include <algorithm>
 #include <vector>
 
@@ -15,8 +15,8 @@
 extern "C" {
 
 // All contiguous: q (B, L, query_groups, N), k (B, L, key_groups, N), v (B, L, value_groups, P), rates (B, L, H), start
-// (B, H, N, P) or null for 0, out (B, L, H, P), last (B, H, N, P). Each group serves H / groups neighbouring heads.
-// Against time, a step decays by the rate of the step after it.
+// (B, H, N, P) or null for 0, out (B, L, H, P), last (B, H, N, P). Each group serves H / groups adjacent heads.
+// In reverse time, a step decays by the rate of the step after it.
 struct Attention {
   int64_t batch, length, heads, query_groups, key_groups, value_groups, states, channels, backward;
   const float *q, *k, *v, *rates, *start;
@@ -38,7 +38,7 @@ struct Steps {
   const float *q[STEPS], *k[STEPS];
 };
 
-// ROWS rows of S through a block of steps.
+// ROWS rows of S over a block of steps.
 template <int ROWS>
 void walk(Steps& steps, float* state, int64_t n) {
   Vec row[ROWS][VECS];
@@ -47,7 +47,7 @@ void walk(Steps& steps, float* state, int64_t n) {
     for (int j = 0; j < VECS; ++j) row[i][j] = load(state + i * ACROSS + j * LANES);
   for (int64_t t = 0; t < steps.count; ++t) {
     const float *k = steps.k[t] + n, *q = steps.q[t] + n;
-    // Two sums for each vector: one would wait for itself at every row.
+    // Two sums per vector: a single one would be a dependency chain over the rows.
     Vec even[VECS], odd[VECS];
     for (int j = 0; j < VECS; ++j) {
       even[j] = steps.y[t][j];
@@ -84,7 +84,7 @@ void attend(const Attention& a, int64_t batch, int64_t head, int64_t first) {
     steps.count = std::min<int64_t>(STEPS, a.length - begin);
     for (int64_t i = 0; i < steps.count; ++i) {
       const int64_t t = a.backward ? a.length - 1 - begin - i : begin + i;
-      const int64_t of = a.backward ? t + 1 : t;  // whose rate
+      const int64_t of = a.backward ? t + 1 : t;  // index of the rate
       const int64_t row = batch * a.length + t;
       rates[i] = of < a.length ? a.rates[(batch * a.length + of) * a.heads + head] : 0.0f;
       steps.q[i] = a.q + (row * a.query_groups + query) * a.states;
@@ -118,7 +118,7 @@ void attend(const Attention& a, int64_t batch, int64_t head, int64_t first) {
 
 extern "C" {
 
-// 0, or 1 when there is no memory.
+// Returns 0, or 1 if memory ran out.
 int foveal_decayed_attention(const Attention* a, int threads) {
   return foveal::code_of([&] {
     const int64_t parts = (a->channels + foveal::ACROSS - 1) / foveal::ACROSS;

@@ -1,7 +1,7 @@
-// 3×3 convolutions of bytes: products of unsigned activations and signed weights, summed four at a time in 32 bits.
+// 3×3 int8 convolutions: products of unsigned activations and signed weights, summed four at a time in 32 bits.
 //
-// Processors with dot products of bytes (AVX-512 VNNI) do 64 multiplications in one instruction, four times those of
-// floats. Elsewhere the same sums are made byte by byte, so that every library gives the same.
+// Processors with int8 dot products (AVX-512 VNNI) do 64 multiplications per instruction, four times as many as for
+// floats. Elsewhere the same sums are computed byte by byte, so that every library gives the same result.
 #pragma once
 
 #include "simd.h"
@@ -17,11 +17,11 @@ typedef int32_t LooseIntVec __attribute__((vector_size(4 * FOVEAL_LANES), aligne
 typedef uint8_t LooseByteVec __attribute__((vector_size(FOVEAL_LANES), aligned(1), may_alias));
 
 constexpr int WORD = 4;     // bytes whose products are summed at once
-constexpr int ACROSS = 12;  // pixels that one product keeps in registers
+constexpr int ACROSS = 12;  // pixels whose sums are held in registers
 
 inline IntVec load(const int32_t* p) { return *reinterpret_cast<const LooseIntVec*>(p); }
 
-// sum + a · w for each lane's four weights: `four` bytes are unsigned, those of w signed.
+// sum + four · w over each lane's four weights: the bytes of `four` are unsigned, those of w signed.
 inline IntVec int8_multiply_add(IntVec sum, int32_t four, IntVec w) {
 #if defined(__AVX512VNNI__) && FOVEAL_LANES == 16
   return reinterpret_cast<IntVec>(
@@ -34,12 +34,12 @@ inline IntVec int8_multiply_add(IntVec sum, int32_t four, IntVec w) {
 #endif
 }
 
-// To the nearest byte, halves to even.
+// Rounded to the nearest byte, ties to even.
 inline void store_bytes(uint8_t* p, Vec x) {
   const Vec level = smaller(fill(255.0f), larger(Vec{}, x)) + 12582912.0f;  // 1.5·2^23: see simd.h
   IntVec bits;
   std::memcpy(&bits, &level, sizeof bits);
-  // The low byte of each.
+  // The low byte of each lane.
 #if defined(__AVX512F__) && FOVEAL_LANES == 16
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(bits)));
 #else
@@ -47,8 +47,8 @@ inline void store_bytes(uint8_t* p, Vec x) {
 #endif
 }
 
-// Sums of ACROSS pixels of one row and VECS vectors of channels. `from`: bytes, `in` channels a pixel, `row` bytes from
-// row to row; weight: (3, 3·in / 4, VECS vectors) words.
+// Sums for ACROSS pixels of one row and VECS vectors of channels. `from`: bytes, `in` channels per pixel, with a row
+// stride of `row` bytes; weight: (3, 3·in / 4, VECS vectors) words.
 template <int VECS, int IN>
 inline void int8_dot(const uint8_t* from, int64_t row, int64_t any_in, const int32_t* weight, IntVec sum[ACROSS][VECS]) {
   const int64_t in = IN ? IN : any_in, words = 3 * in / WORD;
@@ -67,7 +67,7 @@ inline void int8_dot(const uint8_t* from, int64_t row, int64_t any_in, const int
     }
 }
 
-// The same; put(pixel, vector, sums) takes them, and holds by value what a store could otherwise change.
+// The same, passed to put(pixel, vector, sums), which captures by value what a store could otherwise alias.
 template <int VECS, class Put>
 inline void int8_dot(const uint8_t* from, int64_t row, int64_t in, const int32_t* weight, const Put& put) {
   IntVec sum[ACROSS][VECS];

@@ -1,4 +1,4 @@
-// Rows of a layer of bytes: sums of products (int8_dot.h), their scale, the bias and the slope.
+// Rows of an int8 layer: sums of products (int8_dot.h), their scale, the bias and the slope.
 #pragma once
 
 #include "int8_dot.h"
@@ -8,7 +8,7 @@
 
 namespace foveal {
 
-// One row, VECS vectors of channels from channel v on; `pitch` bytes from row to row of what is read.
+// One row, VECS vectors of channels from channel v on; the input has a row stride of `pitch` bytes.
 template <int VECS, class At>
 void int8_row(const Layer& layer, const uint8_t* from, int64_t pitch, int64_t y, int64_t columns, int64_t v,
               const At& at) {
@@ -27,8 +27,8 @@ void int8_row(const Layer& layer, const uint8_t* from, int64_t pitch, int64_t y,
                });
 }
 
-// at(row, column, first channel) gives what takes the values of a block, put(pixel, vector, values). A block of
-// weights stays near while all rows are made.
+// at(row, column, first channel) returns the consumer of a block's values, put(pixel, vector, values). A block of
+// weights stays in cache while all rows are computed.
 template <class At>
 void int8_rows(const Layer& layer, const uint8_t* from, int64_t pitch, int64_t rows, int64_t columns, const At& at) {
   for (int64_t v = 0; v < layer.out;) {

@@ -1,4 +1,4 @@
-// The weights of a chain of convolutions as its kernels read them; made once.
+// The weights of a chain of convolutions in the layout of its kernels; packed once.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace foveal {
 
 constexpr int COLOURS = 3;
 
-// Numbers that start on a line of the cache and are 0 at first.
+// A zero-initialised array aligned to a cache line.
 template <class T>
 class Buffer {
  public:
@@ -35,17 +35,17 @@ class Buffer {
 
 struct Layer {
   int64_t in, out;             // channels, out rounded up to whole vectors
-  float slope;                 // 1 is no activation
+  float slope;                 // 1 means no activation
   Buffer<float> weight, bias;  // first layer: (3·9, out); others: (36, in, out)
-  // Of a chain of bytes:
-  Buffer<int32_t> words;  // but the first layer's: weights, (blocks of vectors, 3, 3·in / 4, block), four a word
-  Buffer<float> factor;   // what a sum of products is worth, in steps of what the layer makes
-  Buffer<float> zero;     // what stands for 0 in what it makes, between two bytes perhaps
+  // For an int8 chain:
+  Buffer<int32_t> words;  // not in the first layer: weights, (blocks of vectors, 3, 3·in / 4, block), four per word
+  Buffer<float> factor;   // scale of the sums of products, in quantisation steps of the layer's output
+  Buffer<float> zero;     // zero point of the output, not necessarily an integer
 };
 
-// Numbers of a chain of bytes, besides the biases: weights (out, in, 3, 3) of all layers but the first; scales of their
-// channels; what all layers but the last make: a step, and what stands for 0 in its channels. The biases hold
-// what takes those back.
+// Parameters of an int8 chain, besides the biases: weights (out, in, 3, 3) of all layers but the first; scales of their
+// channels; for the output of all layers but the last: a quantisation step, and a zero point per channel. The biases
+// compensate for the zero points.
 struct Levels {
   const int8_t* const* weights;
   const float* const* scales;
@@ -53,7 +53,7 @@ struct Levels {
   const float* const* zeros;
 };
 
-// (s², side·side) to (side·side, phases in whole vectors of `width`).
+// (s², side·side) to (side·side, phases rounded up to `width`).
 inline void pack_phases(Buffer<float>& to, const float* from, int64_t side, int64_t phases, int64_t width) {
   const int64_t taps = side * side;
   to.make(taps * width);
@@ -67,7 +67,7 @@ inline void pack_direct(Layer& layer, const float* weight, int64_t made) {
     for (int64_t k = 0; k < COLOURS * 9; ++k) layer.weight.get()[k * layer.out + o] = weight[o * COLOURS * 9 + k];
 }
 
-// (out, in, 3, 3) to (36, in, out): G w Gᵀ, in double since it is done once.
+// (out, in, 3, 3) to (36, in, out): G w Gᵀ, in double since it is computed only once.
 inline void pack_winograd(Layer& layer, const float* weight, int64_t in, int64_t made) {
   static const double G[REACH][3] = {{1.0 / 4, 0, 0},
                                      {-1.0 / 6, -1.0 / 6, -1.0 / 6},
@@ -87,7 +87,7 @@ inline void pack_winograd(Layer& layer, const float* weight, int64_t in, int64_t
         }
 }
 
-// (out, in, 3, 3) of bytes to words.
+// (out, in, 3, 3) bytes to words.
 inline void pack_int8(Layer& layer, const int8_t* weight, const float* scales, int64_t in, int64_t made, float step) {
   const int64_t row = 3 * layer.in / WORD;
   layer.words.make(3 * row * layer.out);
@@ -104,7 +104,7 @@ inline void pack_int8(Layer& layer, const int8_t* weight, const float* scales, i
   }
 }
 
-// What the layer makes is counted in steps; its slope does not mind.
+// The layer's output is in quantisation steps, which commutes with its slope.
 inline void count_in_steps(Layer& layer, float step, const float* zeros, int64_t made) {
   layer.zero.make(layer.out);
   std::copy_n(zeros, made, layer.zero.get());
@@ -118,7 +118,7 @@ inline void count_in_steps(Layer& layer, float step, const float* zeros, int64_t
     divide(layer.factor, layer.out);
 }
 
-// The layers of a chain. weights: of all layers, or of the first where there are levels.
+// The layers of a chain. weights: those of all layers, or of the first only if there are levels.
 inline std::vector<Layer> pack_layers(int64_t count, const int64_t* widths, const float* const* weights,
                                       const float* const* biases, const float* slopes, const Levels* levels) {
   std::vector<Layer> layers(count);

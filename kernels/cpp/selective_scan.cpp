@@ -6,17 +6,16 @@
 //     y     = sum_n C[k, g, n, p] · h_n + D[k, c] · u[c, p]
 //     out[c, p] += y · silu(z[c, p])
 //
-// B and C may be constants of each channel, (K, C, N), which are read, and get their gradients, without being spread over
-// the places.
+// B and C may be constant per channel, (K, C, N); they and their gradients are then not expanded over the places.
 //
-// LANES channels go side by side through a vector register, so no sum runs across a register. Time goes in blocks of
-// STEPS: inputs of a block are loaded into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in
-// registers for the length of the block. A forward pass that will be differentiated keeps the states at the beginnings
-// of blocks; the backward pass computes the others again, block by block, from the last to the first.
+// LANES channels share a vector register, so no sum runs across a register. Time is processed in blocks of STEPS: inputs
+// of a block are loaded into tiles of (STEPS, LANES), B and C into (STEPS, states), and the states stay in registers for
+// the length of the block. A forward pass that will be differentiated saves the states at the starts of blocks; the
+// backward pass recomputes the others, block by block, from last to first.
 //
-// Each channel lies on pages of memory of its own, and to find a page or wait for a line costs as much as a block of few
-// states. So a forward pass takes as many blocks of the same channels in a row as share their pages, and asks the caches for
-// the next block's lines while it computes.
+// Each channel lies on its own memory pages, and a TLB or cache miss costs as much as a block of few states. So a forward
+// pass processes consecutively as many blocks of the same channels as share their pages, and prefetches the next block's
+// lines while it computes.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -28,7 +27,7 @@ namespace foveal {
 
 constexpr int STEPS = 64;
 #if FOVEAL_LANES == 16
-constexpr int WIDEST = 16;  // states kept in registers at a time
+constexpr int WIDEST = 16;  // states held in registers at a time
 #else
 constexpr int WIDEST = 4;
 #endif
@@ -37,8 +36,8 @@ constexpr int WIDEST = 4;
 
 extern "C" {
 
-// Sizes and strides in elements. Layouts that are not given here are contiguous: A (K, C, N), D and bias (K, C), start and
-// last (B, K, C, N), route (K, steps), and B or C where it is constant, (K, C, N).
+// Sizes and strides in elements. Tensors without strides here are contiguous: A (K, C, N), D and bias (K, C), start and
+// last (B, K, C, N), route (K, steps), and B or C if constant, (K, C, N).
 struct ScanShape {
   int64_t batch, channels, states, groups, routes, steps, softplus, b_constant, c_constant;
   int64_t u_batch, u_channel, u_place;
@@ -57,14 +56,14 @@ struct ScanData {
 };
 
 struct ScanGradients {
-  const float* out;              // of the loss by out, strides out_*
-  const float* last;             // of the loss by the last states, null for zeros
+  const float* out;              // gradient of the loss by out, strides out_*
+  const float* last;             // gradient of the loss by the last states, null for zeros
   const float* checkpoints;
   float *u, *z;                  // strides of out_*
   float* delta;                  // strides grad_delta_*
-  float *A, *D, *bias;           // one for each batch: (B, K, C, N), (B, K, C), (B, K, C)
-  float* start;                  // (B, K, C, N), null where nobody asks
-  float *B, *C;                  // one for each part: (parts, B, K, G, places, N); of constants one for each batch:
+  float *A, *D, *bias;           // one per batch: (B, K, C, N), (B, K, C), (B, K, C)
+  float* start;                  // (B, K, C, N), null if not requested
+  float *B, *C;                  // one per part: (parts, B, K, G, places, N); if constant, one per batch:
                                  // (B, K, C, N)
   int64_t delta_batch, delta_route, delta_channel, delta_place;
   int64_t parts, places;
@@ -79,7 +78,7 @@ namespace {
 
 int64_t blocks_of(const ScanShape& s) { return s.groups * ((s.channels / s.groups + LANES - 1) / LANES); }
 
-// Channels [first, first + count) of one group: what goes through the registers together.
+// Channels [first, first + count) of one group, which are processed together in registers.
 struct Block {
   int64_t group, first;
   int count;
@@ -91,14 +90,14 @@ Block block_at(const ScanShape& s, int64_t index) {
   return {group, group * each + inside, static_cast<int>(std::min<int64_t>(LANES, each - inside))};
 }
 
-// Places of a block of steps: consecutive, or as the route says; -1 is skipped.
+// Places of a block of steps: consecutive, or along the route; -1 is skipped.
 struct Places {
   const int32_t* route;
   int64_t first;
   int64_t operator[](int64_t t) const { return route == nullptr ? first + t : route[first + t]; }
 };
 
-// A (count channels × length places) piece into a tile (STEPS, LANES); what is missing becomes 0.
+// A (count channels × length places) piece into a tile (STEPS, LANES), zero-padded.
 void load_tile(Vec* tile, const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
   if (by_channel == 1 && count == LANES) {
     for (int t = 0; t < length; ++t) tile[t] = places[t] < 0 ? Vec{} : load(from + places[t] * by_place);
@@ -121,7 +120,7 @@ void load_tile(Vec* tile, const float* from, int64_t by_channel, int64_t by_plac
   }
 }
 
-// The way back, added to what is there when `add`.
+// The inverse, adding to the present values if `add`.
 void store_tile(const Vec* tile, float* to, int64_t by_channel, int64_t by_place, Places places, int length, int count,
               bool add) {
   if (by_channel == 1 && count == LANES) {
@@ -153,7 +152,7 @@ void store_tile(const Vec* tile, float* to, int64_t by_channel, int64_t by_place
   }
 }
 
-// Asks the caches for a piece before it is wanted: rows this far apart are not what a processor guesses by itself.
+// Prefetches a piece: rows this far apart defeat the hardware prefetcher.
 template <int WRITE>
 void prefetch_tile(const float* from, int64_t by_channel, int64_t by_place, Places places, int length, int count) {
   constexpr int LINE = 16;
@@ -162,7 +161,7 @@ void prefetch_tile(const float* from, int64_t by_channel, int64_t by_place, Plac
     for (int t = 0; t < length; t += LINE) __builtin_prefetch(from + c * by_channel + places.first + t, WRITE);
 }
 
-// Weights of all states over some steps, (length, padded states); padding is 0.
+// Weights of all states over some steps, (length, padded states), zero-padded.
 void load_weights(float* tile, const float* from, int64_t by_state, int64_t by_place, Places places, int64_t length,
                    int64_t states, int64_t padded) {
   for (int64_t t = 0; t < length; ++t) {
@@ -175,7 +174,7 @@ void load_weights(float* tile, const float* from, int64_t by_state, int64_t by_p
   }
 }
 
-// B and C of a group, those that are not constant.
+// B and C of a group, if not constant.
 void load_group_weights(const ScanShape& s, const ScanData& d, int64_t batch, int64_t route, int64_t group,
                             Places places, int64_t length, float* b, float* c) {
   if (!s.b_constant)
@@ -192,8 +191,8 @@ Vec of_channels(const float* values, const Block& block, int64_t stride = 1) {
   return v;
 }
 
-// A skipped place has a step of 0: the state stays as it is. `slope`, if given, becomes that of softplus, which is computed
-// from what softplus gets: 1 - exp(-softplus) would have no digits left where steps are small.
+// A skipped place has a step of 0: the state is unchanged. `slope`, if given, is set to the derivative of softplus, computed
+// from its argument: 1 - exp(-softplus) would cancel for small steps.
 void make_steps(Vec* delta, Vec bias, bool soft, Places places, int length, Vec* slope = nullptr) {
   for (int t = 0; t < length; ++t) {
     const Vec raw = delta[t] + bias;
@@ -202,8 +201,8 @@ void make_steps(Vec* delta, Vec bias, bool soft, Places places, int length, Vec*
   }
 }
 
-// B or C of a block of steps: numbers that the channels of a group share, a row for each step, or constants of each
-// channel. And the same for their gradients.
+// B or C of a block of steps: values shared by the channels of a group, a row per step, or constants per channel. The same
+// for their gradients.
 struct Shared {
   const float* at;
   int64_t row;
@@ -238,7 +237,7 @@ auto sums_of(Vec* shared, int64_t row, Vec* constant) {
     return SharedSum{shared, row};
 }
 
-// Calls `run` with whether B and C are constant, known when compiled.
+// Calls `run` with compile-time flags for constant B and C.
 template <class Run>
 void by_kind(const ScanShape& s, Run run) {
   if (s.b_constant && s.c_constant)
@@ -251,7 +250,7 @@ void by_kind(const ScanShape& s, Run run) {
     run(std::false_type{}, std::false_type{});
 }
 
-// NB states through a block of steps: y[t] += sum_n C · h.
+// NB states over a block of steps: y[t] += sum_n C · h.
 template <int NB, class In, class Out>
 void advance(const Vec* delta, const Vec* input, Vec* y, In b, Out c, const Vec* rate, Vec* state, int length) {
   Vec h[NB];
@@ -269,7 +268,7 @@ void advance(const Vec* delta, const Vec* input, Vec* y, In b, Out c, const Vec*
   for (int n = 0; n < NB; ++n) state[n] = h[n];
 }
 
-// The same, keeping every state and decay: kept[(t + 1) · padded + n], decay[t · padded + n].
+// The same, saving every state and decay: kept[(t + 1) · padded + n], decay[t · padded + n].
 template <int NB, class In, class Out>
 void advance_keeping(const Vec* delta, const Vec* input, Vec* y, In b, Out c, int64_t padded, const Vec* rate, Vec* kept,
                      Vec* decay, int length) {
@@ -290,7 +289,7 @@ void advance_keeping(const Vec* delta, const Vec* input, Vec* y, In b, Out c, in
   }
 }
 
-// NB states back through a block. `rate` is A, not A·log2(e).
+// The backward pass of NB states over a block. `rate` is A, not A·log2(e).
 template <int NB, class In, class Out, class InSum, class OutSum>
 void retreat(const Vec* delta, const Vec* input, const Vec* grad_y, In b, Out c, int64_t padded, const Vec* rate,
              const Vec* kept, const Vec* decay, Vec* grad_state, Vec* grad_rate, Vec* grad_delta, Vec* grad_input,
@@ -337,7 +336,7 @@ struct Buffer {
   Vec* start;
 };
 
-// A number for each channel and state of several blocks: rates, states, constant weights.
+// A value per channel and state of several blocks: rates, states, constant weights.
 struct Table {
   Buffer memory;
   int64_t states;
@@ -361,7 +360,7 @@ void spill_table(float* values, const ScanShape& s, int64_t route, const Block& 
 void forward(const ScanShape& s, const ScanData& d, int64_t batch, int64_t begin, int64_t end) {
   const int64_t count = end - begin, states = s.states, time_blocks = (s.steps + STEPS - 1) / STEPS;
   const int64_t all = blocks_of(s);
-  // Blocks in a row: a page of floats, less where B and C of so many steps would not stay in the cache.
+  // Consecutive blocks: a page of floats, fewer if B and C of so many steps would not stay in cache.
   const int64_t row = std::max<int64_t>(1, std::min<int64_t>(1024, 16384 / std::max<int64_t>(1, states)) / STEPS);
   Table rates(s, count), state(s, count), ins(s, s.b_constant ? count : 0), outs(s, s.c_constant ? count : 0);
   Buffer tiles(4 * STEPS);
@@ -587,7 +586,7 @@ void backward(const ScanShape& s, const ScanData& d, const ScanGradients& g, int
 
 extern "C" {
 
-// Both: 0, or 1 when there is no memory.
+// Both return 0, or 1 if memory ran out.
 int foveal_scan_forward(const ScanShape* shape, const ScanData* data, int threads) {
   return foveal::code_of([&] {
     const int64_t blocks = foveal::blocks_of(*shape);

@@ -1,4 +1,4 @@
-// Vectors of LANES floats in the compiler's own vector types: one source for AVX-512, AVX2, NEON and plain C++.
+// Vectors of LANES floats in the compiler's vector types: one source for AVX-512, AVX2, NEON and plain C++.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ typedef float LooseVec __attribute__((vector_size(4 * FOVEAL_LANES), aligned(4),
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 inline Vec fill(float x) { return x - Vec{}; }
-// Where one is not a number, the second is taken, as the processor's own instruction does.
+// If either is NaN, the result is the second, like that of the processor's instruction.
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 
@@ -31,7 +31,7 @@ inline float sum(Vec v) {
 }
 
 // 2^x, relative error below 3e-7: x = n + r with |r| <= 1/2, a polynomial for 2^r, n added to the exponent's bits.
-// Adding 1.5·2^23 rounds x to an integer that then stands in the low bits of the mantissa.
+// Adding 1.5·2^23 rounds x to an integer in the low bits of the mantissa.
 inline Vec exp2(Vec x) {
   const Vec magic = fill(12582912.0f);
   x = smaller(fill(127.0f), larger(fill(-126.0f), x));
@@ -85,7 +85,7 @@ inline Vec zip_high(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, ((I & 1) ? LANES + LANES / 2 + I / 2 : LANES / 2 + I / 2)...);
 }
 
-// Rows become columns: each of log2(LANES) rounds interleaves row i with row i + LANES / 2.
+// Transpose: each of log2(LANES) rounds interleaves row i with row i + LANES / 2.
 inline void transpose(Vec rows[LANES]) {
   using Lanes = std::make_integer_sequence<int, LANES>;
   for (int round = 1; round < LANES; round *= 2) {

@@ -1,7 +1,7 @@
-// Runs tasks on several threads: torch's own OpenMP workers where they can be found, fresh threads elsewhere.
+// Runs tasks on several threads: torch's OpenMP workers if they can be found, new threads otherwise.
 //
-// A second pool beside torch's would be a loss: its workers keep spinning for milliseconds after each of its regions, on
-// the very cores that a second pool's workers wait for.
+// A second pool besides torch's would be slower: torch's workers keep spinning for milliseconds after each parallel
+// region, on the very cores that the second pool's workers wait for.
 #pragma once
 
 #include <atomic>
@@ -25,7 +25,7 @@ using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 inline int note_libgomp(dl_phdr_info* info, size_t, void* found) {
   if (info->dlpi_name == nullptr || std::strstr(info->dlpi_name, "libgomp") == nullptr) return 0;
   *static_cast<const char**>(found) = info->dlpi_name;
-  // Several may be loaded; torch carries one under a name with a hash.
+  // Several may be loaded; torch bundles one under a name with a hash.
   return std::strstr(info->dlpi_name, "torch") != nullptr;
 }
 
@@ -42,7 +42,7 @@ inline GompParallel gomp_parallel() {
 inline GompParallel gomp_parallel() { return nullptr; }
 #endif
 
-// States that fade become denormal numbers, which x86 handles a hundred times slower; here they become 0.
+// Decaying states become denormal numbers, which are a hundred times slower on x86; flush them to 0.
 class FlushDenormals {
  public:
 #if defined(__SSE__)
@@ -56,8 +56,8 @@ class FlushDenormals {
 #endif
 };
 
-// Runs work(0) … work(tasks - 1). What a task throws stops the taking of further ones, and is thrown again here when all
-// threads have come to an end. Tasks are taken in order, and one that was taken is run.
+// Runs work(0) … work(tasks - 1). An exception in a task stops further tasks from starting and is rethrown here when all
+// threads have finished. Tasks are started in order, and every started task is run.
 inline void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& work) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
@@ -85,7 +85,7 @@ inline void parallel(int64_t tasks, int threads, const std::function<void(int64_
     try {
       for (int i = 1; i < threads; ++i) others.emplace_back(take);
     } catch (...) {
-      // No further thread can be started: those that run do all the work.
+      // No further thread can be started: the running ones do all the work.
     }
     take();
     for (auto& other : others) other.join();
@@ -93,8 +93,7 @@ inline void parallel(int64_t tasks, int threads, const std::function<void(int64_
   if (failure) std::rethrow_exception(failure);
 }
 
-// What a C caller gets: 0, or 1 when there was no memory. Sizes that no vector can have are such too, and nothing else
-// throws.
+// Status for a C caller: 0, or 1 if memory ran out, which includes sizes that exceed any vector. Nothing else throws.
 template <class Work>
 int code_of(const Work& work) noexcept {
   try {

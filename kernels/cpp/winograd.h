@@ -1,30 +1,30 @@
-// Winograd's F(4×4, 3×3): 36 products make 16 pixels of a 3×3 convolution where a direct one takes 144.
+// Winograd's F(4×4, 3×3): 16 pixels of a 3×3 convolution with 36 products instead of 144.
 //
 // *Source*: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv:1509.09308).
-// A tile of 6×6 pixels goes to 36 points, each is multiplied by a matrix (channels × channels) of its own, and the
-// points of what comes out go to 4×4 pixels:  Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A.
+// A tile of 6×6 pixels is transformed to 36 points, each point is multiplied by its own (channels × channels) matrix, and
+// the results are transformed to 4×4 pixels:  Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A.
 #pragma once
 
 #include "simd.h"
 
 namespace foveal {
 
-constexpr int TILE = 4;          // side of what a tile makes
-constexpr int REACH = TILE + 2;  // side of what it reads
+constexpr int TILE = 4;          // side of a tile's output
+constexpr int REACH = TILE + 2;  // side of a tile's input
 constexpr int POINTS = REACH * REACH;
-// Tiles and vectors of channels that one product keeps in registers, and the products that share the 36 matrices while
-// those are near.
+// Tiles and vectors of channels that one product holds in registers, and the products that share the 36 matrices while
+// those are in cache.
 #if FOVEAL_LANES == 16 || defined(__aarch64__)
 constexpr int GROUP = 12;
 #else
 constexpr int GROUP = 6;
 #endif
 constexpr int CHUNK = 24;
-constexpr int LINE = 16;  // floats of a line of cache: rows that are a power of two apart would share a few sets of it
+constexpr int LINE = 16;  // floats per cache line: rows a power of two apart would compete for a few cache sets
 
 inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Values at the six points 0, ±1, ±2, ∞ of four outputs and two more.
+// Values at the six points 0, ±1, ±2, ∞ for four outputs and two more inputs.
 inline void to_points(const Vec d[REACH], Vec t[REACH]) {
   const Vec a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = d[3] - d[1];
   t[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
@@ -43,8 +43,8 @@ inline void from_points(const Vec m[REACH], Vec y[TILE]) {
   y[3] = q + 8.0f * s + m[5];
 }
 
-// (tiles × depth) · (depth × VECS vectors): TILES rows of a, `width` floats between rows of w and of the result. A DEPTH
-// that the compiler knows saves it a register for each row.
+// (tiles × depth) · (depth × VECS vectors): TILES rows of a, a stride of `width` floats between rows of w and of the
+// result. A compile-time DEPTH saves the compiler a register per row.
 template <int TILES, int VECS, int DEPTH>
 inline void multiply(const float* a, int64_t any_depth, const float* w, int64_t width, float* out) {
   const int64_t depth = DEPTH ? DEPTH : any_depth;
@@ -77,8 +77,8 @@ inline void multiply(const float* a, int64_t depth, const float* w, int64_t widt
 
 inline Vec leaky(Vec x, float slope) { return x > 0.0f ? x : x * slope; }
 
-// A tile of 6×6 pixels, `row` floats apart from row to row, to 36 points, `point` floats apart; `read` changes what is
-// loaded.
+// A tile of 6×6 pixels, with a row stride of `row` floats, to 36 points, `point` floats apart; `read` is applied to the
+// loaded values.
 template <class Read>
 inline void points_in(const float* from, int64_t row, int64_t channels, float* to, int64_t point, const Read& read) {
   for (int64_t v = 0; v < channels; v += LANES) {
@@ -97,8 +97,8 @@ inline void points_in(const float* from, int64_t row, int64_t channels, float* t
   }
 }
 
-// 36 points to a tile of 4×4 pixels: for each vector of channels, `at(first channel)` gives what takes them,
-// put(row, column, values); it holds by value what a store could otherwise change.
+// 36 points to a tile of 4×4 pixels: for each vector of channels, `at(first channel)` returns the consumer
+// put(row, column, values), which captures by value what a store could otherwise alias.
 template <class At>
 inline void points_out(const float* from, int64_t point, int64_t channels, const At& at) {
   for (int64_t v = 0; v < channels; v += LANES) {
@@ -118,7 +118,7 @@ inline void points_out(const float* from, int64_t point, int64_t channels, const
   }
 }
 
-// At each point, (tiles × in) · (in × out); `full` tiles, a multiple of GROUP, those after the last hold anything.
+// At each point, (tiles × in) · (in × out); `full` tiles, a multiple of GROUP; those after the last are arbitrary.
 inline void products(const float* tiles, int64_t point_in, const float* weight, float* made, int64_t point_out,
                      int64_t full, int64_t in, int64_t out) {
   for (int p = 0; p < POINTS; ++p, weight += in * out) {

@@ -1,6 +1,6 @@
-"""foveal's native kernels: one shared library for each instruction set, chosen when it is loaded.
+"""foveal's native kernels: one shared library per instruction set, selected at load time.
 
-Nothing here imports torch; `foveal.ops` finds the library through `load` and calls it by ctypes.
+Nothing here imports torch; `foveal.ops` gets the library from `load` and calls it through ctypes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def built() -> tuple[str, ...]:
     """Instruction sets this installation was compiled for.
 
     Returns:
-        Names, widest registers first; empty when it was installed without a compiler.
+        Names, widest registers first; empty if it was installed without a compiler.
     """
     return tuple(name for name in PREFERRED if _path(name).is_file())
 
 
 @lru_cache(maxsize=1)
 def _flags() -> set[str]:
-    """What this processor can do, in the kernel's words; empty where it is not an x86 or does not say."""
+    """CPU flags as reported by the Linux kernel; empty if the CPU is not x86 or they are not available."""
     if platform.machine().lower() not in {"x86_64", "amd64", "i686"}:
         return set()
     try:
@@ -56,26 +56,26 @@ def _flags() -> set[str]:
 
 
 def instruction_sets() -> list[str]:
-    """Instruction sets that are both compiled and understood by this processor.
+    """Instruction sets that are compiled and supported by this CPU.
 
     Returns:
-        Names, the one that is used first.
+        Names, the default first.
     """
     return [name for name in built() if NEEDS[name] <= _flags()]
 
 
 @lru_cache(maxsize=8)
 def load(name: str | None = None) -> ctypes.CDLL:
-    """The library of an instruction set.
+    """Load the library of an instruction set.
 
     Args:
         name: one of `instruction_sets`; None takes the widest that runs here.
 
     Returns:
-        The library, its functions with the prototypes of `foveal_kernels.calls`.
+        The library, with the prototypes of `foveal_kernels.calls`.
 
     Raises:
-        OSError: there is none that runs here, with the reason.
+        OSError: if there is none that runs here, with the reason.
     """
     reason = why_not(name)
     if reason is not None:
@@ -84,16 +84,16 @@ def load(name: str | None = None) -> ctypes.CDLL:
 
 
 def multiplies_bytes(name: str | None = None) -> bool:
-    """Whether a library multiplies bytes in fewer instructions than floats.
+    """Whether a library computes int8 products in fewer instructions than float products.
 
     Args:
-        name: as `load` takes it.
+        name: instruction set, as for `load`.
 
     Returns:
-        True with dot products of bytes (AVX-512 VNNI).
+        True with int8 dot products (AVX-512 VNNI).
 
     Raises:
-        OSError: there is none that runs here, with the reason.
+        OSError: if there is none that runs here, with the reason.
     """
     return bool(load(name).foveal_has_dots())
 
@@ -102,10 +102,10 @@ def why_not(name: str | None = None) -> str | None:
     """Why a library cannot be used.
 
     Args:
-        name: of the instruction set; None asks for any.
+        name: instruction set; None for any.
 
     Returns:
-        None when it can, else the reason and what to do.
+        None if it can, else the reason and what to do.
     """
     if not built():
         return (

@@ -1,6 +1,6 @@
-"""What the libraries' functions take and give, for ctypes: the structures and prototypes of kernels/cpp, once.
+"""Structures and prototypes of the functions in kernels/cpp, for ctypes.
 
-Every function that computes gives 0, or 1 when there was no memory.
+Every function that computes returns 0, or 1 if memory ran out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ScanData(ctypes.Structure):
 
 
 class ScanGradients(ctypes.Structure):
-    """Pointers of its gradients: the first three are read."""
+    """Pointers of the gradients of a selective scan: the first three are inputs."""
 
     _fields_ = (
         *_fields(c_void_p, "out last checkpoints u z delta A D bias start B C"),
@@ -53,7 +53,7 @@ class ScanGradients(ctypes.Structure):
 
 
 class Attention(ctypes.Structure):
-    """Linear attention with a decay a head."""
+    """Linear attention with one decay per head."""
 
     _fields_ = (
         *_fields(c_int64, "batch length heads query_groups key_groups value_groups states channels backward"),
@@ -62,7 +62,7 @@ class Attention(ctypes.Structure):
 
 
 class Convolution(ctypes.Structure):
-    """A 3×3 convolution of a leaky activation, or the gradient of what it reads."""
+    """A 3×3 convolution of a leaky activation, or the gradient of its input."""
 
     _fields_ = (
         *((name, c_int64) for name in _CONVOLUTION),
@@ -71,7 +71,7 @@ class Convolution(ctypes.Structure):
 
 
 class ConvolutionGradients(ctypes.Structure):
-    """The gradients of its weight and bias."""
+    """The gradients of the convolution's weight and bias."""
 
     _fields_ = (
         *((name, c_int64) for name in _CONVOLUTION),
@@ -80,8 +80,8 @@ class ConvolutionGradients(ctypes.Structure):
 
 
 _BASE = (c_int64, c_int64, c_void_p)  # scale, side of the base, base
-_BACK = (c_int64, c_void_p, c_void_p, c_void_p)  # side of back-projection, small, reduce, enlarge
-_ROWS = POINTER(c_void_p)  # an array for each layer
+_BACK = (c_int64, c_void_p, c_void_p, c_void_p)  # side of the back-projection's kernels; small, reduce, enlarge
+_ROWS = POINTER(c_void_p)  # one array per layer
 
 PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "foveal_lanes": (c_int, ()),
@@ -99,20 +99,20 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         c_void_p,
         (c_int64, c_void_p, c_void_p, _ROWS, _ROWS, _ROWS, c_void_p, c_void_p, _ROWS, *_BASE, *_BACK),
     ),
-    # chain, picture, whether it is bytes, height, width, result, threads
+    # chain, picture, whether it is uint8, height, width, result, threads
     "foveal_chain_run": (c_int, (c_void_p, c_void_p, c_int, c_int64, c_int64, c_void_p, c_int)),
     "foveal_chain_free": (None, (c_void_p,)),
 }
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Give the functions of a library their prototypes.
+    """Set the prototypes of a library's functions.
 
     Args:
-        library: a library of this package, fresh.
+        library: newly loaded library of this package.
 
     Returns:
-        The same.
+        The same library.
     """
     for name, (result, arguments) in PROTOTYPES.items():
         function = getattr(library, name)

@@ -1,6 +1,6 @@
-"""Pictures: read, write, resize and convert them without losing what belongs to them.
+"""Read, write, resize and convert pictures without losing their metadata.
 
-Names are loaded when first used, so importing this package costs nothing.
+Names are imported lazily, so importing this package is free.
 """
 
 from __future__ import annotations

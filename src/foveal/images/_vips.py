@@ -1,4 +1,4 @@
-"""libvips, loaded when first needed and set up once."""
+"""libvips, loaded on first use and configured once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["blob", "reason", "set_blob", "vips"]
 
 @cache
 def vips() -> Any:
-    """The module `pyvips`, with its cache of operations off and its log silent.
+    """The module `pyvips`, with its operation cache and its logging disabled.
 
-    libvips remembers recent loads by file name: a file replaced within one run would be read from memory, and decoded
-    pictures would stay there.
+    libvips caches recent loads by file name: a file replaced within one run would be read from the cache, and decoded
+    pictures would stay in memory.
 
-    pyvips hands the warnings of libvips to Python's logging, by a call from whichever of libvips' threads has one.
-    Python may collect garbage during such a call and let go of objects of libvips that belong to another thread, which
-    ends the process. What matters in warnings reaches us as errors, so libvips drops them itself.
+    pyvips forwards the warnings of libvips to Python's logging, with a call from the libvips thread that issues one.
+    Python may collect garbage during such a call and release libvips objects that belong to another thread, which
+    crashes the process. What matters in warnings reaches us as errors, so libvips is told to drop them.
 
     Returns:
         The module.
     """
-    if "pyvips" not in sys.modules:  # else somebody else has set up logging, and it is theirs
+    if "pyvips" not in sys.modules:  # otherwise other code has set up logging and owns it
         with _environment("VIPS_WARNING", "0"):
             import pyvips
 
@@ -41,7 +41,7 @@ def vips() -> Any:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable of the environment for a moment."""
+    """Set an environment variable temporarily."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -54,10 +54,10 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What libvips said, in one line: the last thing it says names the cause.
+    """The error message of libvips in one line: its last line names the cause.
 
     Args:
-        error: raised by pyvips.
+        error: exception raised by pyvips.
 
     Returns:
         A short text without newlines.
@@ -70,22 +70,22 @@ def blob(image: Any, name: str) -> bytes | None:
     """A binary field of an image's metadata.
 
     Args:
-        image: a pyvips image.
-        name: of the field.
+        image: pyvips image.
+        name: name of the field.
 
     Returns:
-        The bytes, or None when there are none.
+        The bytes, or None if there are none.
     """
     return (bytes(image.get(name)) or None) if image.get_typeof(name) else None
 
 
 def set_blob(image: Any, name: str, value: bytes | None) -> None:
-    """Set a binary field, unless there is nothing to set.
+    """Set a binary field, unless the value is None.
 
     Args:
-        image: a pyvips image that nobody else uses.
-        name: of the field.
-        value: the bytes.
+        image: pyvips image, not shared with other code.
+        name: name of the field.
+        value: bytes to set, or None.
     """
     if value:
         image.set_type(vips().GValue.blob_type, name, value)

@@ -1,7 +1,7 @@
-"""Multiply colours by alpha and divide them again.
+"""Multiply colours by alpha (premultiply) and divide them again.
 
-A network or a filter that mixes neighbours must see premultiplied colours, else the invisible colours of transparent
-pixels bleed into the visible ones as a dark or light halo.
+A network or a filter that mixes neighbours must see premultiplied colours, otherwise the invisible colours of
+transparent pixels bleed into the visible ones as a dark or light halo.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["flatten", "premultiply", "unpremultiply"]
 def premultiply(pixels: NDArray[Any]) -> NDArray[Any]:
     """Multiply the colours by alpha.
 
-    Integer results are rounded to nearest, and opaque pixels stay exactly as they are. Integer pixels lose precision
-    where alpha is low; convert to floating point first when the result is divided again.
+    Integer results are rounded to nearest, and opaque pixels are unchanged. Integer pixels lose precision where alpha
+    is low; convert to floating point first if the result is to be divided again.
 
     Args:
-        pixels: (..., C) with alpha last; uint8 and uint16 of full range, or floating point with alpha in [0, 1].
+        pixels: pixels, (..., C) with alpha last; full-range uint8 or uint16, or floating point with alpha in [0, 1].
 
     Returns:
         A new array of the same shape and dtype.
 
     Raises:
-        ValueError: the array has no alpha channel, or is of another dtype.
+        ValueError: if the array has no alpha channel or another dtype.
     """
     top = _top(pixels)
     out = pixels.copy()
@@ -38,7 +38,7 @@ def premultiply(pixels: NDArray[Any]) -> NDArray[Any]:
         return out
     wide = np.uint32 if pixels.dtype == np.uint8 else np.uint64
     alpha: NDArray[Any] = pixels[..., -1:].astype(wide)
-    for channel in range(pixels.shape[-1] - 1):  # one channel at a time: the wide copy is a fraction of the picture
+    for channel in range(pixels.shape[-1] - 1):  # one channel at a time, to keep the wide copy small
         product: NDArray[Any] = pixels[..., channel : channel + 1].astype(wide) * alpha
         out[..., channel : channel + 1] = (product + top // 2) // top
     return out
@@ -47,17 +47,17 @@ def premultiply(pixels: NDArray[Any]) -> NDArray[Any]:
 def unpremultiply(pixels: NDArray[Any]) -> NDArray[Any]:
     """Divide the colours by alpha: the inverse of `premultiply`.
 
-    Colours above alpha (a filter may overshoot) are clipped to the range for integers and left as they are for
-    floating point. Fully transparent pixels become zero. Opaque pixels stay exactly as they are.
+    Colours above alpha (a filter may overshoot) are clipped to the range for integers and left unchanged for floating
+    point. Fully transparent pixels become zero. Opaque pixels are unchanged.
 
     Args:
-        pixels: (..., C) premultiplied, with alpha last; dtypes as in `premultiply`.
+        pixels: premultiplied pixels, (..., C) with alpha last; dtypes as in `premultiply`.
 
     Returns:
         A new array of the same shape and dtype.
 
     Raises:
-        ValueError: the array has no alpha channel, or is of another dtype.
+        ValueError: if the array has no alpha channel or another dtype.
     """
     top = _top(pixels)
     out = pixels.copy()
@@ -75,7 +75,7 @@ def unpremultiply(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _top(pixels: NDArray[Any]) -> int:
-    """The value of full opacity; also the check that the array can be worked on."""
+    """The value of full opacity; also validates the array."""
     if pixels.ndim < 1 or pixels.shape[-1] not in (2, 4):
         raise ValueError(f"pixels must end in an axis of 2 or 4 channels, alpha last, got shape {pixels.shape}")
     if pixels.dtype in (np.uint8, np.uint16):
@@ -86,10 +86,10 @@ def _top(pixels: NDArray[Any]) -> int:
 
 
 def flatten(block: NDArray[Any], background: int | tuple[int, int, int] | None) -> NDArray[Any]:
-    """Put a background below transparent pixels.
+    """Composite transparent pixels over a background.
 
     Args:
-        block: (n, W, C), uint8 or uint16, alpha last.
+        block: rows, (n, W, C), uint8 or uint16, alpha last.
         background: grey level or colour, 0 to 255; white by default.
 
     Returns:

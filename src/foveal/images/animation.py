@@ -18,15 +18,15 @@ __all__ = ["AnimationSink"]
 
 
 class AnimationSink:
-    """Collects frames until the last has come.
+    """Collects all frames, then writes the file.
 
     Args:
-        path: to write.
+        path: file to write.
         format_: "png" or "avif".
-        frames: their number.
+        frames: number of frames.
         height: rows of a frame.
-        metadata: as it is to be written; PNG's texts are put in afterwards, byte for byte.
-        quality: of AVIF, 1 to 100.
+        metadata: metadata to write; PNG's texts are inserted afterwards, byte for byte.
+        quality: quality for AVIF, 1 to 100.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class AnimationSink:
         """Append rows.
 
         Args:
-            block: (n, W, C).
+            block: rows, (n, W, C).
         """
         self.blocks.append(block)
 
@@ -53,5 +53,5 @@ class AnimationSink:
         write_animation(self.path, self.format, frames, self.metadata, self.quality)
 
     def abort(self) -> None:
-        """Give up."""
+        """Discard the frames."""
         self.blocks.clear()

@@ -1,8 +1,8 @@
-"""Which colours an AVIF file says it has, and how to say it in a file that libvips wrote.
+"""Read the colour signalling (nclx) of an AVIF file, and add it to a file that libvips wrote.
 
-The colours stand in a box `colr` of the kind `nclx`, else in the sequence header of the AV1 stream. libvips writes no
-such box, so that every result would be taken for sRGB. The box is added to the list of properties and to those of the
-main picture; what lies behind moves by its length, and the table of places is told.
+The colours are given in a `colr` box of type `nclx`, or else in the sequence header of the AV1 stream. libvips writes
+no such box, so that every result would be taken for sRGB. The box is added to the list of properties and associated
+with the main picture; everything after it moves by its length, and the table of offsets is updated.
 
 Source: ISO/IEC 14496-12 (boxes), 23008-12 (items and properties), 23000-22 (MIAF); AV1 Bitstream & Decoding Process
 Specification, clause 5.5; AV1 Codec ISO Media File Format Binding.
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["colours", "set_colours"]
 
-# Boxes that hold boxes, with the bytes before the first of them.
+# Boxes that contain boxes, with the number of bytes before the first of them.
 HOLDERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0, b"stsd": 8,
            b"av01": 78}  # fmt: skip
-AS_WRITTEN = 6  # BT.601, which libheif takes where a stream names no matrix
+AS_WRITTEN = 6  # BT.601, libheif's default if a stream names no matrix
 
 
 def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """Kind, start, start of what it holds, and end of each box."""
+    """Type, start, start of the content, and end of each box."""
     at = start
     while at + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -43,7 +43,7 @@ def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[byte
 
 
 def _all(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """The same with the boxes inside."""
+    """The same, including nested boxes."""
     for kind, at, inside, stop in _boxes(data, start, end):
         yield kind, at, inside, stop
         if kind in HOLDERS:
@@ -51,7 +51,7 @@ def _all(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes,
 
 
 def _find(data: bytes | bytearray, *path: bytes) -> tuple[int, int, int]:
-    """The box at the end of a path: start, start of what it holds, end."""
+    """The box at the end of a path: start, start of the content, end."""
     box = (0, 0, len(data))
     for kind in path:
         found = [(at, inside, stop) for name, at, inside, stop in _boxes(data, *box[1:]) if name == kind]
@@ -63,13 +63,13 @@ def _find(data: bytes | bytearray, *path: bytes) -> tuple[int, int, int]:
 
 
 def _main(data: bytes | bytearray) -> int:
-    """Number of the main picture."""
+    """Item number of the main picture."""
     _, inside, _ = _find(data, b"meta", b"pitm")
     return int(struct.unpack_from(">I" if data[inside] else ">H", data, inside + 4)[0])
 
 
 def _properties(data: bytes | bytearray, item: int) -> tuple[list[int], int, int, int]:
-    """Numbers of a picture's properties, from 1; where their count stands, where they end, and bytes of a number."""
+    """Indices of a picture's properties, from 1; offset of their count, end of the list, and bytes per index."""
     _, at, _ = _find(data, b"meta", b"iprp", b"ipma")
     version, wide = data[at], data[at + 3] & 1
     (count,) = struct.unpack_from(">I", data, at + 4)
@@ -89,13 +89,13 @@ def _properties(data: bytes | bytearray, item: int) -> tuple[list[int], int, int
 
 
 def colours(path: Path) -> Cicp | None:
-    """Which colours a file has, by its own words.
+    """The colours that a file declares.
 
     Args:
-        path: an AVIF file.
+        path: AVIF file.
 
     Returns:
-        The code points; None where it says nothing, or nothing that can be read.
+        The code points; None if there are none, or none that can be read.
     """
     try:
         data = path.read_bytes()
@@ -115,7 +115,7 @@ def _colours(data: bytes) -> Cicp | None:
     for kind, _, inside, stop in own:
         if kind == b"av1C" and (said := _sequence(data[inside + 4 : stop])):
             return said
-    # Some encoders write the header of the stream only where the pixels are.
+    # Some encoders write the sequence header only with the pixel data.
     for place in _places(data):
         if place.item == _main(data) and place.method == 0 and place.extents:
             start = place.base + place.extents[0][1]
@@ -129,7 +129,7 @@ def _nclx(data: bytes | bytearray, inside: int) -> Cicp:
 
 
 class _Bits:
-    """Reads bits from the highest of the first byte on."""
+    """Reads bits, most significant first."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -142,7 +142,7 @@ class _Bits:
         return value
 
     def number(self) -> int:
-        """A number behind as many zeros as it has bits after the first."""
+        """An unsigned variable-length number (uvlc), prefixed by as many zeros as it has bits after the first."""
         zeros = 0
         while not self.take(1):
             zeros += 1
@@ -150,7 +150,7 @@ class _Bits:
 
 
 def _sequence(units: bytes) -> Cicp | None:
-    """The colours that the first sequence header of AV1 among these units names."""
+    """The colours in the first AV1 sequence header among these units."""
     start = 0
     while start < len(units):
         bits = _Bits(units[start:])
@@ -219,17 +219,17 @@ def _colour_config(bits: _Bits, profile: int) -> Cicp:
     primaries, transfer, matrix = (
         (bits.take(8), bits.take(8), bits.take(8)) if bits.take(1) else (UNSPECIFIED, UNSPECIFIED, UNSPECIFIED)
     )
-    # Where sRGB comes as RGB nothing is said about the range: it is full.
+    # For sRGB stored as RGB the range is not signalled: it is full.
     full = 1 if not grey and (primaries, transfer, matrix) == (1, 13, 0) else bits.take(1)
     return Cicp(primaries, transfer, matrix, full)
 
 
 def set_colours(path: Path, code: Cicp) -> None:
-    """Let a file say which colours it has; how it is encoded (matrix and range) stays as it was written.
+    """Declare the colours of a file; its encoding (matrix and range) stays as it was written.
 
     Args:
-        path: an AVIF file; it is changed in place.
-        code: whose primaries and transfer count.
+        path: AVIF file, changed in place.
+        code: code points, of which primaries and transfer are used.
     """
     data = bytearray(path.read_bytes())
     said = False
@@ -245,7 +245,7 @@ def set_colours(path: Path, code: Cicp) -> None:
 
 
 def _with_box(data: bytearray, code: Cicp) -> bytearray:
-    """The file with one more property of its main picture."""
+    """The file with one more property for its main picture."""
     box = struct.pack(">I4s4sHHHB", 19, b"colr", b"nclx", *code[:3], code.full_range << 7)
     _, start, end = _find(data, b"meta", b"iprp", b"ipco")
     number = sum(1 for _ in _boxes(data, start, end)) + 1
@@ -259,7 +259,7 @@ def _with_box(data: bytearray, code: Cicp) -> bytearray:
     _grow(data, _find(data, b"meta", b"iprp", b"ipma")[0], size)
     _grow(data, _find(data, b"meta", b"iprp", b"ipco")[0], len(box))
     data[counter] += 1
-    # From the back, so that the places before stay where they are.
+    # From the end, so that earlier offsets stay valid.
     for at, piece in sorted(((last, number.to_bytes(size, "big")), (end, box)), reverse=True):
         data[at:at] = piece
     return data
@@ -270,7 +270,7 @@ def _grow(data: bytearray, at: int, by: int) -> None:
 
 
 class _Place(NamedTuple):
-    """Where a picture's bytes lie: (where the offset stands, offset) of each part, all counted from `base`."""
+    """Location of a picture's data: (position of the offset field, offset) of each part, relative to `base`."""
 
     item: int
     method: int
@@ -308,7 +308,7 @@ def _places(data: bytes | bytearray) -> list[_Place]:
 
 
 def _move(data: bytearray, by: int, *, behind: int) -> None:
-    """Add to the places of everything that lies behind the description."""
+    """Add to the offsets of everything after the description."""
     _, at, _ = _find(data, b"meta", b"iloc")
     offset_size, base_size = data[at + 4] >> 4, data[at + 5] >> 4
     for place in _places(data):

@@ -1,7 +1,7 @@
 """Write BMP files row by row.
 
-Pillow writes BMP too, but needs the whole picture at once and loses alpha. The format is a header and rows from the
-bottom up, each padded to four bytes, so a row's place in the file is known and rows may come from the top.
+Pillow writes BMP too, but needs the whole picture at once and drops alpha. The format is a header and rows from the
+bottom up, each padded to four bytes, so the offset of each row is known and rows can be written from the top.
 
 Source: Microsoft's BITMAPINFOHEADER and BITMAPV4HEADER.
 """
@@ -30,29 +30,29 @@ def _layout(width: int, channels: int) -> tuple[int, int, int]:
 
 
 def file_size(width: int, height: int, channels: int) -> int:
-    """Bytes of the file, which the format cannot count past 2³².
+    """Size of the file, which the format limits to less than 2³² bytes.
 
     Args:
-        width: columns.
-        height: rows.
+        width: number of columns.
+        height: number of rows.
         channels: 1, 3 or 4.
 
     Returns:
-        Bytes.
+        Number of bytes.
     """
     _, stride, offset = _layout(width, channels)
     return offset + stride * height
 
 
 class BmpSink:
-    """Takes rows from the top and puts each where it belongs.
+    """Takes rows from the top and writes each at its offset.
 
     Args:
-        path: to write.
-        width: columns.
-        height: rows.
+        path: file to write.
+        width: number of columns.
+        height: number of rows.
         channels: 1 grey, 3 RGB, 4 RGB and alpha.
-        dpi: dots per inch, across and down.
+        dpi: dots per inch, horizontal and vertical.
     """
 
     def __init__(self, path: Path, width: int, height: int, channels: int, dpi: tuple[float, float]) -> None:
@@ -75,7 +75,7 @@ class BmpSink:
         """Append rows.
 
         Args:
-            block: (n, W, C).
+            block: rows, (n, W, C).
         """
         count = len(block)
         if block.shape[2] > 1:
@@ -88,10 +88,10 @@ class BmpSink:
         self.done += count
 
     def finish(self) -> None:
-        """Close the complete file."""
+        """Close the finished file."""
         self.file.close()
 
     def abort(self) -> None:
-        """Close the incomplete file; what is still to be written may not fit on the disk, and need not."""
+        """Close the incomplete file without flushing: buffered data may not fit on the disk and are not needed."""
         with suppress(OSError):
             self.file.close()

@@ -1,8 +1,8 @@
-"""Which colours the values of a picture mean, where no profile says it: CICP (AVIF's nclx, PNG's cICP), gAMA and cHRM.
+"""Colour signalling without an ICC profile: CICP (AVIF's nclx, PNG's cICP), gAMA and cHRM.
 
-Enlarging does not change what values mean, so it must be written again: in the file's own way where the format has one,
-else as an ICC profile made from it. PQ and HLG, the curves of HDR, have no profile that readers agree on: they go into
-AVIF and PNG only.
+Upscaling does not change the meaning of values, so it must be written again: in the format's own way if it has one, or
+else as an ICC profile built from it. PQ and HLG, the HDR curves, have no profile that readers agree on: they can be
+written to AVIF and PNG only.
 
 Source: ITU-T H.273 (07/2024), tables 2 to 4; ICC.1:2010 (profile version 4.3), clauses 8 to 10.
 """
@@ -26,10 +26,10 @@ class Cicp(NamedTuple):
     """Code points of H.273.
 
     Args:
-        primaries: 1 is BT.709 and sRGB, 9 BT.2020, 12 Display P3.
-        transfer: 13 is sRGB, 16 PQ, 18 HLG.
-        matrix: 0 is RGB.
-        full_range: 1 where black is 0 and white the largest value.
+        primaries: colour primaries; 1 is BT.709 and sRGB, 9 BT.2020, 12 Display P3.
+        transfer: transfer function; 13 is sRGB, 16 PQ, 18 HLG.
+        matrix: matrix coefficients; 0 is RGB.
+        full_range: 1 if black is 0 and white the largest value.
     """
 
     primaries: int
@@ -39,7 +39,7 @@ class Cicp(NamedTuple):
 
 
 D65 = (0.3127, 0.3290)
-# Red, green, blue and white in x and y.
+# Chromaticities x and y of red, green, blue and white.
 PRIMARIES: dict[int, tuple[tuple[float, float], ...]] = {
     1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), D65),
     4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), (0.310, 0.316)),
@@ -51,20 +51,20 @@ PRIMARIES: dict[int, tuple[tuple[float, float], ...]] = {
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), D65),
     22: ((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), D65),
 }
-# A para curve of ICC: its function and its parameters. BT.709 and its kin stand for sRGB, as viewers show them.
+# Parametric curve of ICC: function type and parameters. BT.709 and similar map to sRGB, as viewers display them.
 Curve = tuple[int, tuple[float, ...]]
 SRGB: Curve = (3, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))
 TRANSFERS: dict[int, Curve] = {1: SRGB, 6: SRGB, 13: SRGB, 14: SRGB, 15: SRGB, 4: (0, (2.2,)), 5: (0, (2.8,)),
                                8: (0, (1.0,)), 17: (0, (2.6,))}  # fmt: skip
 NAMES = {16: "PQ", 18: "HLG"}
 UNSPECIFIED = 2
-# Bradford's cones, in which white is adapted to the D50 of ICC profiles.
+# Bradford cone responses, for the adaptation of white to the D50 of ICC profiles.
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 D50 = np.array([0.9642, 1.0, 0.8249])
 
 
 def _known(code: Cicp) -> Cicp:
-    """The same with sRGB for what is not specified."""
+    """The same, with sRGB for unspecified values."""
     return code._replace(
         primaries=1 if code.primaries == UNSPECIFIED else code.primaries,
         transfer=13 if code.transfer == UNSPECIFIED else code.transfer,
@@ -72,13 +72,13 @@ def _known(code: Cicp) -> Cicp:
 
 
 def plain(code: Cicp | None) -> bool:
-    """Whether pixels of this kind look right where nothing is said, as sRGB.
+    """Whether pixels with these code points are displayed correctly as sRGB, without signalling.
 
     Args:
-        code: of the pixels, or None.
+        code: code points of the pixels, or None.
 
     Returns:
-        True for sRGB and what viewers take for it.
+        True for sRGB and what viewers treat as such.
     """
     if code is None:
         return True
@@ -87,10 +87,10 @@ def plain(code: Cicp | None) -> bool:
 
 
 def name(code: Cicp) -> str:
-    """What people call these colours.
+    """A readable name of these colours.
 
     Args:
-        code: of the pixels.
+        code: code points of the pixels.
 
     Returns:
         "PQ (HDR)", "HLG (HDR)" or the numbers.
@@ -101,14 +101,14 @@ def name(code: Cicp) -> str:
 
 
 def profile(code: Cicp, *, grey: bool = False) -> bytes | None:
-    """An ICC profile for these code points.
+    """Build an ICC profile for these code points.
 
     Args:
-        code: of the pixels.
-        grey: the pixels have one colour.
+        code: code points of the pixels.
+        grey: whether the pixels are grey.
 
     Returns:
-        The profile; None where there is none: PQ, HLG and code points that H.273 does not define.
+        The profile, or None for PQ, HLG and code points that H.273 does not define.
     """
     known = _known(code)
     if known.primaries not in PRIMARIES or known.transfer not in TRANSFERS:
@@ -117,10 +117,10 @@ def profile(code: Cicp, *, grey: bool = False) -> bytes | None:
 
 
 def from_chunks(chunks: Sequence[tuple[bytes, bytes]]) -> Cicp | None:
-    """What PNG's cICP says.
+    """The code points in PNG's cICP chunk.
 
     Args:
-        chunks: kind and data.
+        chunks: type and data of each chunk.
 
     Returns:
         The code points, or None.
@@ -132,14 +132,14 @@ def from_chunks(chunks: Sequence[tuple[bytes, bytes]]) -> Cicp | None:
 
 
 def profile_of_chunks(chunks: Sequence[tuple[bytes, bytes]], *, grey: bool = False) -> bytes | None:
-    """An ICC profile for PNG's gAMA and cHRM.
+    """Build an ICC profile for PNG's gAMA and cHRM.
 
     Args:
-        chunks: kind and data.
-        grey: the pixels have one colour.
+        chunks: type and data of each chunk.
+        grey: whether the pixels are grey.
 
     Returns:
-        The profile; None where they say sRGB, or nothing.
+        The profile; None if they describe sRGB or are missing.
     """
     found = dict(chunks)
     gamma, points = found.get(b"gAMA", b""), found.get(b"cHRM", b"")
@@ -155,7 +155,7 @@ def profile_of_chunks(chunks: Sequence[tuple[bytes, bytes]], *, grey: bool = Fal
         (value,) = struct.unpack(">I", gamma)
         if not value:
             return None
-        # 1/2.2 is how sRGB is written in this chunk.
+        # 1/2.2 denotes sRGB in this chunk.
         curve = SRGB if abs(value - 45455) <= 50 else (0, (1e5 / value,))
     near = np.abs(np.subtract(corners, PRIMARIES[1])).max() < 0.002
     if curve is SRGB and (near or grey):
@@ -169,7 +169,7 @@ def _xyz(point: tuple[float, float]) -> NDArray[np.float64]:
 
 
 def _profile(corners: tuple[tuple[float, float], ...], curve: Curve, *, grey: bool) -> bytes | None:
-    """A display profile of version 4 with a matrix and one curve, or for grey the curve alone."""
+    """A version 4 display profile with a matrix and one curve, or the curve alone for grey."""
     *colours, white = (_xyz(point) for point in corners)
     columns = np.stack(colours, axis=1)
     if abs(np.linalg.det(columns)) < 1e-6:

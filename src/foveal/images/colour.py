@@ -1,4 +1,4 @@
-"""Conversions of colour for files whose kind of pixels or whose format cannot carry a profile as it is."""
+"""Colour conversions for files whose pixels or format cannot carry the profile unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Meaning", "image_to_srgb", "meaning", "rows_to_srgb", "space", "srgb
 
 @cache
 def srgb_profile() -> bytes:
-    """The sRGB profile that libvips carries (public domain).
+    """The sRGB profile included in libvips (public domain).
 
     Returns:
         An ICC profile of about 500 bytes.
@@ -29,10 +29,10 @@ def srgb_profile() -> bytes:
 
 
 def space(icc: bytes | None) -> str:
-    """Kind of pixels that a profile describes.
+    """Colour space that a profile describes.
 
     Args:
-        icc: a profile.
+        icc: ICC profile, or None.
 
     Returns:
         "rgb", "grey", "cmyk", another four-letter name, or "" without a profile.
@@ -44,15 +44,15 @@ def space(icc: bytes | None) -> str:
 
 
 def image_to_srgb(image: Any) -> Any:
-    """Convert an image to sRGB through its own profile; CMYK without one goes through a common press profile.
+    """Convert an image to sRGB through its own profile; CMYK without one uses a common press profile.
 
-    The intent is relative colorimetric with black-point compensation, what Photoshop and browsers use.
+    The intent is relative colorimetric with black-point compensation, as in Photoshop and browsers.
 
     Args:
-        image: a pyvips image.
+        image: pyvips image.
 
     Returns:
-        A pyvips image in sRGB with the sRGB profile attached, of as many bits as before; alpha untouched.
+        A pyvips image in sRGB with the sRGB profile attached, of the same bit depth; alpha is unchanged.
     """
     depth = 16 if image.format == "ushort" else 8
     return image.icc_transform(
@@ -64,8 +64,8 @@ def rows_to_srgb(rows: NDArray[Any], icc: bytes) -> NDArray[Any]:
     """Convert rows of pixels to sRGB.
 
     Args:
-        rows: (n, W, C), uint8 or uint16, alpha last when C is 2 or 4.
-        icc: profile of the pixels; an RGB profile on grey pixels reads them as equal red, green and blue.
+        rows: pixels, (n, W, C), uint8 or uint16, alpha last if C is 2 or 4.
+        icc: profile of the pixels; an RGB profile on grey pixels treats them as equal red, green and blue.
 
     Returns:
         (n, W, 3) or, with alpha, (n, W, 4), of the same dtype.
@@ -87,12 +87,12 @@ def rows_to_srgb(rows: NDArray[Any], icc: bytes) -> NDArray[Any]:
 
 
 class Meaning(NamedTuple):
-    """How a file will say what its values mean.
+    """How a file will describe its colours.
 
     Args:
-        icc: profile to attach, or to convert by.
-        code: for AVIF's own box.
-        chunks: for PNG.
+        icc: profile to attach, or to convert with.
+        code: code points for AVIF's box.
+        chunks: chunks for PNG.
     """
 
     icc: bytes | None
@@ -101,15 +101,15 @@ class Meaning(NamedTuple):
 
 
 def meaning(metadata: Metadata, format_: str, channels: int) -> Meaning:
-    """Carry what a source says about its colours to a format: in its own way, or as a profile.
+    """Translate the colour description of a source for a format: natively or as a profile.
 
     Args:
-        metadata: of the source.
+        metadata: metadata of the source.
         format_: name of the format to write.
-        channels: of the pixels.
+        channels: number of channels of the pixels.
 
     Returns:
-        What the file is to say. PQ and HLG have no profile; `fit.refuse_unfit` has stopped them.
+        The description to write. PQ and HLG have no profile; `fit.refuse_unfit` has rejected them before.
     """
     grey = channels <= 2
     chunks = tuple(one for one in metadata.chunks if one[0] in png_chunks.COLOURS)
@@ -124,6 +124,6 @@ def meaning(metadata: Metadata, format_: str, channels: int) -> Meaning:
         return Meaning(None, code)
     icc = None if cicp.plain(code) else cicp.profile(code, grey=grey)
     if format_ == "png" and not cicp.plain(code) and max(code[:2]) < 256:
-        # The profile is for readers that do not know the chunk.
+        # The profile is for readers that do not support the chunk.
         return Meaning(icc, chunks=((b"cICP", bytes((code.primaries, code.transfer, 0, 1))),))
     return Meaning(icc)

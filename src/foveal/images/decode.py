@@ -1,4 +1,4 @@
-"""Pixels of a file that is open: to grey or RGB, decoded, upright."""
+"""Decode the pixels of an open file to upright grey or RGB."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["channels_of", "converted", "decoded", "turn_of", "upright"]
 
-# numpy.rot90 counter-clockwise turns and whether to mirror first, by EXIF orientation.
+# By EXIF orientation: counter-clockwise rotations for numpy.rot90, and whether to mirror first.
 TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True),
          8: (1, False)}  # fmt: skip
-# What libvips calls the colours that are read; others would pass for RGB.
+# libvips' names of the supported colour spaces; others would be treated as RGB.
 INTERPRETATIONS = frozenset(("b-w", "srgb", "rgb", "grey16", "rgb16", "cmyk", "lab", "labs"))
 
 
 def turn_of(image: Any) -> int:
-    """How the pixels of a file must be turned.
+    """The rotation that the pixels of a file need.
 
     Args:
-        image: from `load`.
+        image: lazy image from `load`.
 
     Returns:
         EXIF orientation, 1 to 8.
@@ -41,18 +41,18 @@ def turn_of(image: Any) -> int:
 
 
 def channels_of(path: Path, image: Any, kind: tiff.Page | None) -> int:
-    """Channels after conversion; the check that the kind of pixels can be read without loss.
+    """Number of channels after conversion; also checks that the pixels can be read without loss.
 
     Args:
-        path: of the file.
-        image: from `load`.
-        kind: of the page of a TIFF.
+        path: path of the file.
+        image: lazy image from `load`.
+        kind: page of a TIFF.
 
     Returns:
         1 to 4.
 
     Raises:
-        PictureError: pixels of another kind.
+        PictureError: if the pixels are of an unsupported kind.
     """
     known = kind is not None and lab.own(kind.photometric, kind.bits)
     if not known and image.interpretation not in INTERPRETATIONS:
@@ -76,12 +76,12 @@ def channels_of(path: Path, image: Any, kind: tiff.Page | None) -> int:
 
 
 def converted(path: Path, image: Any, kind: tiff.Page | None) -> Any:
-    """To grey or RGB.
+    """Convert to grey or RGB.
 
     Args:
-        path: of the file.
-        image: from `load`.
-        kind: of the page of a TIFF.
+        path: path of the file.
+        image: lazy image from `load`.
+        kind: page of a TIFF.
 
     Returns:
         A lazy image.
@@ -103,15 +103,15 @@ def decoded(path: Path, image: Any, depth: int) -> NDArray[Any]:
     """Decode all pixels.
 
     Args:
-        path: of the file.
-        image: a lazy one.
-        depth: bits of an AVIF's samples, 0 otherwise.
+        path: path of the file.
+        image: lazy image.
+        depth: bit depth of an AVIF, 0 for other formats.
 
     Returns:
         (H, W, C), uint8 or uint16.
 
     Raises:
-        PictureError: the file is damaged, or beyond the decoder.
+        PictureError: if the file is damaged or not supported by the decoder.
     """
     try:
         data = image.write_to_memory()
@@ -120,17 +120,17 @@ def decoded(path: Path, image: Any, depth: int) -> NDArray[Any]:
     pixels: NDArray[Any] = np.frombuffer(data, np.uint16 if image.format == "ushort" else np.uint8)
     pixels = pixels.reshape(image.height, image.width, image.bands)
     if depth in (10, 12):
-        # libvips shifts these up and leaves the low bits 0, so white would be 65,472; repeating the high bits below
-        # makes white 65,535 and is undone exactly by shifting back.
+        # libvips shifts these up and leaves the low bits 0, so white would be 65,472; replicating the high bits into
+        # the low ones makes white 65,535 and is undone exactly by shifting back.
         pixels = pixels | (pixels >> depth)
     return pixels
 
 
 def upright(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
-    """Turn and mirror pixels.
+    """Rotate and mirror pixels.
 
     Args:
-        pixels: (H, W, C).
+        pixels: pixels, (H, W, C).
         turn: EXIF orientation.
 
     Returns:

@@ -15,31 +15,31 @@ DEFAULT_QUALITY = {"jpeg": 95, "webp": 95, "avif": 90}
 
 
 def saver(name: str, metadata: Metadata, *, quality: int | None, raw_bytes: int, depth: int) -> tuple[str, dict]:
-    """The encoder of a format, and its settings.
+    """The encoder of a format and its settings.
 
     Args:
-        name: of the format.
-        metadata: of the picture.
+        name: name of the format.
+        metadata: metadata of the picture.
         quality: 1 to 100, or None for the default.
-        raw_bytes: of all pixels.
-        depth: bits of a sample, for AVIF.
+        raw_bytes: number of bytes of all pixels.
+        depth: bit depth, for AVIF.
 
     Returns:
-        A method of a pyvips image and its arguments.
+        Name of a method of a pyvips image, and its arguments.
     """
     keep = vips().ForeignKeep
     common: dict[str, Any] = {}
-    named = metadata.dpi and name in ("jpeg", "webp", "avif")  # EXIF is where these name the resolution
-    if not metadata.exif and not named:  # libvips would make up an EXIF block that says nothing
+    named = metadata.dpi and name in ("jpeg", "webp", "avif")  # these store the resolution in EXIF
+    if not metadata.exif and not named:  # libvips would create an EXIF block without information
         common["keep"] = keep.ICC | keep.XMP | keep.IPTC | keep.OTHER
     value = quality or DEFAULT_QUALITY.get(name, 0)
     if name == "png":
-        # Enlarged pictures are smooth: the filter "up" at level 2 made files smaller than level 6 without it.
+        # Upscaled pictures are smooth: the filter "up" at level 2 gave smaller files than level 6 without it.
         return "pngsave", common | {"compression": 2, "filter": "up"}
     if name == "jpeg":
         return "jpegsave", common | {"Q": value, "subsample_mode": "off"}
     if name == "tiff":
-        # LZW may make noise a little larger than it was, so the switch comes early.
+        # LZW may expand noise a little, so the switch comes early.
         big = raw_bytes > 2 << 30
         return "tiffsave", common | {"compression": "lzw", "predictor": "horizontal", "resunit": "inch", "bigtiff": big}
     if name == "webp":

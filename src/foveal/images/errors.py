@@ -1,4 +1,4 @@
-"""The one error that reading and writing pictures raises."""
+"""The error raised by reading and writing pictures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class PictureError(FovealError, ValueError):
     """A picture cannot be read or written; the text names the file, what is wrong and what to do.
 
     Args:
-        path: the file.
-        wrong: what is wrong with it, without a full stop.
+        path: path of the file.
+        wrong: description of the problem, without a full stop.
         advice: what to do, without a full stop.
     """
 
@@ -25,5 +25,5 @@ class PictureError(FovealError, ValueError):
         self.advice = advice
 
     def __reduce__(self) -> tuple[type[PictureError], tuple[str, str, str]]:
-        # Exceptions pickle by their text alone, which a constructor of three arguments cannot take back.
+        # By default exceptions are unpickled from their message alone, which does not fit three arguments.
         return type(self), (str(self.path), self.wrong, self.advice)

@@ -1,8 +1,8 @@
-"""EXIF: read it out of any file, keep it true after turning and enlarging, and put it into TIFF files.
+"""EXIF: extract it from any file, update it after rotating and upscaling, and insert it into TIFF files.
 
-EXIF is a small TIFF structure: directories (IFDs) of entries, each entry a tag, a kind, a count and a value or its
-offset. Changes are made in place wherever possible, because makers' notes hold offsets of their own that break when
-anything moves.
+EXIF is a small TIFF structure: directories (IFDs) of entries, each with a tag, a type, a count and a value or its
+offset. Changes are made in place where possible, because maker notes contain their own offsets, which break if anything
+moves.
 
 Source: CIPA DC-008 (EXIF 2.32), TIFF 6.0, and the BigTIFF layout of libtiff.
 """
@@ -24,22 +24,22 @@ ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x0112, 0x8769, 0x8825, 0xA005
 XRESOLUTION, YRESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 THUMBNAIL, THUMBNAIL_LENGTH = 0x0201, 0x0202
 WIDTHS, HEIGHTS = (0x0100, 0xA002), (0x0101, 0xA003)
-# Of the units that byte order turns round: a rational is two longs.
+# Size of the units that byte order applies to: a rational is two longs.
 UNITS = {**SIZES, 5: 4, 10: 4}
-# Of a TIFF's first directory, what describes the picture and not the way its pixels are stored.
+# Tags of a TIFF's first directory that describe the picture and not the storage of its pixels.
 DESCRIPTIVE = frozenset(
     (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, 50341, *tuple(range(40091, 40096)))
 )
 
 
 def orientation(blob: bytes) -> int:
-    """How the pixels must be turned.
+    """The rotation that the pixels need.
 
     Args:
         blob: EXIF, with or without its `Exif` prefix.
 
     Returns:
-        1 (upright) to 8; 1 when the data do not say or are damaged.
+        1 (upright) to 8; 1 if it is missing or the data are damaged.
     """
     try:
         tiff = Tiff(_bare(blob))
@@ -50,13 +50,13 @@ def orientation(blob: bytes) -> int:
 
 
 def dpi(blob: bytes) -> tuple[float, float] | None:
-    """The resolution that EXIF names.
+    """The resolution stored in EXIF.
 
     Args:
         blob: EXIF, with or without its `Exif` prefix.
 
     Returns:
-        Dots per inch across and down, or None.
+        Dots per inch, horizontal and vertical, or None.
     """
     try:
         tiff = Tiff(_bare(blob))
@@ -70,13 +70,13 @@ def dpi(blob: bytes) -> tuple[float, float] | None:
 
 
 def upright(blob: bytes) -> bytes | None:
-    """Set the orientation to 1 and remove the thumbnail, which shows the picture before it was changed.
+    """Set the orientation to 1 and remove the thumbnail, which shows the picture before the change.
 
     Args:
         blob: EXIF, with or without its `Exif` prefix.
 
     Returns:
-        EXIF without prefix, or None when the data are damaged.
+        EXIF without prefix, or None if the data are damaged.
     """
     data = bytearray(_bare(blob))
     try:
@@ -95,7 +95,7 @@ def upright(blob: bytes) -> bytes | None:
 
 
 def _erase_thumbnail(tiff: Tiff, data: bytearray, directory: int) -> None:
-    """Blank the thumbnail's bytes, and cut them off where they end the data, as they mostly do."""
+    """Zero the thumbnail's bytes, and truncate them if they are at the end of the data, as is usual."""
     try:
         entries = {entry.tag: entry for entry in tiff.entries(directory)}
         start, length = (tiff.integer(entries[tag]) for tag in (THUMBNAIL, THUMBNAIL_LENGTH))
@@ -110,12 +110,12 @@ def _erase_thumbnail(tiff: Tiff, data: bytearray, directory: int) -> None:
 
 
 def resized(blob: bytes, width: int, height: int) -> bytes:
-    """Let the tags that give the size in pixels tell the new one; tags that are not there stay away.
+    """Update the tags with the size in pixels; missing tags are not added.
 
     Args:
         blob: EXIF without prefix.
-        width: in pixels.
-        height: in pixels.
+        width: width in pixels.
+        height: height in pixels.
 
     Returns:
         EXIF of the same length.
@@ -133,13 +133,13 @@ def resized(blob: bytes, width: int, height: int) -> bytes:
 
 
 def from_tiff(path: Path) -> bytes | None:
-    """Collect EXIF from a TIFF file, where it is spread over the file's own directories.
+    """Collect EXIF from a TIFF file, where it is spread over the file's directories.
 
     Args:
-        path: a TIFF or BigTIFF file.
+        path: TIFF or BigTIFF file.
 
     Returns:
-        EXIF without prefix, or None when there is none.
+        EXIF without prefix, or None if there is none.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -160,10 +160,10 @@ def from_tiff(path: Path) -> bytes | None:
 
 
 def into_tiff(path: Path, blob: bytes) -> None:
-    """Give a TIFF file EXIF: a longer first directory is put at its end, and the header pointed there.
+    """Insert EXIF into a TIFF file: append an extended first directory and point the header to it.
 
     Args:
-        path: a TIFF or BigTIFF file; it is changed in place.
+        path: TIFF or BigTIFF file, changed in place.
         blob: EXIF without prefix.
     """
     try:
@@ -204,7 +204,7 @@ def _build(
     verbatim: list[tuple[int, bytes]],
     following: int,
 ) -> tuple[bytes, int]:
-    """Lay four directories out from offset `base` on: the bytes, and the offset of the first directory."""
+    """Lay out four directories from offset `base`: the bytes, and the offset of the first directory."""
     out = bytearray()
     word, width = ("Q", 8) if big else ("I", 4)
 

@@ -1,4 +1,4 @@
-"""What a format can hold of a picture: what is refused, and what is left out and said."""
+"""What a format can store of a picture: what is rejected, and what is dropped and reported."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GIGABYTES_4 = 1 << 32
 
 
 def has_alpha(channels: int, metadata: Metadata) -> bool:
-    """Whether the last channel is transparency.
+    """Whether the last channel is alpha.
 
     Args:
-        channels: of the pixels.
-        metadata: of the picture.
+        channels: number of channels of the pixels.
+        metadata: metadata of the picture.
 
     Returns:
-        True for two and four channels, unless the last is of no specified kind.
+        True for two and four channels, unless the last is of unspecified kind.
     """
     return channels in (2, 4) and not metadata.spare
 
@@ -43,21 +43,21 @@ def refuse_unfit(
     differing: bool = False,
     background: bool = False,
 ) -> None:
-    """Stop what would lose something visible, before the first pixel.
+    """Reject what would lose something visible, before the first pixel.
 
     Args:
-        path: to write.
-        form: of the file.
-        width: of the largest frame, in pixels.
-        height: of the largest frame.
-        channels: of the pixels.
-        metadata: of the picture.
-        frames: pictures in the file.
-        differing: the frames are pages of different sizes or kinds.
-        background: there is a colour to put below transparent pixels.
+        path: file to write.
+        form: format of the file.
+        width: width of the largest frame, in pixels.
+        height: height of the largest frame, in pixels.
+        channels: number of channels of the pixels.
+        metadata: metadata of the picture.
+        frames: number of pictures in the file.
+        differing: whether the frames are pages of different sizes or kinds.
+        background: whether there is a background colour for transparent pixels.
 
     Raises:
-        PictureError: the format cannot hold this picture.
+        PictureError: if the format cannot store this picture.
     """
     if max(width, height) > form.side:
         raise PictureError(
@@ -95,16 +95,16 @@ def refuse_unfit(
 
 
 def not_kept(form: Format, channels: int, metadata: Metadata, *, frames: int = 1) -> tuple[str, ...]:
-    """What the source has and the file will not.
+    """What the source has and the file will not keep.
 
     Args:
-        form: of the file.
-        channels: of the pixels.
-        metadata: of the picture.
-        frames: pictures in the file.
+        form: format of the file.
+        channels: number of channels of the pixels.
+        metadata: metadata of the picture.
+        frames: number of pictures in the file.
 
     Returns:
-        One sentence, or none: "EXIF, XMP and gain map not kept".
+        At most one sentence, such as "EXIF, XMP and gain map not kept".
     """
     name = form.name
     camera = name not in ("gif", "bmp")
@@ -115,7 +115,7 @@ def not_kept(form: Format, channels: int, metadata: Metadata, *, frames: int = 1
         "XMP": metadata.xmp is not None and not camera,
         "press data (IPTC)": metadata.iptc is not None and name != "jpeg",
         "PNG texts": bool(metadata.comments) and name != "png",
-        # 72 is what libvips says of files that say nothing.
+        # 72 is libvips' default for files without a resolution.
         "resolution": name == "gif" and any(abs(value - 72) > 0.1 for value in metadata.dpi or ()),
         "16 bits": deep,
         "more than 256 colours": many,
@@ -124,7 +124,7 @@ def not_kept(form: Format, channels: int, metadata: Metadata, *, frames: int = 1
         "times of frames": bool(metadata.durations) and name == "tiff",
         "number of plays": frames > 1 and name == "avif" and metadata.loop != 0,
     }
-    # A document may say this once for each of its pages.
+    # A document may list this once for each page.
     found = list(dict.fromkeys([*(what for what, is_lost in lost.items() if is_lost), *metadata.left_out]))
     if not found:
         return ()
@@ -133,20 +133,20 @@ def not_kept(form: Format, channels: int, metadata: Metadata, *, frames: int = 1
 
 
 def encoding_bytes(form: str, width: int, height: int, frames: int, pixel_bytes: int) -> int:
-    """Memory that writing a file takes, beyond the rows that are handed over.
+    """Estimate the memory needed to write a file, beyond the rows passed in.
 
     Args:
         form: name of the format; "" for a picture that stays in memory.
-        width: of the file's picture, in pixels.
-        height: of the file's picture.
-        frames: pictures in the file.
-        pixel_bytes: bytes of one pixel.
+        width: width of the file's picture, in pixels.
+        height: height of the file's picture, in pixels.
+        frames: number of pictures in the file.
+        pixel_bytes: bytes per pixel.
 
     Returns:
-        Bytes, estimated.
+        Estimated number of bytes.
     """
     frame = width * height * pixel_bytes
-    # libvips reads and writes strips of some hundred lines ahead, whatever the format.
+    # libvips reads and writes strips of a few hundred lines ahead, for all formats.
     lines = 2500 * width if form else 0
     whole = {"webp": 2 * frame, "avif": 3 * frame, "gif": frame}.get(form, 0)
     # Pillow writes these animations from all frames at once.

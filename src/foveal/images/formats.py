@@ -1,4 +1,4 @@
-"""The formats: how a file shows which it is, and what each can hold."""
+"""The file formats: how to recognise them, and what each can store."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["FORMATS", "SUFFIXES", "Format", "foreign", "format_for", "sniff"]
 
 @dataclass(frozen=True)
 class Format:
-    """What one format can hold.
+    """Capabilities of a format.
 
     Args:
-        name: as in `Metadata.format`.
-        label: as people write it.
-        suffixes: of file names, the usual one first.
-        side: longest side in pixels that its writer takes.
-        deep: 16 bits.
-        alpha: transparency.
-        grey: one channel stays one channel.
-        frames: more than one picture.
-        icc: a colour profile.
+        name: name, as in `Metadata.format`.
+        label: name for the user.
+        suffixes: suffixes of file names, the usual one first.
+        side: longest side in pixels that its writer supports.
+        deep: whether it stores 16 bits.
+        alpha: whether it stores transparency.
+        grey: whether it stores grey as one channel.
+        frames: whether it stores more than one picture.
+        icc: whether it stores a colour profile.
     """
 
     name: str
@@ -51,7 +51,7 @@ SUFFIXES = {suffix: one for one in _ALL for suffix in one.suffixes}
 
 
 _PNG_FIRST = "convert it to PNG or TIFF first, for example with ImageMagick"
-# What people give by mistake: name, advice, and the signs that tell it, (offset, bytes) each.
+# Unsupported formats that users may try: name, advice, and signatures, (offset, bytes) each.
 _FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     (
         "a HEIC picture",
@@ -77,7 +77,7 @@ _FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
 
 
 def sniff(head: bytes) -> str | None:
-    """Which format a file is, by its first bytes; names of files lie.
+    """Recognise the format of a file from its first bytes, since file names may be wrong.
 
     Args:
         head: the first 32 bytes or more.
@@ -97,20 +97,20 @@ def sniff(head: bytes) -> str | None:
         return "gif"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1", b"msf1") and b"avi" in head[8:]:
         return "avif"
-    # Two letters are a weak sign: the header's length is asked too.
+    # Two letters are a weak signature, so the length of the header is checked too.
     if head[:2] == b"BM" and head[14:18] in {bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)}:
         return "bmp"
     return None
 
 
 def foreign(head: bytes) -> tuple[str, str]:
-    """What a file is that foveal does not read, and what to do with it.
+    """Identify a file that foveal does not read, with advice.
 
     Args:
-        head: the first 32 bytes or more, of which `sniff` knows nothing.
+        head: the first 32 bytes or more, not recognised by `sniff`.
 
     Returns:
-        What is wrong and what to do, as `PictureError` takes them.
+        The problem and what to do, as for `PictureError`.
     """
     for label, how, signs in _FOREIGN:
         if any(head[at : at + len(sign)] == sign for at, sign in signs):
@@ -125,16 +125,16 @@ def foreign(head: bytes) -> tuple[str, str]:
 
 
 def format_for(path: str | Path) -> Format:
-    """The format that a file's name asks for.
+    """The format of a file name.
 
     Args:
-        path: to write.
+        path: file to write.
 
     Returns:
         The format.
 
     Raises:
-        PictureError: no format has this suffix.
+        PictureError: if no format has this suffix.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:

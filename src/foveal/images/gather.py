@@ -1,4 +1,4 @@
-"""Collect what belongs to a picture besides its pixels, and name what cannot be kept."""
+"""Collect the metadata of a picture, and list what cannot be kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["gather"]
 
-HIGHEST_DPI = 1e6  # above, a number is damage, and libvips does not take it back
-# Tags of TIFF by what they are, as far as people miss it.
+HIGHEST_DPI = 1e6  # larger values are corrupt, and libvips does not accept them
+# TIFF tags that users would miss, by what they contain.
 TIFF_EXTRAS = {
     "GeoTIFF tags": (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113),
     "Photoshop layers": (37724,),
@@ -28,24 +28,24 @@ TIFF_EXTRAS = {
 def gather(
     path: Path, info: Info, image: Any, kind: tiff.Page | None, *, first: bool = True, reduced: int = 0
 ) -> Metadata:
-    """Everything but the pixels and the times of frames.
+    """Collect everything except the pixels and the frame durations.
 
     Args:
-        path: of the file.
-        info: what its header says.
-        image: the lazy image of its first frame, or of a page.
-        kind: of the page of a TIFF.
-        first: the image is the file's first.
-        reduced: pages of a TIFF that are copies of others.
+        path: path of the file.
+        info: content of its header.
+        image: lazy image of its first frame, or of a page.
+        kind: page of a TIFF.
+        first: whether the image is the first of the file.
+        reduced: number of pages of a TIFF that are copies of others.
 
     Returns:
         The metadata.
     """
     format_ = info.format
     camera = (exif.from_tiff(path) if first else None) if format_ == "tiff" else blob(image, "exif-data")
-    # PNG counts dots per metre, TIFF in single precision: two decimals take 300 back to 300.
+    # PNG stores dots per metre, TIFF single precision: rounding to two decimals restores 300.
     dpi: tuple[float, float] | None = (round(image.xres * 25.4, 2), round(image.yres * 25.4, 2))
-    if image.xres == 1.0 and image.yres == 1.0:  # libvips' way to say that nothing is known
+    if image.xres == 1.0 and image.yres == 1.0:  # libvips' value for unknown
         dpi = exif.dpi(camera) if camera else None
     if dpi is not None and not max(dpi) < HIGHEST_DPI:
         dpi = None
@@ -67,7 +67,7 @@ def gather(
     if format_ == "avif" and not icc:
         code = avif.colours(path)
     left_out = [*orphans, *(f"PNG chunk {name}" for name in lost), *_others(path, info, image, kind)]
-    if "gain map" in left_out:  # which is what is embedded
+    if "gain map" in left_out:  # the gain map is the embedded picture
         left_out = [name for name in left_out if name not in ("embedded pictures", "data behind the picture")]
     if reduced:
         left_out.append(f"{reduced} reduced page{'s' if reduced > 1 else ''} (thumbnails or masks)")
@@ -92,7 +92,7 @@ def gather(
 
 
 def _others(path: Path, info: Info, image: Any, kind: tiff.Page | None) -> list[str]:
-    """What else a file holds and libvips does not hand out."""
+    """Content of a file that libvips does not expose."""
     if info.format == "jpeg":
         return jpeg.extras(path)
     if kind is not None:
@@ -101,7 +101,7 @@ def _others(path: Path, info: Info, image: Any, kind: tiff.Page | None) -> list[
         return found + ([f"{surplus - 1} further channels"] if surplus > 1 else [])
     if info.format == "gif":
         return ["comment"] if has_comment(path) else []
-    # Pictures beside the main one; those of a sequence are its frames.
+    # Pictures besides the main one; those of a sequence are its frames.
     more = int(image.get("n-pages")) - 1 if info.format == "avif" and info.frames == 1 else 0
     return [f"{more} further picture{'s' if more > 1 else ''}"] if more > 0 else []
 

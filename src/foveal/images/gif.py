@@ -1,7 +1,7 @@
-"""Tell whether a GIF is whole, and whether it holds a comment.
+"""Check whether a GIF is complete, and whether it contains a comment.
 
-Decoders show the frames they find: an animation that was cut off just ends sooner. Its blocks say how long each is, so
-walking over them shows a cut.
+Decoders show the frames they find: a truncated animation just ends sooner. Each block gives its length, so walking over
+the blocks reveals a truncation.
 
 Source: CompuServe, GIF89a specification.
 """
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["has_comment", "is_whole"]
 
 EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
-COMMENT = 0xFE  # label of an extension
+COMMENT = 0xFE  # label of the comment extension
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the last block of a GIF is complete; the closing mark may be missing, as many writers forget it.
+    """Whether the last block of a GIF is complete; the trailer may be missing, since many writers omit it.
 
     Args:
-        path: a GIF file.
+        path: GIF file.
 
     Returns:
-        False when the file ends inside a block, or has no picture.
+        False if the file ends inside a block or has no picture.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -38,13 +38,13 @@ def is_whole(path: Path) -> bool:
 
 
 def has_comment(path: Path) -> bool:
-    """Whether a GIF holds a comment.
+    """Whether a GIF contains a comment.
 
     Args:
-        path: a GIF file.
+        path: GIF file.
 
     Returns:
-        True for one or more.
+        True if there is at least one.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -54,7 +54,7 @@ def has_comment(path: Path) -> bool:
 
 
 def _blocks(data: mmap.mmap) -> Iterator[int]:
-    """Kind of each block: IMAGE, or the label of an extension; an IndexError where one is cut off."""
+    """Type of each block: IMAGE, or the label of an extension; raises IndexError at a truncated block."""
     at = 13 + _table(data[10])
     while at < len(data) and data[at] != TRAILER:
         if data[at] == IMAGE:
@@ -62,18 +62,18 @@ def _blocks(data: mmap.mmap) -> Iterator[int]:
         elif data[at] == EXTENSION:
             kind, start = data[at + 1], at + 2
         else:
-            return  # rubbish after the pictures, which decoders pass over
+            return  # garbage after the pictures, which decoders ignore
         at = _after_blocks(data, start)
         yield kind
 
 
 def _table(flags: int) -> int:
-    """Bytes of the colour table that these flags announce."""
+    """Size in bytes of the colour table given by these flags."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _after_blocks(data: mmap.mmap, at: int) -> int:
-    """Where the chain of blocks that begins here has ended."""
+    """End of the chain of sub-blocks that starts here."""
     while data[at]:
         at += data[at] + 1
     return at + 1

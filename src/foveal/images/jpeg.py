@@ -1,4 +1,4 @@
-"""What a JPEG holds beyond its picture, which enlarging it cannot keep: gain maps, previews, videos, signatures.
+"""Content of a JPEG beyond its picture that upscaling cannot keep: gain maps, previews, videos, signatures.
 
 Source: ITU-T T.81 (segments), CIPA DC-007 (Multi-Picture Format), ISO 21496-1 (gain maps), Adobe XMP part 3 (extended
 XMP), C2PA 2.1 (content credentials in JUMBF).
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["extras"]
 
-# The next marker; in the compressed data 255 is followed by 0 or by a restart.
+# The next marker; in compressed data 255 is followed by 0 or a restart marker.
 MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 ALONE = frozenset((0x01, 0xD8))
 HEADS = (
@@ -28,10 +28,10 @@ HEADS = (
 
 
 def extras(path: Path) -> list[str]:
-    """What is not kept of a file.
+    """List the content of a file that is not kept.
 
     Args:
-        path: a JPEG file.
+        path: JPEG file.
 
     Returns:
         Names, each once.
@@ -42,7 +42,7 @@ def extras(path: Path) -> list[str]:
         while mark := MARKER.search(data, at):
             marker, at = data[mark.end() - 1], mark.end()
             if marker == 0xD9:
-                # A picture that nothing else has named; some cameras fill up with zeros.
+                # A picture that no segment announced; some cameras pad with zeros.
                 if not found and data[at : at + 64].strip(b"\0\xff"):
                     found["data behind the picture"] = None
                 break

@@ -1,4 +1,4 @@
-"""Lab pixels of TIFF files, in the encodings that libvips does not read.
+"""Lab pixels of TIFF files, in the encodings that libvips does not support.
 
 L* is 0 to 100, a* and b* about −128 to 127. CIELAB of 8 bits (photometric 8) stores a* and b* as signed bytes, ICCLAB
 (photometric 9) of 8 or 16 bits with an offset of half the range.
@@ -16,27 +16,27 @@ __all__ = ["own", "to_rgb"]
 
 
 def own(photometric: int, bits: int) -> bool:
-    """Whether pixels of this kind are converted here, and not by libvips.
+    """Whether pixels of this kind are converted here instead of by libvips.
 
     Args:
-        photometric: kind of colours in TIFF.
-        bits: of a sample.
+        photometric: photometric interpretation of the TIFF.
+        bits: bits per sample.
 
     Returns:
-        True for CIELAB of 8 bits and ICCLAB of 8 or 16.
+        True for 8-bit CIELAB and 8-bit or 16-bit ICCLAB.
     """
     return (photometric, bits) in ((CIELAB, 8), (ICCLAB, 8), (ICCLAB, 16))
 
 
 def to_rgb(image: Any, photometric: int) -> Any:
-    """Convert samples as they are stored.
+    """Convert raw samples to RGB.
 
     Args:
-        image: a pyvips image of three samples or more, uchar or ushort; what comes after the third is kept.
+        image: pyvips image of at least three bands, uchar or ushort; further bands are kept.
         photometric: CIELAB or ICCLAB.
 
     Returns:
-        A pyvips image in sRGB, of as many bits.
+        A pyvips image in sRGB, of the same bit depth.
     """
     deep = image.format == "ushort"
     if photometric == CIELAB:

@@ -1,4 +1,4 @@
-"""Open files: which format one is, and a lazy image of libvips; the errors of libvips in our words."""
+"""Open files: detect the format, create a lazy libvips image, and translate the errors of libvips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["avif_depth", "damaged", "failed", "identify", "load", "load_page"]
 
 LOADERS = {"png": "pngload", "jpeg": "jpegload", "webp": "webpload", "tiff": "tiffload", "avif": "heifload",
            "gif": "gifload"}  # fmt: skip
-# What decoders say of files that are whole and beyond them.
+# Messages of decoders for intact files that they do not support.
 BEYOND = re.compile(
     r"not configured|unsupported(?! marker)|not supported|not implemented|unknown compression|no decod",
     re.I,
@@ -28,19 +28,19 @@ BEYOND = re.compile(
 
 
 def identify(path: Path) -> tuple[str, bytes]:
-    """Tell which format a file is.
+    """Detect the format of a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        The format, and the file's first bytes: enough for everything a PNG says before its pixels.
+        The format, and the file's first bytes: enough for all of a PNG's chunks before its pixels.
 
     Raises:
-        PictureError: it cannot be opened, or is no picture that foveal reads.
+        PictureError: if it cannot be opened, or is not a picture that foveal reads.
     """
     try:
-        if _is_pipe(path):  # opening it would wait for somebody to write into it
+        if _is_pipe(path):  # opening it would block until another process writes to it
             raise PictureError(path, "it is a pipe or a device, not a file", "save the picture to a file first")
         with path.open("rb") as file:
             head = file.read(65536)
@@ -50,7 +50,7 @@ def identify(path: Path) -> tuple[str, bytes]:
         raise PictureError(path, "it is a folder, not a picture", "name a file in it, or let the command read the "
                            "whole folder") from error  # fmt: skip
     except OSError as error:
-        if os.path.isdir(path):  # noqa: PTH112  Windows calls a folder a lack of permission; Path.is_dir may raise
+        if os.path.isdir(path):  # noqa: PTH112  Windows reports a folder as PermissionError; Path.is_dir may raise
             raise PictureError(path, "it is a folder, not a picture", "name a file in it") from error
         raise PictureError(path, f"it cannot be opened ({error.strerror})", "check that you may read it") from error
     if not head:
@@ -64,24 +64,24 @@ def identify(path: Path) -> tuple[str, bytes]:
 def _is_pipe(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
-    except OSError:  # which opening it will explain
+    except OSError:  # opening the file will raise a clear error
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def load(path: Path, format_: str, **options: int) -> Any:
-    """Open a file; nothing but the header is read until pixels are asked for.
+    """Open a file; only the header is read until pixels are requested.
 
     Args:
-        path: of the file.
-        format_: that it is.
-        **options: of libvips' loader.
+        path: path of the file.
+        format_: format of the file.
+        **options: options of libvips' loader.
 
     Returns:
         A lazy image.
     """
     if format_ in {"avif", "png"}:
-        options |= {"unlimited": True}  # our own limit is stricter and has a message that helps
+        options |= {"unlimited": True}  # our own limit is stricter and has a more helpful message
     loader, place = LOADERS[format_], _place(path)
     try:
         if place is not None:
@@ -94,7 +94,7 @@ def load(path: Path, format_: str, **options: int) -> Any:
 
 
 def _place(path: Path) -> str | None:
-    """A file's name for libvips; None if it is no UTF-8, in which pyvips can neither ask nor report."""
+    """A file's name for libvips; None if it is not valid UTF-8, which pyvips requires."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -103,27 +103,27 @@ def _place(path: Path) -> str | None:
 
 
 def damaged(path: Path, why: str) -> PictureError:
-    """What is raised for a file that is not whole.
+    """The error for an incomplete file.
 
     Args:
-        path: of the file.
-        why: it is damaged.
+        path: path of the file.
+        why: reason, as reported by the decoder.
 
     Returns:
-        What to raise.
+        The exception to raise.
     """
     return PictureError(path, f"the file is damaged or truncated ({why})", "copy or download it again")
 
 
 def failed(path: Path, error: Exception) -> PictureError:
-    """What libvips could not do: a file that it cannot decode is not called damaged.
+    """The error for a failure of libvips; unsupported files are not reported as damaged.
 
     Args:
-        path: of the file.
-        error: raised by pyvips.
+        path: path of the file.
+        error: exception raised by pyvips.
 
     Returns:
-        What to raise.
+        The exception to raise.
     """
     text = str(getattr(error, "detail", "") or error)
     for line in text.splitlines():
@@ -137,12 +137,12 @@ def failed(path: Path, error: Exception) -> PictureError:
 
 
 def load_page(path: Path, kind: tiff.Page | None, number: int) -> Any:
-    """A page of a TIFF file; Lab that libvips does not read comes as it is stored.
+    """Load a page of a TIFF file; Lab encodings that libvips does not support are returned raw.
 
     Args:
-        path: of the file.
-        kind: of the page, None where it is not known.
-        number: from 0.
+        path: path of the file.
+        kind: the page, None if unknown.
+        number: page number, from 0.
 
     Returns:
         A lazy image.
@@ -156,10 +156,10 @@ def load_page(path: Path, kind: tiff.Page | None, number: int) -> Any:
 
 
 def avif_depth(image: Any) -> int:
-    """Bits of an AVIF's samples.
+    """Bit depth of an AVIF.
 
     Args:
-        image: from `load`.
+        image: lazy image from `load`.
 
     Returns:
         8, 10 or 12.

@@ -1,4 +1,4 @@
-"""What belongs to a picture besides its pixels."""
+"""Metadata of a picture."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["Info", "Metadata"]
 
 @dataclass(frozen=True)
 class Metadata:
-    """Everything read with a picture that is written back with it.
+    """Everything that is read with a picture and written back with it.
 
     Args:
         icc: colour profile of the pixels; None means sRGB, or its grey.
         exif: camera data as a TIFF structure (begins `II` or `MM`), orientation already 1, thumbnail removed.
         xmp: Adobe's packet, orientation already 1.
-        iptc: press data (captions, credits) as a JPEG keeps them; other formats do not hold them in this form.
-        dpi: dots per inch, across and down; None where the file says nothing.
-        format: the file was a "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
-        bits: of the pixels in memory, 8 or 16.
-        depth: of the samples in the file; 10 and 12 are AVIF's and are held as 16 in memory.
-        lossless: the file's format loses nothing (a PNG, a lossless WebP), so writing should lose nothing either.
-        durations: milliseconds each frame is shown; empty for a still picture.
-        loop: how often an animation plays; 0 means for ever.
+        iptc: press data (captions, credits) as stored in a JPEG; other formats do not store them in this form.
+        dpi: dots per inch, horizontal and vertical; None if the file does not give it.
+        format: format of the file: "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
+        bits: bits of the pixels in memory, 8 or 16.
+        depth: bits of the samples in the file; 10 and 12 occur in AVIF and are held as 16 in memory.
+        lossless: whether the file is lossless (a PNG, a lossless WebP), so that writing should be too.
+        durations: milliseconds that each frame is shown; empty for a still picture.
+        loop: number of times an animation plays; 0 means forever.
         comments: PNG's texts, pairs of keyword and text.
-        chunks: PNG's chunks of texts and colours as they were, kind and data; a text is put back byte for byte as long
-            as `comments` has it.
-        cicp: what the values mean where no profile says it, as AVIF and PNG have it; it goes before `icc`.
-        origin: kind of pixels in the file when they were converted: "cmyk", "lab", "palette", "bilevel", or "".
-        spare: the last of 2 or 4 channels is of no specified kind, and so no transparency; TIFF alone has this.
-        left_out: what the file holds that was not read: "gain map", "GeoTIFF tags", "1 reduced page", …
+        chunks: PNG's text and colour chunks, type and data; a text is written back byte for byte if `comments` still
+            contains it.
+        cicp: code points that define the colours without a profile, in AVIF and PNG; takes precedence over `icc`.
+        origin: kind of pixels in the file if they were converted: "cmyk", "lab", "palette", "bilevel", or "".
+        spare: whether the last of 2 or 4 channels is of unspecified kind, and so not alpha; only in TIFF.
+        left_out: content of the file that was not read: "gain map", "GeoTIFF tags", "1 reduced page", …
     """
 
     icc: bytes | None = None
@@ -57,16 +57,16 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Info:
-    """What a file's header promises; nothing is decoded to learn it.
+    """Content of a file's header; nothing is decoded to obtain it.
 
     Args:
-        width: columns after the orientation is applied.
-        height: rows of one frame after the orientation is applied.
+        width: number of columns after applying the orientation.
+        height: number of rows of one frame after applying the orientation.
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
-        bits: of the pixels as `read` gives them, 8 or 16.
-        frames: pictures in the file, above 1 for animations and documents of several pages.
+        bits: bits of the pixels as returned by `read`, 8 or 16.
+        frames: number of pictures in the file, above 1 for animations and multi-page documents.
         format: "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
-        pages: all pages of a document whose pages differ in size or kind; empty where they are alike.
+        pages: all pages of a document whose pages differ in size or kind; empty if they do not.
     """
 
     width: int
@@ -79,10 +79,10 @@ class Info:
 
     @property
     def megapixels(self) -> float:
-        """Of one frame."""
+        """Megapixels of one frame."""
         return self.width * self.height / 1e6
 
     @property
     def total_pixels(self) -> int:
-        """Of all frames."""
+        """Number of pixels of all frames."""
         return sum(page.width * page.height for page in self.pages) or self.width * self.height * self.frames

@@ -1,4 +1,4 @@
-"""What will become of a file, told from its header before the work starts."""
+"""Predict from its header, before the work starts, what a file will lose."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def foresee(
     limit_pixels: int = LIMIT_PIXELS,
     background: tuple[int, int, int] | None = None,
 ) -> tuple[str, ...]:
-    """Tell what an enlarged file will not keep; the same checks as the `Writer` makes, without writing.
+    """List what an upscaled file will not keep; makes the same checks as `Writer`, without writing.
 
     Args:
-        source: to read.
-        target: to write; its suffix names the format. Neither it nor its folder need exist.
-        scale: output side over input side.
-        limit_pixels: refuse pictures whose header promises more pixels a frame than this.
-        background: colour to put below transparent pixels.
+        source: file to read.
+        target: file to write; its suffix selects the format. Neither it nor its folder need exist.
+        scale: ratio of output side to input side.
+        limit_pixels: largest number of pixels per frame; pictures whose header gives more are rejected.
+        background: background colour for transparent pixels.
 
     Returns:
-        Sentences for the user, none if all is kept.
+        Sentences for the user; empty if everything is kept.
 
     Raises:
-        PictureError: it cannot be done.
+        PictureError: if the file cannot be read or written.
     """
     info, parts = header(source, limit_pixels=limit_pixels)
     form = format_for(target)
@@ -40,7 +40,7 @@ def foresee(
     for one, metadata in zip(info.pages or (info,), parts, strict=True):
         channels = one.channels
         if one.format == "gif" and one.frames == 1 and has_alpha(channels, metadata) and not form.alpha:
-            # Whether the transparent colour is used, only the pixels show.
+            # Only the pixels show whether the transparent colour is used.
             channels = read(source, limit_pixels=limit_pixels).channels
         refuse_unfit(
             Path(target),

@@ -1,4 +1,4 @@
-"""Write documents whose pages differ in size or kind: each page is a TIFF of its own, put behind those before it."""
+"""Write documents whose pages differ in size or kind: each page is written as a TIFF and appended to the previous."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["PagesWriter", "writer_for"]
 
 
 class PagesWriter:
-    """Writes one document from its first page to its last; a context manager, used as `Writer` is.
+    """Writes one document from its first page to its last; a context manager, used like `Writer`.
 
     Args:
-        path: to write; a TIFF.
+        path: TIFF file to write.
         pages: size and channels of each page.
-        metadata: of each page.
-        overwrite: replace a file that exists.
-        background: not used, because TIFF holds transparency.
+        metadata: metadata of each page.
+        overwrite: whether to replace an existing file.
+        background: not used, because TIFF stores transparency.
 
     Raises:
-        PictureError: the format cannot hold these pages, the file exists, or the folder does not.
+        PictureError: if the format cannot store these pages, the file exists, or the folder does not.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PagesWriter:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What the source has and this file has not, as sentences for the user; empty if all is kept."""
+        """What the source has and this file does not keep, as sentences for the user; empty if all is kept."""
         return tuple(dict.fromkeys(note for writer in self._writers for note in writer.left_out))
 
     def __enter__(self) -> PagesWriter:
@@ -75,14 +75,14 @@ class PagesWriter:
         writer.__enter__()
 
     def rows(self, block: NDArray[Any]) -> None:
-        """Append rows of the page that is being written; the next page begins with the rows behind its last.
+        """Append rows to the current page; the next page starts after its last row.
 
         Args:
-            block: (n, W, C), as `Writer.rows` takes them.
+            block: rows, (n, W, C), as for `Writer.rows`.
 
         Raises:
-            ValueError: rows of another kind, or more than the page has.
-            PictureError: the file cannot be written on.
+            ValueError: if the rows do not match the page, or are too many.
+            PictureError: if writing fails.
         """
         writer = self._begun[-1]
         writer.rows(block)
@@ -119,17 +119,17 @@ def writer_for(
     overwrite: bool = False,
     background: int | tuple[int, int, int] | None = None,
 ) -> Writer | PagesWriter:
-    """What writes an enlarged picture: frame after frame, whatever their number and sizes.
+    """Create the writer for an upscaled picture, for any number and sizes of frames.
 
     Args:
-        reading: of the source.
-        target: to write; its suffix names the format.
-        scale: output side over input side.
-        overwrite: replace a file that exists.
-        background: see `Writer`.
+        reading: opened source.
+        target: file to write; its suffix selects the format.
+        scale: ratio of output side to input side.
+        overwrite: whether to replace an existing file.
+        background: background for transparent pixels, see `Writer`.
 
     Returns:
-        A context manager that takes rows.
+        A context manager that accepts rows.
     """
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""One picture in memory."""
+"""A picture in memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Picture"]
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Pixels, upright, grey or RGB, and what belongs to them.
+    """Upright pixels in grey or RGB, with their metadata.
 
     Args:
-        pixels: (H, W, C), uint8 or uint16; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
-        alpha: the last of 2 or 4 channels is alpha: straight, that is colours are not multiplied by it. False where
-            `metadata.spare` says that it is something else.
+        pixels: pixels, (H, W, C), uint8 or uint16; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+        alpha: whether the last of 2 or 4 channels is alpha, straight (not premultiplied). False if `metadata.spare` is
+            set.
         metadata: everything else.
 
     Raises:
-        ValueError: the array is no such picture.
+        ValueError: if the array or `alpha` does not fit this description.
     """
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16]
@@ -46,15 +46,15 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self.pixels.shape[0])
 
     @property
     def channels(self) -> int:
-        """Channels, alpha included."""
+        """Number of channels, including alpha."""
         return int(self.pixels.shape[2])

@@ -1,6 +1,6 @@
-"""What Pillow reads and writes better than libvips: BMP, animated PNG and animated AVIF.
+"""Formats that Pillow reads or writes better than libvips: BMP, animated PNG and animated AVIF.
 
-Pillow's limit on pixels is passed by on purpose (its classes are called directly): foveal's own limit was checked.
+Pillow's pixel limit is bypassed on purpose (its classes are called directly): foveal has already checked its own limit.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["PillowFrames", "animation_header", "bmp_info", "bmp_metadata", "count_frames", "plain", "read_bmp",
            "write_animation"]  # fmt: skip
 
-# What Pillow's decoders raise at bytes that make no sense.
+# Exceptions that Pillow's decoders raise for corrupt data.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, IndexError, KeyError)
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def _load(path: Path, format_: str, file: Any) -> Any:
-    """Read the header; `file` stays the caller's to close."""
+    """Read the header; the caller closes `file`."""
     from PIL import AvifImagePlugin, BmpImagePlugin, PngImagePlugin
 
     classes: dict[str, Any] = {
@@ -61,20 +61,20 @@ class PillowFrames:
     """Frames of one animation, decoded by Pillow.
 
     Args:
-        path: the file.
+        path: path of the file.
         format_: "png" or "avif".
-        channels: to convert to.
+        channels: number of channels to convert to.
 
     Raises:
-        PictureError: the file is damaged or truncated.
+        PictureError: if the file is damaged or truncated.
     """
 
     def __init__(self, path: Path, format_: str, channels: int) -> None:
         self.path = path
         self.mode = MODES[channels]
-        # In memory, so that nothing is left open while the frames wait to be asked for; animations are small files.
+        # In memory, so that no file stays open between requests for frames; animations are small files.
         self.image = _load(path, format_, io.BytesIO(path.read_bytes()))
-        # A PNG may hold a picture for readers without animation; it is no frame.
+        # A PNG may contain a default image for readers without animation support; it is not a frame.
         self.skip = int(bool(self.image.info.get("default_image")))
         self.loop = int(self.image.info.get("loop", 0))
         count = int(getattr(self.image, "n_frames", 1))
@@ -92,10 +92,10 @@ class PillowFrames:
             raise _damaged(self.path, error) from error
 
     def frame(self, index: int) -> NDArray[Any]:
-        """One frame, complete.
+        """Decode one complete frame.
 
         Args:
-            index: from 0.
+            index: frame number, from 0.
 
         Returns:
             (H, W, C), uint8.
@@ -105,14 +105,14 @@ class PillowFrames:
 
 
 def count_frames(path: Path, format_: str) -> int:
-    """Frames in a file.
+    """Number of frames in a file.
 
     Args:
-        path: the file.
+        path: path of the file.
         format_: "png" or "avif".
 
     Returns:
-        1 or more.
+        At least 1.
     """
     with path.open("rb") as file:
         image = _load(path, format_, file)
@@ -120,14 +120,14 @@ def count_frames(path: Path, format_: str) -> int:
 
 
 def animation_header(path: Path, format_: str) -> tuple[int, int]:
-    """What an animation's header says of its frames.
+    """Read the number of channels and the loop count from an animation's header.
 
     Args:
-        path: the file.
+        path: path of the file.
         format_: "png" or "avif".
 
     Returns:
-        Channels, 1 to 4; and how often it plays, 0 for ever.
+        Number of channels, 1 to 4, and number of times it plays, 0 for forever.
     """
     with path.open("rb") as file:
         image = _load(path, format_, file)
@@ -135,17 +135,17 @@ def animation_header(path: Path, format_: str) -> tuple[int, int]:
 
 
 def read_bmp(path: Path, channels: int) -> NDArray[Any]:
-    """A BMP's pixels.
+    """Read the pixels of a BMP.
 
     Args:
-        path: the file.
-        channels: to convert to.
+        path: path of the file.
+        channels: number of channels to convert to.
 
     Returns:
         (H, W, C), uint8.
 
     Raises:
-        PictureError: the file is damaged or truncated.
+        PictureError: if the file is damaged or truncated.
     """
     with path.open("rb") as file:
         image = _load(path, "bmp", file)
@@ -162,10 +162,10 @@ def _array(image: Any, mode: str) -> NDArray[Any]:
 
 
 def bmp_info(path: Path) -> Info:
-    """What a BMP's header promises.
+    """Read the header of a BMP.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Returns:
         The same as `probe`.
@@ -176,10 +176,10 @@ def bmp_info(path: Path) -> Info:
 
 
 def bmp_metadata(path: Path) -> Metadata:
-    """A BMP's resolution and, in the newest of its headers, its colour profile.
+    """Read a BMP's resolution and, for its newest header version, its colour profile.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Returns:
         The metadata.
@@ -206,11 +206,11 @@ def write_animation(
     """Write an animated PNG or AVIF; all frames are in memory.
 
     Args:
-        path: to write.
+        path: file to write.
         format_: "png" or "avif".
-        frames: (H, W, C) each, uint8.
-        metadata: with one duration per frame.
-        quality: of AVIF, 1 to 100.
+        frames: frames, (H, W, C) each, uint8.
+        metadata: metadata with one duration per frame.
+        quality: quality for AVIF, 1 to 100.
     """
     from PIL import Image, PngImagePlugin
 
@@ -238,13 +238,13 @@ def write_animation(
 
 
 def plain(image: Any) -> Any:
-    """A Pillow image of inks or Lab as RGB, by the same way as a file of this kind.
+    """Convert a CMYK or Lab Pillow image to RGB, in the same way as a file of this kind.
 
     Args:
-        image: in any mode.
+        image: Pillow image in any mode.
 
     Returns:
-        The image itself; for CMYK one in RGB, converted through its profile, or without one a common press profile.
+        The image itself, or for CMYK an RGB image, converted through its profile or else a common press profile.
     """
     if image.mode != "CMYK":
         return image

@@ -1,7 +1,7 @@
-"""PNG's chunks: texts and colours are taken out of one file and put into another byte for byte.
+"""PNG chunks: copy texts and colour information from one file to another byte for byte.
 
-libvips hands texts through strings of its own, which lose the encoding and cut keywords, and drops what describes
-colours without a profile.
+libvips passes texts through its own strings, which lose the encoding and truncate keywords, and drops colour
+information other than profiles.
 
 Source: W3C, Portable Network Graphics (PNG) Specification, third edition, 2025.
 """
@@ -25,30 +25,30 @@ __all__ = ["COLOURS", "TEXTS", "chunk", "encode_text", "insert", "read", "text_o
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOURS = (b"cICP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"mDCv", b"cLLi")
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# Carried by other means, made anew, or of no meaning for other pixels: the pixels themselves, profile, EXIF,
-# resolution, animation, significant bits, histogram, time of the last change, and Apple's hint for its decoder.
+# Transferred by other means, regenerated, or meaningless for other pixels: the pixels themselves, profile, EXIF,
+# resolution, animation, significant bits, histogram, time of the last change, and Apple's decoder hint.
 CARRIED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"acTL", b"fcTL", b"fdAT",
            b"sBIT", b"hIST", b"tIME", b"iDOT", b"bKGD")  # fmt: skip
 XMP = b"XML:com.adobe.xmp"
 BLOCK = 1 << 22
-LONGEST_TEXT = 1 << 24  # bytes; a compressed text may promise anything
+LONGEST_TEXT = 1 << 24  # bytes; limits decompression bombs
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk as it lies in a file.
+    """Serialise a chunk.
 
     Args:
-        kind: four letters.
-        data: what it holds.
+        kind: chunk type, four letters.
+        data: content.
 
     Returns:
-        Length, kind, data and checksum.
+        Length, type, data and checksum.
     """
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
 def _walk(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, offset and length of each chunk; ends where a file does, wherever that is."""
+    """Type, offset and length of each chunk; stops at the end of the file, even a truncated one."""
     at = len(SIGNATURE)
     while True:
         file.seek(at)
@@ -61,13 +61,13 @@ def _walk(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def read(path: Path) -> tuple[tuple[Chunk, ...], tuple[str, ...]]:
-    """The chunks to put back into a PNG that was made from this one.
+    """Read the chunks to insert into a PNG that is made from this one.
 
     Args:
-        path: a PNG file.
+        path: PNG file.
 
     Returns:
-        Colours and texts, XMP not among them, in the order of the file; and the names of the chunks that are not kept.
+        Colour and text chunks, except XMP, in the order of the file; and the names of the chunks that are not kept.
     """
     kept: list[Chunk] = []
     lost: dict[str, None] = {}
@@ -84,14 +84,14 @@ def read(path: Path) -> tuple[tuple[Chunk, ...], tuple[str, ...]]:
 
 
 def text_of(kind: bytes, data: bytes) -> tuple[str, str] | None:
-    """What a text chunk says.
+    """Parse a text chunk.
 
     Args:
-        kind: of the chunk.
-        data: what it holds.
+        kind: chunk type.
+        data: content.
 
     Returns:
-        Keyword and text; None for another chunk or a damaged one.
+        Keyword and text; None for other or damaged chunks.
     """
     keyword, end, rest = data.partition(b"\0")
     if kind not in TEXTS or not end:
@@ -112,17 +112,17 @@ def _inflated(data: bytes) -> bytes:
 
 
 def encode_text(keyword: str, text: str) -> Chunk:
-    """A chunk for a text: Latin-1 where that suffices, else UTF-8.
+    """Encode a text as a chunk: Latin-1 if that suffices, else UTF-8.
 
     Args:
-        keyword: 1 to 79 letters of Latin-1.
-        text: anything.
+        keyword: keyword, 1 to 79 Latin-1 characters.
+        text: any text.
 
     Returns:
-        Kind and data.
+        Type and data.
 
     Raises:
-        ValueError: a keyword that PNG does not allow.
+        ValueError: if PNG does not allow the keyword.
     """
     name = keyword.encode("latin-1", "replace")
     if not 1 <= len(name) <= 79 or b"\0" in name or name.decode("latin-1") != keyword:
@@ -134,14 +134,14 @@ def encode_text(keyword: str, text: str) -> Chunk:
 
 
 def texts(chunks: Sequence[Chunk], comments: Sequence[tuple[str, str]]) -> list[Chunk]:
-    """The chunks that say `comments`.
+    """The chunks that represent `comments`.
 
     Args:
-        chunks: of the source.
-        comments: pairs of keyword and text that are wanted.
+        chunks: chunks of the source.
+        comments: pairs of keyword and text to represent.
 
     Returns:
-        Chunks of the source that say one of these, or nothing that can be read, as they are; the rest made anew.
+        Chunks of the source that match one of these or cannot be parsed, unchanged; the rest newly encoded.
     """
     wanted = list(comments)
     out: list[Chunk] = []
@@ -157,12 +157,12 @@ def texts(chunks: Sequence[Chunk], comments: Sequence[tuple[str, str]]) -> list[
 
 
 def insert(path: Path, colours: Sequence[Chunk], words: Sequence[Chunk]) -> None:
-    """Put chunks into a file: colours at its beginning, texts before its pixels, where readers look for them.
+    """Insert chunks into a file: colours at its start, texts before its pixels, where readers expect them.
 
     Args:
-        path: a PNG file; it is changed in place.
-        colours: that replace those of the same kind.
-        words: to add.
+        path: PNG file, changed in place.
+        colours: colour chunks, which replace those of the same type.
+        words: text chunks to add.
     """
     if not colours and not words:
         return
@@ -189,7 +189,7 @@ def insert(path: Path, colours: Sequence[Chunk], words: Sequence[Chunk]) -> None
 
 
 def _shift(file: BinaryIO, start: int, by: int) -> None:
-    """Move everything from `start` on, block by block: a large picture does not fit into memory twice."""
+    """Move everything from `start` on, block by block, because a large picture may not fit into memory twice."""
     end = file.seek(0, os.SEEK_END)
     if by > 0:
         for at in reversed(range(start, end, BLOCK)):

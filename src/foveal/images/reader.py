@@ -1,4 +1,4 @@
-"""Read pictures: pixels upright in grey or RGB, and everything that belongs to them."""
+"""Read pictures: upright pixels in grey or RGB, with all their metadata."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT_PIXELS = 400_000_000
 
 
 class Frames(Protocol):
-    """What decodes the frames of one open file."""
+    """Decoder of the frames of an open file."""
 
     def frame(self, index: int) -> NDArray[Any]:
         """Frame `index` as stored, (H, W, C)."""
@@ -37,18 +37,18 @@ class Frames(Protocol):
 
 
 class Reading:
-    """An open picture: what its header says, and its frames on demand.
+    """An open picture: its header, and its frames on demand.
 
-    A still picture is decoded when it is opened, so a truncated file never gets further than `read`. The frames of an
-    animation are decoded one at a time; asking in order is cheap, going back starts over.
+    A still picture is decoded when it is opened, so a truncated file fails in `read`. The frames of an animation are
+    decoded one at a time; access in order is cheap, going back restarts decoding.
 
     Args:
-        path: the file.
-        info: what its header says.
-        metadata: everything that belongs to it; of the first page, where pages differ.
-        frames: decodes it.
+        path: path of the file.
+        info: content of its header.
+        metadata: its metadata; that of the first page if pages differ.
+        frames: decoder of its frames.
         turn: EXIF orientation to apply.
-        pages: what belongs to each page, where they differ.
+        pages: metadata of each page if they differ.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Reading:
         self._turn = turn
 
     def frame(self, index: int = 0) -> Picture:
-        """One frame, composed over the frames before it where the format stores differences.
+        """One frame, composited over the frames before it if the format stores differences.
 
         Args:
-            index: from 0.
+            index: frame number, from 0.
 
         Returns:
             The picture, with this reading's metadata, or its page's.
 
         Raises:
-            IndexError: there is no such frame.
-            PictureError: the frame is damaged or truncated.
+            IndexError: if there is no such frame.
+            PictureError: if the frame is damaged or truncated.
         """
         if not 0 <= index < self.frames:
             raise IndexError(f"frame must be in 0…{self.frames - 1} for {self.path}, got {index}")
@@ -84,32 +84,32 @@ class Reading:
 
 
 def probe(path: str | Path) -> Info:
-    """What a picture's header promises, without decoding it.
+    """Read a picture's header, without decoding pixels.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         Size after orientation, channels, bits, frames and format.
 
     Raises:
-        PictureError: no picture that foveal reads.
+        PictureError: if it is not a picture that foveal reads.
     """
     return _open(Path(path)).info
 
 
 def header(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> tuple[Info, tuple[Metadata, ...]]:
-    """What a picture's header promises, and what belongs to it, without decoding it.
+    """Read a picture's header and metadata, without decoding pixels.
 
     Args:
-        path: of the file.
-        limit_pixels: refuse pictures whose header promises more pixels a frame than this.
+        path: path of the file.
+        limit_pixels: largest number of pixels per frame; pictures whose header gives more are rejected.
 
     Returns:
-        What `probe` does, and the metadata, where the times of frames are 0; one for each page, where pages differ.
+        The result of `probe`, and the metadata, with frame durations of 0; one for each page if pages differ.
 
     Raises:
-        PictureError: no picture that foveal reads, or one that is too large.
+        PictureError: if it is not a picture that foveal reads, or is too large.
     """
     opened = _open(Path(path))
     opened.check_size(limit_pixels)
@@ -123,15 +123,15 @@ def read(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> Reading:
     """Open a picture.
 
     Args:
-        path: of the file.
-        limit_pixels: refuse pictures whose header promises more pixels a frame than this, before decoding anything.
+        path: path of the file.
+        limit_pixels: largest number of pixels per frame; pictures whose header gives more are rejected before decoding.
 
     Returns:
-        The open picture; a still is decoded already.
+        The open picture; a still is already decoded.
 
     Raises:
-        PictureError: missing, a folder, empty, no picture, damaged, truncated, too large, or of a kind that cannot be
-            read without loss.
+        PictureError: if the file is missing, a folder, empty, not a picture, damaged, truncated, too large, or of a
+            kind that cannot be read without loss.
     """
     opened = _open(Path(path))
     opened.check_size(limit_pixels)
@@ -140,18 +140,18 @@ def read(path: str | Path, *, limit_pixels: int = LIMIT_PIXELS) -> Reading:
 
 @dataclass
 class _Opened:
-    """A file, or a page of one, whose header was read."""
+    """A file, or a page of one, whose header has been read."""
 
     path: Path
     info: Info
-    image: Any = None  # a lazy pyvips image of the first frame; pages after the first are opened when they are needed
+    image: Any = None  # lazy pyvips image of the first frame; pages after the first are opened on demand
     turn: int = 1
     animated: bool = False
     loop: int = 0
-    kind: tiff.Page | None = None  # of a TIFF
+    kind: tiff.Page | None = None  # page of a TIFF
     chosen: tuple[int, ...] = (0,)  # pages of a TIFF that are read
-    reduced: int = 0  # pages of a TIFF that are copies of others, or masks
-    parts: tuple[_Opened, ...] = ()  # pages that differ
+    reduced: int = 0  # number of pages of a TIFF that are copies of others, or masks
+    parts: tuple[_Opened, ...] = ()  # the pages, if they differ
 
     def check_size(self, limit_pixels: int) -> None:
         for info in self.info.pages or (self.info,):
@@ -165,7 +165,7 @@ class _Opened:
                 )
 
     def metadata(self) -> Metadata:
-        """All but the times of frames."""
+        """All metadata except frame durations."""
         if self.info.format == "bmp":
             from .pillow import bmp_metadata
 
@@ -174,7 +174,7 @@ class _Opened:
         return gather(self.path, self.info, self._lazy(), self.kind, first=first, reduced=self.reduced)
 
     def _lazy(self) -> Any:
-        # A document of a thousand pages must not hold a thousand open files.
+        # A document of a thousand pages must not keep a thousand files open.
         return load_page(self.path, self.kind, self.chosen[0]) if self.image is None else self.image
 
     def decode(self) -> Reading:
@@ -185,7 +185,7 @@ class _Opened:
             return Reading(self.path, info, metadata, _Still(read_bmp(self.path, info.channels)), 1)
         if self.parts:
             pages = tuple(part.metadata() for part in self.parts)
-            # Opened anew for every look: a lazy image is decoded from top to bottom, once.
+            # Reopened for every access: a lazy image can be decoded only once, from top to bottom.
             parts = tuple(replace(part, image=None) for part in self.parts)
             return Reading(self.path, info, pages[0], _Pages(parts), 1, pages)
         if self.animated and format_ in ("png", "avif"):
@@ -210,7 +210,7 @@ class _Opened:
         return Reading(self.path, info, metadata, _Still(pixels), 1)
 
     def pixels(self) -> NDArray[Any]:
-        """All of a still, upright; turned once, here, so that the picture as stored can be let go."""
+        """All pixels of a still, upright; rotated once, here, so that the original can be freed."""
         image = self._lazy()
         depth = avif_depth(image) if self.info.format == "avif" else 0
         return upright(decoded(self.path, converted(self.path, image, self.kind), depth), self.turn)
@@ -218,17 +218,17 @@ class _Opened:
 
 @dataclass
 class _Still:
-    """A picture already decoded."""
+    """A picture that is already decoded."""
 
     pixels: NDArray[Any]
 
-    def frame(self, index: int) -> NDArray[Any]:  # noqa: ARG002  one of several that decode frames
+    def frame(self, index: int) -> NDArray[Any]:  # noqa: ARG002  signature of `Frames`
         return self.pixels
 
 
 @dataclass
 class _Pages:
-    """Pages of a TIFF document, each decoded on its own."""
+    """Pages of a TIFF document, each decoded separately."""
 
     pages: tuple[_Opened, ...]
 
@@ -238,7 +238,7 @@ class _Pages:
 
 @dataclass
 class _Roll:
-    """Frames of a GIF or WebP animation, which libvips lays one below the other and decodes downwards."""
+    """Frames of a GIF or WebP animation, which libvips stacks vertically and decodes downwards."""
 
     path: Path
     format: str
@@ -249,7 +249,7 @@ class _Roll:
 
     def frame(self, index: int) -> NDArray[Any]:
         wide, high = self.info.width, self.info.height
-        if self.roll is None or index < self.next:  # decoding goes one way only
+        if self.roll is None or index < self.next:  # decoding is sequential
             self.roll = converted(self.path, load(self.path, self.format, n=-1), None)
         self.next = index + 1
         return decoded(self.path, self.roll.crop(0, index * high, wide, high), 0)
@@ -284,7 +284,7 @@ def _open(path: Path) -> _Opened:
         from .pillow import animation_header
 
         channels, loop = animation_header(path, format_)
-    # AVIF turns its pixels by a box of its own, which libheif obeys; EXIF in AVIF only repeats it.
+    # AVIF rotates its pixels with its own box, which libheif applies; EXIF in AVIF only repeats it.
     turn = 1 if format_ == "avif" else turn_of(image)
     wide, high = (image.height, image.width) if turn >= 5 else (image.width, image.height)
     return _Opened(
@@ -293,12 +293,12 @@ def _open(path: Path) -> _Opened:
 
 
 def _open_tiff(path: Path) -> _Opened:
-    """A TIFF: a picture, or a document whose pages are alike, or one whose pages differ."""
+    """Open a TIFF: a picture, or a document whose pages are alike or differ."""
     kinds = tiff.pages(path)
     kind = kinds[0] if kinds else None
     first = load_page(path, kind, 0)
     count = _number(first, "n-pages", 1)
-    # Reduced copies and masks are no pages; a file of nothing else is taken as it is.
+    # Reduced copies and masks are not pages; a file of nothing else is read as it is.
     chosen = tuple(i for i in range(count) if i >= len(kinds) or not kinds[i].reduced) or tuple(range(count))
     opened: list[_Opened] = []
     looks = set()
@@ -330,7 +330,7 @@ def _number(image: Any, name: str, default: int) -> int:
 
 
 def _apng_frames(head: bytes) -> int:
-    """Frames that a PNG announces before its pixels."""
+    """Number of frames that a PNG announces before its pixels."""
     at = 8
     while at + 12 <= len(head):
         (length,), kind = struct.unpack_from(">I", head, at), head[at + 4 : at + 8]

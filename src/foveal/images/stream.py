@@ -1,10 +1,10 @@
-"""Give libvips rows from Python, one block after the other, while it writes the file.
+"""Stream rows from Python to libvips, block by block, while it writes the file.
 
-libvips pulls: it asks for pixels when its encoder wants them. Python pushes. Between the two stand a thread, a pipe and
-a PNG that is neither compressed nor stored: PNG is the one format that libvips reads as a stream with 8 or 16 bits and
-one to four channels. Only what libvips' encoder holds is in memory, however tall the picture.
+libvips pulls: it requests pixels when its encoder needs them. Python pushes. They are connected by a thread, a pipe and
+an uncompressed PNG that is never stored: PNG is the only format that libvips reads as a stream with 8 or 16 bits and
+one to four channels. Only what libvips' encoder holds is in memory, whatever the height of the picture.
 
-A pipe and no callback, because a callback would run Python in libvips' own threads (see `_vips.vips`).
+A pipe instead of a callback, because a callback would run Python in libvips' own threads (see `_vips.vips`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
 class Sink(Protocol):
-    """What takes a file's rows."""
+    """Receiver of a file's rows."""
 
     def rows(self, block: NDArray[Any]) -> None:
-        """Append rows (n, W, C)."""
+        """Append rows, (n, W, C)."""
         ...
 
     def finish(self) -> None:
@@ -43,19 +43,19 @@ class Sink(Protocol):
         ...
 
     def abort(self) -> None:
-        """Give up."""
+        """Abandon the file."""
         ...
 
 
 class VipsSink:
-    """Takes rows from the top and hands them to an encoder of libvips.
+    """Passes rows from the top to an encoder of libvips.
 
     Args:
-        width: columns.
-        height: rows of all frames together.
-        channels: 1 to 4.
-        deep: 16 bits instead of 8.
-        save: writes the pyvips image it is given; runs in a thread.
+        width: number of columns.
+        height: number of rows of all frames together.
+        channels: number of channels, 1 to 4.
+        deep: whether samples have 16 bits instead of 8.
+        save: function that writes a pyvips image; runs in a thread.
     """
 
     def __init__(self, width: int, height: int, channels: int, deep: bool, save: Callable[[Any], None]) -> None:
@@ -63,7 +63,7 @@ class VipsSink:
         self._error: Exception | None = None
         self._deflate = zlib.compressobj(0)
         self._read_end, self._write_end = os.pipe()
-        # Not blocking, so that an encoder that has failed is noticed instead of waited for.
+        # Non-blocking, so that a failed encoder is detected instead of waited for.
         os.set_blocking(self._write_end, False)
         self._open = True
         self._thread = threading.Thread(target=self._encode, name="foveal-encoder", daemon=True)
@@ -72,17 +72,17 @@ class VipsSink:
         self._send(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size))
 
     def rows(self, block: NDArray[Any]) -> None:
-        """Append rows; waits while the encoder is behind.
+        """Append rows; blocks while the encoder is behind.
 
         Args:
-            block: (n, W, C), uint8 or uint16.
+            block: rows, (n, W, C), uint8 or uint16.
 
         Raises:
-            pyvips.Error: the encoder failed.
+            pyvips.Error: if the encoder failed.
         """
         big_endian = block.astype(">u2") if block.dtype == np.uint16 else np.ascontiguousarray(block)
         data = big_endian.reshape(len(block), -1).view(np.uint8)
-        # Each line of a PNG begins with the number of its filter; 0 is none.
+        # Each row of a PNG starts with its filter type; 0 is none.
         lines = np.zeros((data.shape[0], data.shape[1] + 1), np.uint8)
         lines[:, 1:] = data
         self._send(chunk(b"IDAT", self._deflate.compress(lines.data)))
@@ -91,7 +91,7 @@ class VipsSink:
         """Wait until the file is written.
 
         Raises:
-            pyvips.Error: the encoder failed.
+            pyvips.Error: if the encoder failed.
         """
         self._send(chunk(b"IDAT", self._deflate.flush()) + chunk(b"IEND", b""))
         self._close()
@@ -100,7 +100,7 @@ class VipsSink:
             raise self._error
 
     def abort(self) -> None:
-        """Stop the encoder where it stands; the file it leaves is incomplete."""
+        """Stop the encoder; the file it leaves is incomplete."""
         self._close()
         self._thread.join()
 
@@ -119,7 +119,7 @@ class VipsSink:
             except BlockingIOError:
                 waiting.poll(100)
             except BrokenPipeError:
-                break  # the encoder has stopped: it has failed, or has all it needs
+                break  # the encoder has stopped: it failed, or has all it needs
         if rest:
             self._thread.join()
         if self._error is not None:
@@ -129,11 +129,11 @@ class VipsSink:
         source = image = None
         try:
             source = vips().Source.new_from_descriptor(self._read_end)
-            # A picture that ends early is an error here, which is how `abort` reaches the encoder.
+            # A picture that ends early is an error here, which is how `abort` stops the encoder.
             image = vips().Image.pngload_source(source, access="sequential", fail_on="error", unlimited=True)
             self._save(image)
         except Exception as error:
-            # Without its traceback, which would keep the image alive, and with it the pipe's other end.
+            # Without its traceback, which would keep the image alive, and with it the other end of the pipe.
             self._error = error.with_traceback(None)
         finally:
             del image, source

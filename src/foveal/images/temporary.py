@@ -1,7 +1,7 @@
-"""The name that a file has until it is whole, and what becomes of those that were never finished.
+"""Temporary names for unfinished files, and the removal of those that were never finished.
 
-A process that is killed cannot remove its file. The next one that writes the same target does: whoever is still writing
-holds a lock on his file, which the system lets go when a process ends, however it ends.
+A process that is killed cannot remove its file. The next one that writes the same target does: a process that is still
+writing holds a lock on its file, which the system releases when the process ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Temporary"]
 
-LONGEST = 200  # bytes of the target's name; file systems take 255 in all
-# Unfinished files found in a folder, looked for once: a folder may have many pictures.
+LONGEST = 200  # bytes of the target's name; file systems allow 255 in total
+# Unfinished files in a folder, searched for once, since a folder may have many pictures.
 _left: dict[str, list[str]] = {}
 
 
 class Temporary:
-    """A file beside its target.
+    """A temporary file next to its target.
 
     Args:
-        target: whose name it takes in the end.
+        target: final path of the file.
     """
 
     def __init__(self, target: Path) -> None:
@@ -35,10 +35,10 @@ class Temporary:
         self._lock: int | None = None
 
     def begin(self, path: Path) -> None:
-        """Make the file, and remove those of earlier runs that were never finished.
+        """Create the file, and remove unfinished ones of earlier runs.
 
         Args:
-            path: of the file; usually the attribute `path`.
+            path: path of the file; usually the attribute `path`.
         """
         self._lock = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         _lock(self._lock)
@@ -52,13 +52,13 @@ class Temporary:
                 _remove_if_left(path.with_name(name))
 
     def place(self, path: Path) -> str:
-        """The file's name for libvips, which takes UTF-8 only.
+        """The file's name for libvips, which accepts UTF-8 only.
 
         Args:
-            path: as it was begun.
+            path: path passed to `begin`.
 
         Returns:
-            The path, or where it is no UTF-8 its descriptor's.
+            The path, or that of its file descriptor if it is not valid UTF-8.
         """
         try:
             os.fspath(path).encode()
@@ -70,7 +70,7 @@ class Temporary:
         """Remove the file if it is still there.
 
         Args:
-            path: as it was begun.
+            path: path passed to `begin`.
         """
         if self._lock is not None:
             os.close(self._lock)
@@ -83,13 +83,13 @@ def _lock(descriptor: int) -> bool:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # no such thing on Windows, and not on every network's disk
+    except (ImportError, OSError):  # not available on Windows and on some network drives
         return False
     return True
 
 
 def _remove_if_left(path: Path) -> None:
-    """Remove a file that nobody is writing."""
+    """Remove a file that no process is writing."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDWR)
         try:

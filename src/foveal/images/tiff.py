@@ -1,7 +1,7 @@
-"""The directories of TIFF files: read them, and change what libvips cannot.
+"""Directories of TIFF files: read them, and change what libvips cannot.
 
-A TIFF is a chain of directories (IFDs), one for each page; an entry has a tag, a kind, a count and a value or the
-offset of its value. EXIF is the same structure.
+A TIFF is a chain of directories (IFDs), one per page; an entry has a tag, a type, a count and a value or the offset of
+its value. EXIF has the same structure.
 
 Source: TIFF 6.0, Adobe's TIFF Technical Notes 1 to 4, and the BigTIFF layout of libtiff.
 """
@@ -21,24 +21,24 @@ __all__ = ["SIZES", "Buffer", "Entry", "Page", "Tiff", "append", "as_rgb", "page
 
 Buffer = bytes | bytearray | mmap.mmap
 
-# Bytes of one item of each kind.
+# Bytes per value of each type.
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 SUBFILE, BITS, PHOTOMETRIC, SAMPLES, EXTRA = 254, 258, 262, 277, 338
-# What points at data or at further directories: offsets of strips, tiles, and of EXIF, GPS and others.
+# Tags whose values are offsets: of strips, tiles, EXIF, GPS and further directories.
 OFFSETS, DIRECTORIES = (273, 288, 324), (330, 34665, 34853, 40965)
 CIELAB, ICCLAB = 8, 9
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as found.
+    """An entry as stored.
 
     Args:
-        tag: what it says.
-        kind: of its values.
-        count: of its values.
-        raw: the values in the byte order of the file.
+        tag: tag number.
+        kind: type of its values.
+        count: number of its values.
+        raw: values in the byte order of the file.
         where: offset of the values.
         at: offset of the entry.
     """
@@ -52,7 +52,7 @@ class Entry:
 
 
 class Tiff:
-    """A reader of directories over a buffer."""
+    """Reader of the directories in a buffer."""
 
     def __init__(self, data: Buffer) -> None:
         marks = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
@@ -69,7 +69,7 @@ class Tiff:
         return int(struct.unpack_from(self.order + code, self.data, at)[0])
 
     def entries(self, offset: int) -> Iterator[Entry]:
-        """The entries of the directory at `offset`; those of unknown kind or pointing outside are passed over."""
+        """The entries of the directory at `offset`; those of unknown type or pointing outside are skipped."""
         total = self.number(self.count, offset)
         start = offset + struct.calcsize("=" + self.count)
         width = struct.calcsize("=" + self.word)
@@ -82,15 +82,15 @@ class Tiff:
                 yield Entry(tag, kind, count, bytes(self.data[where : where + size]), where, at)
 
     def next_at(self, offset: int) -> int:
-        """Where the pointer to the following directory stands."""
+        """Position of the pointer to the following directory."""
         return offset + struct.calcsize("=" + self.count) + self.number(self.count, offset) * self.entry
 
     def integer(self, entry: Entry) -> int:
-        """The first value of an entry of integers."""
+        """The first value of an integer entry."""
         return self.integers(entry)[0]
 
     def integers(self, entry: Entry) -> tuple[int, ...]:
-        """The values of an entry of integers."""
+        """The values of an integer entry."""
         return struct.unpack_from(f"{self.order}{entry.count}{CODES[entry.kind]}", entry.raw)
 
     def pointed(self, entries: list[Entry], tag: int) -> list[Entry]:
@@ -101,7 +101,7 @@ class Tiff:
         return []
 
     def chain(self) -> Iterator[int]:
-        """Where the directories of the pages are."""
+        """Offsets of the directories of the pages."""
         at = self.first
         seen: set[int] = set()
         while at and at not in seen and len(seen) < 100_000:
@@ -112,14 +112,14 @@ class Tiff:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page's directory says.
+    """Content of a page's directory.
 
     Args:
-        photometric: kind of colours; 8 and 9 are Lab.
-        bits: of the first sample.
-        extra: kinds of the samples beyond the colours: 0 unspecified, 1 and 2 alpha.
-        reduced: it is a smaller copy of another page, or a mask.
-        tags: all that it has.
+        photometric: photometric interpretation; 8 and 9 are Lab.
+        bits: bits of the first sample.
+        extra: kinds of the extra samples: 0 unspecified, 1 and 2 alpha.
+        reduced: whether it is a reduced copy of another page, or a mask.
+        tags: all its tags.
     """
 
     photometric: int
@@ -130,13 +130,13 @@ class Page:
 
 
 def pages(path: Path) -> list[Page]:
-    """What the directories of a file say.
+    """Read the directories of a file.
 
     Args:
-        path: a TIFF or BigTIFF file.
+        path: TIFF or BigTIFF file.
 
     Returns:
-        One for each page that can be read; libvips says what is wrong with the others.
+        One for each page that can be read; libvips reports what is wrong with the others.
     """
     found: list[Page] = []
     try:
@@ -158,10 +158,10 @@ def pages(path: Path) -> list[Page]:
 
 
 def as_rgb(path: Path) -> bytes:
-    """A file whose Lab pages claim to be RGB, so that libvips hands their samples out as they are.
+    """A copy of the file in which Lab pages are declared RGB, so that libvips returns the raw samples.
 
     Args:
-        path: a TIFF or BigTIFF file.
+        path: TIFF or BigTIFF file.
 
     Returns:
         The whole file.
@@ -176,10 +176,10 @@ def as_rgb(path: Path) -> bytes:
 
 
 def set_spare(path: Path) -> None:
-    """Say of every page's extra sample that it is of no specified kind, and so no transparency.
+    """Declare every page's extra sample as unspecified, and so not alpha.
 
     Args:
-        path: a TIFF or BigTIFF file; it is changed in place.
+        path: TIFF or BigTIFF file, changed in place.
     """
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
         tiff = Tiff(data)
@@ -190,14 +190,14 @@ def set_spare(path: Path) -> None:
 
 
 def append(path: Path, more: Path) -> None:
-    """Add the pages of one file to another.
+    """Append the pages of one file to another.
 
-    The second file is put whole at the end of the first, every offset in it is moved by as much, and the last directory
-    of the first is told where to go on.
+    The whole second file is appended to the first, every offset in it is shifted, and the last directory of the first
+    is linked to it.
 
     Args:
-        path: a TIFF or BigTIFF file; it is changed in place.
-        more: another, of the same byte order and layout.
+        path: TIFF or BigTIFF file, changed in place.
+        more: second file, of the same byte order and layout.
     """
     moved = bytearray(more.read_bytes())
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Write pictures row by row, with everything that belongs to them, and never half a file."""
+"""Write pictures row by row, with their metadata, and never leave half a file."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ BLOCK_BYTES = 1 << 20
 class Writer:
     """Writes one file from top to bottom; a context manager.
 
-    Rows go to disk as they come: for PNG, JPEG, TIFF and BMP memory does not grow with the height. WebP and AVIF
-    encoders hold a frame, animated PNG and AVIF the animation.
+    Rows are streamed to disk: for PNG, JPEG, TIFF and BMP memory does not grow with the height. WebP and AVIF encoders
+    hold a frame in memory, animated PNG and AVIF the whole animation.
 
-    The file appears under its name when the block ends without an exception; until then it has a temporary name in the
-    same folder, and after an exception nothing is left.
+    The file gets its name when the block ends without an exception; until then it has a temporary name in the same
+    folder, and after an exception nothing is left.
 
-    Values are fitted to what the format can hold: 16 bits become 8 by rounding; colours become sRGB where a profile
-    cannot be attached (GIF and BMP; grey profiles in WebP and AVIF, which store grey as colour). What would lose
-    something visible is an error instead: transparency in JPEG without `background`, frames in a still format.
+    Values are converted to what the format can store: 16 bits are rounded to 8; colours become sRGB if a profile cannot
+    be attached (GIF and BMP; grey profiles in WebP and AVIF, which store grey as colour). A visible loss is an error
+    instead: transparency in JPEG without `background`, frames in a still format.
 
     Args:
-        path: to write; its suffix names the format.
-        width: columns.
-        height: rows of one frame.
+        path: file to write; its suffix selects the format.
+        width: number of columns.
+        height: number of rows of one frame.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
-        metadata: usually the `Metadata` of the picture that was read.
-        quality: of JPEG, WebP and AVIF, 1 to 100, where 100 is lossless in WebP and AVIF; None is 95 for JPEG, 90 for
-            AVIF, and for WebP lossless where the picture came from a lossless file and 95 otherwise.
-        frames: pictures in the file, given one after the other.
-        overwrite: replace a file that exists.
-        background: grey level or colour, 0 to 255, to put below transparent pixels in formats without alpha.
+        metadata: metadata to write, usually that of the picture that was read.
+        quality: quality for JPEG, WebP and AVIF, 1 to 100, where 100 is lossless in WebP and AVIF; None means 95 for
+            JPEG, 90 for AVIF, and for WebP lossless if the picture came from a lossless file and 95 otherwise.
+        frames: number of pictures in the file, written one after the other.
+        overwrite: whether to replace an existing file.
+        background: background for transparent pixels in formats without alpha: grey level or colour, 0 to 255.
 
     Raises:
-        PictureError: the format cannot hold this picture, the file exists, or the folder does not.
-        ValueError: a size, number of channels or quality out of range.
+        PictureError: if the format cannot store this picture, the file exists, or the folder does not.
+        ValueError: if a size, the number of channels or the quality is out of range.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Writer:
         self._alpha = has_alpha(channels, self.metadata)
         self._deep = self.metadata.bits == 16 and self.format.deep
         if frames > 1 and self.format.name in ("png", "avif"):
-            self._deep = False  # Pillow, which writes these animations, knows 8 bits only
+            self._deep = False  # Pillow, which writes these animations, supports 8 bits only
         self._meaning = colour.meaning(self.metadata, self.format.name, channels)
         self._to_srgb = self._needs_srgb()
         self._stored = self._stored_channels()
@@ -124,12 +124,12 @@ class Writer:
         """Append rows, frame after frame for animations.
 
         Args:
-            block: (n, W, C), or (n, W) for one channel; uint8 or uint16. 8-bit values are widened for a 16-bit file
-                and 16-bit values rounded for an 8-bit one.
+            block: rows, (n, W, C), or (n, W) for one channel; uint8 or uint16. 8-bit values are expanded for a 16-bit
+                file and 16-bit values rounded for an 8-bit one.
 
         Raises:
-            ValueError: the rows are of another width, number of channels or dtype, or too many.
-            PictureError: the file cannot be written on, for example because the disk is full.
+            ValueError: if the width, number of channels or dtype of the rows is wrong, or there are too many.
+            PictureError: if writing fails, for example because the disk is full.
         """
         if self._sink is None:
             raise ValueError("rows must be called inside the Writer's with block")
@@ -166,20 +166,20 @@ class Writer:
 
     @property
     def complete(self) -> bool:
-        """All rows have come."""
+        """Whether all rows have been written."""
         return self._rows == self.height * self.frames
 
     @property
     def temporary(self) -> Path:
-        """The file as long as it is not in its place."""
+        """Path of the file until it gets its name."""
         return self._temporary
 
     def finish(self) -> None:
-        """Complete the file under its temporary name; leaving the with block does this.
+        """Complete the file under its temporary name; called on leaving the with block.
 
         Raises:
-            ValueError: rows are missing.
-            PictureError: the file cannot be written.
+            ValueError: if rows are missing.
+            PictureError: if the file cannot be written.
         """
         if not self.complete:
             raise ValueError(f"the picture has {self.height * self.frames} rows, got only {self._rows}; add the rest")
@@ -195,10 +195,10 @@ class Writer:
                 sink.abort()
 
     def put_in_place(self) -> None:
-        """Give the finished file its name; leaving the with block does this.
+        """Rename the finished file to its target; called on leaving the with block.
 
         Raises:
-            PictureError: a file has this name by now, or the disk refuses.
+            PictureError: if the target exists by now, or renaming fails.
         """
         self._refuse_existing()
         try:
@@ -207,7 +207,7 @@ class Writer:
             raise self._failed(error) from error
 
     def give_up(self) -> None:
-        """Stop the encoder and remove what is not in its place."""
+        """Stop the encoder and remove the temporary file."""
         sink, self._sink = self._sink, None
         try:
             if sink is not None:
@@ -216,7 +216,7 @@ class Writer:
             self._discard()
 
     def _say_the_rest(self) -> None:
-        """What the encoders do not write, put into the complete file."""
+        """Add what the encoders do not write to the complete file."""
         name, path = self.format.name, self._temporary
         if name == "tiff":
             if self.metadata.exif:
@@ -244,7 +244,7 @@ class Writer:
                                "(overwrite=True, on the command line --overwrite)")  # fmt: skip
 
     def _check(self) -> None:
-        """Everything that can be known before the first row."""
+        """All checks that can be made before the first row."""
         form = self.format
         self._refuse_existing()
         if not self.path.parent.is_dir():
@@ -265,7 +265,7 @@ class Writer:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What the source has and this file has not, as a sentence for the user; empty if all is kept."""
+        """What the source has and this file does not keep, as a sentence for the user; empty if all is kept."""
         return not_kept(self.format, self.channels, self.metadata, frames=self.frames)
 
     def _needs_srgb(self) -> bool:
@@ -278,7 +278,7 @@ class Writer:
         return not self.format.icc or (mismatch and self.format.name == "png") or colour.space(icc) == "cmyk"
 
     def _stored_channels(self) -> int:
-        """Channels of the rows that the encoder gets."""
+        """Number of channels of the rows passed to the encoder."""
         more = (self._alpha and self.format.alpha) or (self.metadata.spare and self.format.name == "tiff")
         colours = 3 if self.channels >= 3 or self._grey_becomes_colour() else 1
         if self.format.name == "bmp" and more:
@@ -292,7 +292,7 @@ class Writer:
         return exif.resized(self.metadata.exif or b"", self.width, self.height)
 
     def _fit(self, block: NDArray[Any]) -> NDArray[Any]:
-        """Rows as the encoder takes them."""
+        """Convert rows for the encoder."""
         if self._deep and block.dtype == np.uint8:
             block = block.astype(np.uint16) * 257
         if self._alpha and not self.format.alpha:
@@ -340,7 +340,7 @@ class Writer:
         return VipsSink(self.width, self.height * self.frames, self._stored, self._deep, self._save)
 
     def _save(self, image: Any) -> None:
-        """Attach everything and encode; runs in the encoder's thread."""
+        """Attach the metadata and encode; runs in the encoder's thread."""
         across, down = self.metadata.dpi or (72.0, 72.0)
         image = image.copy(xres=across / 25.4, yres=down / 25.4)
         packet = self.metadata.xmp
@@ -372,17 +372,17 @@ def write(
     overwrite: bool = False,
     background: int | tuple[int, int, int] | None = None,
 ) -> None:
-    """Write one picture that is in memory.
+    """Write a picture from memory.
 
     Args:
-        path: to write; its suffix names the format.
-        picture: pixels and what belongs to them.
-        quality: see `Writer`.
-        overwrite: replace a file that exists.
-        background: see `Writer`.
+        path: file to write; its suffix selects the format.
+        picture: pixels and metadata.
+        quality: quality, see `Writer`.
+        overwrite: whether to replace an existing file.
+        background: background for transparent pixels, see `Writer`.
 
     Raises:
-        PictureError: the format cannot hold this picture, the file exists, or it cannot be written.
+        PictureError: if the format cannot store this picture, the file exists, or it cannot be written.
     """
     bits = 16 if picture.pixels.dtype == np.uint16 else 8
     metadata = replace(picture.metadata, bits=bits, durations=())

@@ -1,4 +1,4 @@
-"""Keep Adobe's XMP packet from telling lies about a picture that was turned or enlarged.
+"""Keep Adobe's XMP packet correct for a picture that was rotated or upscaled.
 
 Source: Adobe XMP Specification parts 1 to 3; Adobe Gain Map 1.0; Google's Ultra HDR Image Format 1.1, Motion Photo 1.0
 and Dynamic Depth 1.0.
@@ -10,7 +10,7 @@ import re
 
 __all__ = ["orphans_removed", "resized", "upright"]
 
-# Properties that describe or point at bytes behind the picture: namespace, names (any, where empty), what they are of.
+# Properties that describe data after the picture in the file: namespace, names (any if empty), what they belong to.
 _POINTERS = (
     (rb"http://ns\.adobe\.com/hdr-gain-map/1\.0/", rb"", "gain map"),
     (rb"http://ns\.apple\.com/HDRGainMap/1\.0/", rb"", "gain map"),
@@ -26,13 +26,13 @@ _SEMANTICS = {b"GainMap": "gain map", b"MotionPhoto": "motion photo's video", b"
 
 
 def orphans_removed(packet: bytes) -> tuple[bytes, list[str]]:
-    """Take out the properties that point at what lies behind the picture in its file and is not kept.
+    """Remove the properties that refer to data after the picture in its file, which are not kept.
 
     Args:
         packet: XMP in UTF-8.
 
     Returns:
-        The packet, and names of what its properties were of.
+        The packet, and names of the data that the properties belonged to.
     """
     lost: dict[str, None] = {}
     for prefix in _prefixes(packet, _CONTAINER):
@@ -50,12 +50,12 @@ def orphans_removed(packet: bytes) -> tuple[bytes, list[str]]:
 
 
 def _prefixes(packet: bytes, namespace: bytes) -> list[bytes]:
-    """The prefixes that stand for a namespace, each once."""
+    """The prefixes bound to a namespace, each once."""
     return list(dict.fromkeys(re.findall(rb"xmlns:([\w.-]+)\s*=\s*[\"']%s[\"']" % namespace, packet)))
 
 
 def _without(packet: bytes, prefix: bytes, names: bytes) -> bytes:
-    """A packet without some properties, be they written as attributes or as elements."""
+    """Remove properties, written as attributes or as elements, from a packet."""
     packet = re.sub(rb"\s+%s:(?:%s)\s*=\s*(?:\"[^\"]*\"|'[^']*')" % (prefix, names), b"", packet)
     start = rb"\s*<(%s:(?:%s))" % (prefix, names)
     packet = re.sub(start + rb"(?=[\s>/])[^>]*(?<!/)>.*?</\1\s*>", b"", packet, flags=re.S)
@@ -66,7 +66,7 @@ def _without(packet: bytes, prefix: bytes, names: bytes) -> bytes:
 
 
 def upright(packet: bytes) -> bytes:
-    """Set the orientation to 1, wherever the packet names one.
+    """Set the orientation to 1 wherever the packet has one.
 
     Args:
         packet: XMP in UTF-8.
@@ -78,12 +78,12 @@ def upright(packet: bytes) -> bytes:
 
 
 def resized(packet: bytes, width: int, height: int) -> bytes:
-    """Set the sizes in pixels, wherever the packet names them.
+    """Update the sizes in pixels wherever the packet has them.
 
     Args:
         packet: XMP in UTF-8.
-        width: in pixels.
-        height: in pixels.
+        width: width in pixels.
+        height: height in pixels.
 
     Returns:
         The packet.

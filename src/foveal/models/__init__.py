@@ -1,4 +1,4 @@
-"""Whole networks, one file per paper, found by name."""
+"""Complete networks, one file per paper, built by name."""
 
 from foveal.models.registry import create_model, list_models, load_model
 

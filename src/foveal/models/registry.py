@@ -1,7 +1,7 @@
-"""Build a network by its name.
+"""Build a network by name.
 
-Names come from the `METHOD` records at the foot of the files in this package, read as text (`foveal.index`): a file
-registers nothing, and only the file of the network that is asked for is imported.
+Names come from the `METHOD` records at the end of the files in this package, read as text (`foveal.index`): files
+register nothing, and only the file of the requested network is imported.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def builder(name: str) -> Callable[..., nn.Module]:
         name: one of `list_models()`.
 
     Returns:
-        It; no other network's file has been imported.
+        The function or class; no other network's file is imported.
 
     Raises:
-        ValueError: an unknown name; the text gives the closest.
+        ValueError: if the name is unknown; the message lists the closest.
     """
     known = models()
     if name not in known:
@@ -51,7 +51,7 @@ def _natural(name: str) -> list[int | str]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The recipe that a file of weights says it was trained by, {} when it does not."""
+    """The training recipe stored in a weights file, {} if there is none."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         metadata = json.loads(file.read(length)).get("__metadata__", {})
@@ -64,10 +64,10 @@ def _shipped() -> list[tuple[Path, dict[str, Any]]]:
 
 
 def list_models(filter: str = "*", *, pretrained: bool | None = None) -> list[str]:  # noqa: A002 - timm's word
-    """Names that `create_model` takes.
+    """Names that `create_model` accepts.
 
     Args:
-        filter: shell pattern, "*" for all; a word without wildcards is looked for anywhere in the name.
+        filter: shell pattern, "*" for all; a word without wildcards matches anywhere in the name.
         pretrained: True for those with shipped weights, False for those without, None for all.
 
     Returns:
@@ -82,21 +82,21 @@ def list_models(filter: str = "*", *, pretrained: bool | None = None) -> list[st
 
 
 def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build a network by its name.
+    """Build a network by name.
 
-    The network is returned in eval mode, unlike timm's: whoever trains calls `.train()`, as `foveal train` does.
+    The network is returned in eval mode, unlike timm's: call `.train()` before training, as `foveal train` does.
 
     Args:
         name: one of `list_models()`.
-        pretrained: load shipped weights for this name and scale.
+        pretrained: whether to load the shipped weights for this name and scale.
         **kwargs: arguments of the network, such as `scale`.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: an unknown name, or no shipped weights.
-        TypeError: an argument the network does not take.
+        ValueError: if the name is unknown, or `pretrained` is set and there are no shipped weights.
+        TypeError: if the network does not have one of the arguments.
 
     Example:
         >>> import foveal
@@ -106,7 +106,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     """
     build = builder(name)
     known = inspect.signature(build).parameters
-    if kwargs.get("scale") == 1 and "scale" not in known:  # a network that never enlarges has no argument for it
+    if kwargs.get("scale") == 1 and "scale" not in known:  # networks that do not upscale have no such argument
         del kwargs["scale"]
     if unknown := sorted(set(kwargs) - set(known)):
         raise TypeError(f"{name} takes {', '.join(known)}; got {unknown[0]!r}")
@@ -130,16 +130,16 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """Build the network that a file of weights belongs to, and load them.
+    """Build the network of a weights file and load the weights.
 
     Args:
-        path: `model.safetensors` as `foveal train` writes it, with its recipe in the header.
+        path: `model.safetensors` as written by `foveal train`, with its recipe in the header.
 
     Returns:
         The network in eval mode.
 
     Raises:
-        ValueError: no such file, or one that does not name its network.
+        ValueError: if there is no such file, or it does not name its network.
     """
     path = Path(path)
     if not path.is_file():

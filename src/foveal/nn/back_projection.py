@@ -1,12 +1,12 @@
-"""One step of back-projection: what a picture that was enlarged lacks of the small one, once reduced, is added to it.
+"""One step of back-projection: reduce the enlarged picture, and add the enlarged difference from the small one.
 
 *Source*: M. Irani, S. Peleg, "Improving resolution by image registration", CVGIP: Graphical Models and Image
-Processing 53(3), 1991; between MATLAB's bicubic resizes, whose kernel is R. Keys', as in `foveal.images.resize`.
+Processing 53(3), 1991; with MATLAB's bicubic resizing, which uses R. Keys' kernel, as in `foveal.images.resize`.
 
-    y' = y + enlarge(x - reduce(y))        x: small picture, y: what a network made of it
+    y' = y + enlarge(x - reduce(y))        x: small picture, y: the network's output for it
 
-Here of one channel and in phases: the s×s pixels that stand for one of the small picture are s² channels, so both
-resizes are ordinary convolutions of 5×5 small pixels, which go into an exported file as they are.
+Implemented for one channel and in phases: the s×s output pixels of one input pixel are s² channels, so both resizes are
+ordinary convolutions over 5×5 input pixels, which can be exported as they are.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
 
     Args:
         scale: s.
-        kernel_size: k, odd; 5 holds all taps of every phase.
+        kernel_size: k, odd; 5 covers all taps of every phase.
 
     Returns:
-        Weight, (s², k, k): phase i·s + j makes the pixel at row i, column j of the s×s block. Each sums to 1.
+        Weight, (s², k, k): phase i·s + j gives the pixel at row i, column j of the s×s block. Each phase sums to 1.
     """
-    with torch.device("cpu"):  # numbers are needed also where the network is built without any, on "meta"
+    with torch.device("cpu"):  # real values are needed even if the network is built on the "meta" device
         offset = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
         phase = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
         taps = torch.from_numpy(cubic((phase[:, None] - offset).numpy()))  # (s, k)
@@ -41,13 +41,13 @@ def bicubic_kernel(scale: int, kernel_size: int = 5) -> Tensor:
 
 
 def reducing_kernel(scale: int) -> Tensor:
-    """Bicubic downsampling by `scale`, antialiased, as a convolution of s² phases to one small picture.
+    """Antialiased bicubic downsampling by `scale`, as a convolution from s² phases to one small picture.
 
     Args:
         scale: s, 2 to 4.
 
     Returns:
-        Weight, (s², 5, 5), of phases as `bicubic_kernel` counts them; they sum to 1.
+        Weight, (s², 5, 5), with the phases in the order of `bicubic_kernel`; it sums to 1.
     """
     with torch.device("cpu"):  # as above
         block = torch.arange(-REACH, REACH + 1, dtype=torch.float64)[:, None] * scale
@@ -59,10 +59,10 @@ def reducing_kernel(scale: int) -> Tensor:
 
 
 def back_projection(made: Tensor, low: Tensor) -> Tensor:
-    """What one step adds. Beyond the border both pictures repeat the phases and pixels at it.
+    """The correction that one step adds. Both pictures are padded by replicating their borders.
 
     Args:
-        made: what was made of the small picture, in phases, (B, s², H, W).
+        made: the enlarged picture, in phases, (B, s², H, W).
         low: the small picture, (B, 1, H, W).
 
     Returns:
@@ -75,17 +75,17 @@ def back_projection(made: Tensor, low: Tensor) -> Tensor:
 
 
 class BackProjection(nn.Module):
-    """The step without padding, for detail that is added to what a linear upsampler makes; as three plain convolutions.
+    """The step without padding, for detail that is added to a linear upsampler's output, as three plain convolutions.
 
-    With u the upsampler, d the detail, and y the small picture's mixture of colours, whose detail it is, what lacks is
+    With u the upsampler, d the detail, and y the mixture of the small picture's colours that d refines, the residual is
 
         y - reduce(u y + d) = (1 - reduce u) y - reduce(d),
 
-    so u goes into the one kernel that reads the picture.
+    so u is folded into the one kernel that reads the picture.
 
     Args:
-        upsampler: u, of one colour to its phases, (s², k, k), k odd.
-        colours: their shares in y, (C,).
+        upsampler: u, kernel from one colour to its phases, (s², k, k), k odd.
+        colours: share of each colour in y, (C,).
     """
 
     small: Tensor
@@ -103,7 +103,7 @@ class BackProjection(nn.Module):
         self.register_buffer("enlarge", enlarging[:, None])
 
     def forward(self, detail: Tensor, low: Tensor) -> Tensor:
-        """Detail that lacks nothing.
+        """The detail after the step.
 
         Args:
             detail: d, (B, s², H + 8, W + 8).

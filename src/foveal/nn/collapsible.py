@@ -2,7 +2,7 @@
 
 Source: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022
 (arXiv:2103.09404), section 3: a k×k convolution to many channels followed by a 1×1 convolution back, with nothing
-between them, is one k×k convolution; multiplied out before the forward pass it also trains at that cost.
+between them, is one k×k convolution; if it is multiplied out before the forward pass, training also has that cost.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["CollapsibleConv2d", "identity_kernel"]
 
 
 def identity_kernel(channels: int, kernel_size: int, *, like: Tensor | None = None) -> Tensor:
-    """The convolution kernel that changes nothing.
+    """The identity as a convolution kernel.
 
     Args:
-        channels: C, input and output channels.
+        channels: C, number of input and output channels.
         kernel_size: k, odd.
-        like: takes dtype and device from this tensor.
+        like: tensor whose dtype and device to use.
 
     Returns:
         Weight, (C, C, k, k): 1 at the centre of each channel's own plane.
@@ -37,18 +37,18 @@ class CollapsibleConv2d(nn.Module):
         in_channels: C.
         out_channels: C'.
         kernel_size: k, odd.
-        expand: channels between the two convolutions, p in the paper (256 there); 0 trains the k×k kernel itself, which
-            suits optimisers that look at a kernel as a whole (Muon).
-        residual: add the input to the output, folded into the kernel; needs C = C'.
-        bias: add a bias per output channel.
-        padding: zeros added on each side; None keeps H and W.
+        expand: number of channels between the two convolutions, p in the paper (256 there); 0 trains the k×k kernel
+            itself, which suits optimisers that treat a kernel as a whole (Muon).
+        residual: whether to add the input to the output, folded into the kernel; needs C = C'.
+        bias: whether each output channel has a bias.
+        padding: number of zeros added on each side; None keeps H and W.
 
     Raises:
         ValueError: an even kernel, or `residual` with C different from C'.
     """
 
     identity: Tensor | None
-    narrow: nn.Parameter  # None with `expand` 0
+    narrow: nn.Parameter  # None if `expand` is 0
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class CollapsibleConv2d(nn.Module):
         self.widen = nn.Parameter(torch.empty(expand or out_channels, in_channels, kernel_size, kernel_size))
         self.register_parameter("narrow", nn.Parameter(torch.empty(out_channels, expand)) if expand else None)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        # Variances of the two steps multiply to that of a He-initialised k×k convolution.
+        # The variances of the two kernels multiply to that of a He-initialised k×k convolution.
         gain, fan_in = 2**0.5 * (0.3 if residual else 1.0), in_channels * kernel_size**2
         nn.init.normal_(self.widen, std=fan_in**-0.5 * (1 if expand else gain))
         if self.narrow is not None:
@@ -82,7 +82,7 @@ class CollapsibleConv2d(nn.Module):
 
     @property
     def drawn(self) -> nn.Parameter:
-        """The parameter whose size sets that of the collapsed kernel at the start."""
+        """The randomly initialised parameter, which sets the scale of the collapsed kernel."""
         return self.widen if self.narrow is None else self.narrow
 
     def weight(self) -> Tensor:
@@ -96,13 +96,13 @@ class CollapsibleConv2d(nn.Module):
         return F.conv2d(x, self.weight(), self.bias, padding=self.padding)
 
     def expanded(self, x: Tensor) -> Tensor:
-        """The same map the long way, as two convolutions and the added input; what `forward` must equal.
+        """The same map without collapsing, as two convolutions and the added input; `forward` must equal it.
 
         Args:
             x: features, (B, C, H, W).
 
         Returns:
-            (B, C', H, W), or less where `padding` keeps less.
+            (B, C', H, W), or smaller if `padding` does not keep H and W.
         """
         narrow = torch.eye(len(self.widen)).to(x) if self.narrow is None else self.narrow
         out = F.conv2d(F.conv2d(x, self.widen, padding=self.padding), narrow[..., None, None], self.bias)

@@ -1,15 +1,15 @@
-"""Convolution kernels that are alike for a picture and for the picture turned or mirrored.
+"""Convolution kernels that are equivariant to rotating a picture by 90° and to mirroring it.
 
 *Source*: T. Cohen, M. Welling, "Group Equivariant Convolutional Networks", ICML 2016 (arXiv:1602.07576), for their
-group p4m; the translations are in every convolution, which leaves eight moves g: four turns, each mirrored or not.
+group p4m; every convolution has the translations, which leaves eight moves g: four rotations, each mirrored or not.
 
-A hidden layer's channels come in fields of eight, one for each move. Where the input is moved by g, every channel is
-moved by g too, and goes to the place g·c in its field. A convolution keeps to that if its kernel (C', C, k, k) obeys
+A hidden layer's channels come in fields of eight, one for each move. If the input is moved by g, every channel c is
+moved by g too, and becomes channel g·c of its field. A convolution preserves this if its kernel (C', C, k, k) obeys
 
     W[g·c', g·c] = g W[c', c]    for all eight g
 
-and any kernel becomes one that does by its mean over them: a projection, which is its own adjoint, so a gradient is
-projected by the same sum. The kernel is an ordinary one afterwards: nothing is left to do at run time.
+and averaging any kernel over the eight moves makes it do so. The average is a self-adjoint projection, so gradients are
+projected by the same sum. The result is an ordinary kernel, with no extra cost at run time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MOVES = range(8)
 
 
 def moved(x: Tensor, move: int) -> Tensor:
-    """A picture turned or mirrored.
+    """Rotate or mirror a picture.
 
     Args:
-        x: (..., H, W).
-        move: 0 to 7: with bit 0 rows become columns, then with bit 1 it is put upside down, with bit 2 left to right.
+        x: pictures, (..., H, W).
+        move: 0 to 7: bit 0 transposes, then bit 1 flips vertically, then bit 2 flips horizontally.
 
     Returns:
         (..., H, W), or (..., W, H) for an odd move; a view.
@@ -38,7 +38,7 @@ def moved(x: Tensor, move: int) -> Tensor:
 
 
 def back(move: int) -> int:
-    """The move that undoes a move.
+    """The inverse of a move.
 
     Args:
         move: 0 to 7.
@@ -50,28 +50,28 @@ def back(move: int) -> int:
 
 
 def _table() -> list[list[int]]:
-    """The move that does the same as move b and then move a, at [a][b]."""
-    grid = torch.arange(4, device="cpu").view(2, 2)  # read here, also where the network is built on "meta"
+    """At [a][b], the move that equals move b followed by move a."""
+    grid = torch.arange(4, device="cpu").view(2, 2)  # real values, even if the network is built on "meta"
     seen = {tuple(moved(grid, move).flatten().tolist()): move for move in MOVES}
     return [[seen[tuple(moved(moved(grid, b), a).flatten().tolist())] for b in MOVES] for a in MOVES]
 
 
 def still(channels: int) -> Tensor:
-    """Where channels go that stay where they are (the colours of a picture): (8, C)."""
+    """Permutations for channels that no move permutes (the colours of a picture): (8, C)."""
     return torch.arange(channels).expand(len(MOVES), -1)
 
 
 def fields(channels: int) -> Tensor:
-    """Where each hidden channel goes by each move: (8, C).
+    """The permutation of hidden channels under each move.
 
     Args:
         channels: C, a multiple of 8.
 
     Returns:
-        Channel numbers.
+        Channel indices, (8, C).
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: if the number of channels is not a multiple of 8.
     """
     if channels % len(MOVES):
         raise ValueError(
@@ -82,16 +82,16 @@ def fields(channels: int) -> Tensor:
 
 
 def phases(scale: int) -> Tensor:
-    """Where the channels that `pixel_shuffle` makes a block of s×s pixels of go by each move: (8, s²)."""
+    """The permutation under each move of the s² channels that `pixel_shuffle` turns into an s×s block: (8, s²)."""
     block = torch.arange(scale**2).view(scale, scale)
     return torch.stack([moved(block, move).flatten().argsort() for move in MOVES])
 
 
 class Alike(nn.Module):
-    """Projects kernels onto those that are alike for all moves, (C', C, k, k) to the same shape.
+    """Projects kernels onto the equivariant ones, (C', C, k, k) to the same shape.
 
     Args:
-        outputs: where each output channel goes by each move, (8, C'), from `fields`, `phases` or `still`.
+        outputs: permutation of the output channels under each move, (8, C'), from `fields`, `phases` or `still`.
         inputs: the same for the input channels, (8, C).
         kernel_size: k.
     """
@@ -102,7 +102,7 @@ class Alike(nn.Module):
         super().__init__()
         shape = (outputs.shape[1], inputs.shape[1], kernel_size, kernel_size)
         places = torch.arange(shape[0] * shape[1] * kernel_size**2).view(shape)
-        # At [g, n]: the weight that move g takes to place n.
+        # At [g, n]: index of the weight that move g takes to place n.
         orbits = [moved(places, g)[outputs[g].argsort()[:, None], inputs[g].argsort()[None]].flatten() for g in MOVES]
         self.register_buffer("orbits", torch.stack(orbits), persistent=False)
 
@@ -111,7 +111,7 @@ class Alike(nn.Module):
 
 
 class _Mean(torch.autograd.Function):
-    """Mean over the orbit of each weight; the orbits of all moves are the same sets, so its adjoint is itself."""
+    """Mean over the orbit of each weight; orbits partition the weights, so the mean is its own adjoint."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, orbits: Tensor) -> Tensor:

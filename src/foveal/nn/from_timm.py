@@ -1,4 +1,4 @@
-"""A network that timm has, under the words for arguments that are shared here."""
+"""Networks from timm, with foveal's names for the shared arguments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["from_timm"]
 def from_timm(
     name: str, *, in_channels: int = 3, num_classes: int = 1000, drop_path: float = 0.0, **sizes: Any
 ) -> nn.Module:
-    """Build timm's network of that name, with fresh weights.
+    """Build a timm network with randomly initialised weights.
 
     Args:
-        name: as `timm.create_model` takes it.
-        in_channels: of the picture.
-        num_classes: 0 for pooled features.
-        drop_path: probability of dropping the last block's branch; it rises to that from 0.
-        **sizes: other arguments of the network, under timm's names; timm refuses those it does not know.
+        name: model name, as for `timm.create_model`.
+        in_channels: number of channels of the picture.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise from 0.
+        **sizes: further arguments of the network, under timm's names; timm rejects unknown ones.
 
     Returns:
         The network.

@@ -1,4 +1,4 @@
-"""One selective scan over a map whose hidden states are mixed across the map before they are read out.
+"""A selective scan over a feature map whose hidden states are mixed spatially before they are read out.
 
 *Source*: C. Xiao et al., "Spatial-Mamba", ICLR 2025 (arXiv:2410.15091), section 4.1; the same step with attention maps
 as the mixing: M. Lou et al., "A2Mamba", 2025 (arXiv:2507.16624), section III.
@@ -7,10 +7,10 @@ as the mixing: M. Lou et al., "A2Mamba", 2025 (arXiv:2507.16624), section III.
     h' = mix(h)                                                   (B, D·C, H, W) to the same
     y_t = C_tᵀ h'_t + W_D ∘ u_t
 
-A scan gives outputs, not states. With one state and a C of one the output is the state; so D states of C channels are
-scanned as D·C channels of one state each. That is exact, and for D = 1, as in both papers, it costs nothing.
+A scan returns outputs, not states. With a single state and C_t = 1 the output is the state; so D states of C channels
+are scanned as D·C channels of one state each. This is exact, and free for D = 1, which both papers use.
 
-*Differs from the paper*: D may be above 1.
+*Differs from the paper*: D may be greater than 1.
 *Provenance*: written from the papers.
 """
 
@@ -55,7 +55,7 @@ def hidden_states(
     count = A.shape[1]
     if count > 1:
         u, delta = u.repeat(1, count, 1), delta.repeat(1, count, 1)
-    # (B, D·C, L), the channels of the first state first; each state is a group with weights of its own
+    # (B, D·C, L), state-major; each state is a group with its own B and C
     h = selective_scan(
         u,
         delta,
@@ -65,16 +65,16 @@ def hidden_states(
         delta_bias=None if delta_bias is None else delta_bias.repeat(count),
         delta_softplus=delta_softplus,
     )
-    return h.unflatten(1, (count, -1))  # type: ignore[union-attr]
+    return h.unflatten(1, (count, -1))
 
 
 class FusedStates(nn.Module):
-    """A scan of a map in raster order with its states mixed, (B, C, H, W) to the same.
+    """A raster-order scan of a feature map with spatially mixed states, (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        state: D, numbers that each channel remembers.
-        dt_rank: rank of the step sizes; None takes a sixteenth of C, rounded up.
+        state: D, state size per channel.
+        dt_rank: rank of the step-size projection; None means C / 16, rounded up.
     """
 
     def __init__(self, dim: int, *, state: int = 1, dt_rank: int | None = None) -> None:
@@ -84,7 +84,7 @@ class FusedStates(nn.Module):
     def forward(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
         batch, _, height, width = x.shape
         flat = x.flatten(2)
-        # (B, 1, …, L) to (B, …, L): there is one route
+        # (B, 1, …, L) to (B, …, L): there is only one route
         delta, weights_in, weights_out = (made[:, 0] for made in self.s6.project(flat))
         states = hidden_states(flat, delta, -self.s6.A_log.exp(), weights_in, delta_bias=self.s6.dt_bias)
         count, dim = states.shape[1:3]

@@ -1,7 +1,7 @@
-"""The mixer of Mamba over a sequence of tokens, in one direction or in both.
+"""The Mamba mixer over a sequence of tokens, in one direction or in both.
 
 *Source*: A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023 (arXiv:2312.00752),
-section 3.4; both directions: L. Zhu et al., "Vision Mamba", 2024 (arXiv:2401.09417), algorithm 1.
+section 3.4; bidirectional: L. Zhu et al., "Vision Mamba", 2024 (arXiv:2401.09417), algorithm 1.
 
     [x, z] = W_in tokens                                         (B, N, C) to two of (B, E, N), E = expand · C
     u = silu(conv1d(x))                                          depthwise, over the last k tokens
@@ -9,11 +9,11 @@ section 3.4; both directions: L. Zhu et al., "Vision Mamba", 2024 (arXiv:2401.09
     y = (selective scan of u with delta, A, B, C, D) ∘ silu(z)
     out = W_out y;  in both directions, W_out (y + y_back) / 2
 
-The way back has a convolution, projections, A and D of its own and reads the tokens from the last to the first.
+The backward direction has its own convolution, projections, A and D, and reads the tokens from last to first.
 
 *Differs from the paper*: nothing.
-*Provenance*: written from the paper. Parameters are named as in mamba_ssm, with `_b` for the way back as in Vim's code,
-so that weights made there load here; the initial values looked up there.
+*Provenance*: written from the paper. Parameters are named as in mamba_ssm, with `_b` for the backward direction as in
+Vim's code, so that weights trained there load here; initial values were looked up there.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Mamba(nn.Module):
 
     Args:
         dim: C.
-        state: D, numbers that each inner channel remembers.
-        expand: inner channels over `dim`.
-        kernel_size: k, tokens that the convolution sees: this one and those before it.
-        dt_rank: rank of the step sizes; None takes a sixteenth of `dim`, rounded up.
-        bidirectional: whether tokens are read backward too.
+        state: D, state size per inner channel.
+        expand: ratio of inner channels to `dim`.
+        kernel_size: k, number of tokens the causal convolution covers: the current one and those before it.
+        dt_rank: rank of the step-size projection; None means `dim` / 16, rounded up.
+        bidirectional: whether the tokens are also read backward.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
         for projection in (self.dt_proj, self.dt_proj_b) if bidirectional else (self.dt_proj,):
             nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
-            # steps from 0.001 to 0.1, evenly in the logarithm; the bias stands before softplus
+            # step sizes log-uniform in 0.001 to 0.1; the bias is added before softplus
             step = torch.exp(torch.rand(inner) * math.log(100) + math.log(1e-3))
             with torch.no_grad():
                 projection.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def parts(self, *, back: bool = False) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tensor]:
-        """What belongs to one direction.
+        """The modules and parameters of one direction.
 
         Args:
-            back: whether from the last token to the first.
+            back: whether to return those of the backward direction.
 
         Returns:
             Convolution, W_x, W_dt with its bias, A_log and D.
@@ -89,14 +89,14 @@ class Mamba(nn.Module):
         return self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D
 
     def project(self, u: Tensor, *, back: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """What the input decides.
+        """Compute the input-dependent parameters of the scan.
 
         Args:
-            u: the scan's input, (B, E, N).
-            back: whether for the way back.
+            u: input of the scan, (B, E, N).
+            back: whether to use the backward direction's projections.
 
         Returns:
-            Step sizes before softplus, (B, E, N); weights in and out, (B, D, N).
+            Step sizes before softplus, (B, E, N); input and output weights B and C, (B, D, N) each.
         """
         _, x_proj, dt_proj, _, _ = self.parts(back=back)
         # (B, N, R + 2·D)
@@ -104,12 +104,12 @@ class Mamba(nn.Module):
         return dt_proj(step).transpose(1, 2), weights_in.transpose(1, 2), weights_out.transpose(1, 2)
 
     def scan(self, x: Tensor, z: Tensor, *, back: bool = False) -> Tensor:
-        """Convolution, recurrence and gate of one direction, read from the first token given.
+        """Convolution, recurrence and gate of one direction, in the order of the tokens given.
 
         Args:
-            x: (B, E, N).
+            x: input of the convolution, (B, E, N).
             z: gate before its SiLU, (B, E, N).
-            back: whether with the parameters of the way back.
+            back: whether to use the backward direction's parameters.
 
         Returns:
             (B, E, N).
@@ -117,9 +117,7 @@ class Mamba(nn.Module):
         conv1d, _, _, decay, skip = self.parts(back=back)
         u = F.silu(conv1d(x)[..., : x.shape[-1]])
         delta, weights_in, weights_out = self.project(u, back=back)
-        y = selective_scan(u, delta, -decay.exp(), weights_in, weights_out, skip, z, delta_softplus=True)
-        assert isinstance(y, Tensor)
-        return y
+        return selective_scan(u, delta, -decay.exp(), weights_in, weights_out, skip, z, delta_softplus=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         # two of (B, E, N)

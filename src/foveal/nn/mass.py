@@ -1,8 +1,8 @@
-"""MASS, the mixer of A2Mamba: attention in windows of two scales, and a scan whose states the same maps gather.
+"""MASS, the mixer of A2Mamba: window attention at two scales, and a scan whose states the same attention maps mix.
 
 *Source*: M. Lou et al., "A2Mamba: Attention-augmented State Space Models for Visual Recognition", 2025
-(arXiv:2507.16624), section III. Heads come in two halves; a half attends to K×K neighbours, the second with the largest
-dilation that fits into the map:
+(arXiv:2507.16624), section III. The heads are split into two halves; each attends to K×K neighbours, the second half
+with the largest dilation that fits into the map:
 
     q, k, v = W x, with rotary positions of row and column in q and k        (B, C, H, W) to three of (B, heads, H·W, P)
     a₁ = softmax(q₁ k₁ᵀ + bias);  v₁' = a₁ v₁;  a₂ = softmax(q₂ k₂ᵀ + bias);  v₂' = a₂ (v₁' + v₂)
@@ -10,11 +10,11 @@ dilation that fits into the map:
     h' = W_heads [a₁ h₁, a₂ h₂];  y_t = C_tᵀ h'_t + D ∘ u_t
     out = W norm((norm(y) + dw₅(v)) ∘ silu(batchnorm(W_g x)))
 
-In the last stage attention between all positions takes the place of the scan: y = softmax(q kᵀ + bias) [v₁', v₂'].
+In the last stage, full attention replaces the scan: y = softmax(q kᵀ + bias) [v₁', v₂'].
 
-*Differs from the paper*: maps smaller than a window are taken, see `foveal.nn.neighbourhood`.
-*Provenance*: written from the paper; the rotary angles and the bias that both halves share looked up in the authors'
-code.
+*Differs from the paper*: maps may be smaller than a window, see `foveal.nn.neighbourhood`.
+*Provenance*: written from the paper; the rotary angles and the bias shared by both halves were looked up in the
+authors' code.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MASS", "rotary"]
 
-_GRID = 7  # side of the last stage's map that its bias between all positions is made for
+_GRID = 7  # side of the last stage's map at the size for which its bias is stored
 
 
 def rotary(x: Tensor, height: int, width: int) -> Tensor:
-    """Turn pairs of channels by angles that grow with the row, in the first half, and with the column.
+    """Rotate pairs of channels by angles proportional to the row (first half) and to the column (second half).
 
-    Angles are float32 at least: in half types the last positions would be turned by percents too much or too little.
+    Angles are at least float32: in half precision those of the last positions would be off by several percent.
 
     Args:
-        x: (B, heads, H·W, C), C a multiple of 4.
+        x: queries or keys, (B, heads, H·W, C), C a multiple of 4.
         height: H.
         width: W.
 
@@ -62,14 +62,14 @@ def rotary(x: Tensor, height: int, width: int) -> Tensor:
 
 
 class MASS(nn.Module):
-    """Attention at two scales and a scan that uses its maps again, (B, C, H, W) to the same.
+    """Attention at two scales and a scan that reuses its attention maps, (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        num_heads: even; C over it is a multiple of 4.
+        num_heads: number of heads, even; C / num_heads must be a multiple of 4.
         window: K, odd.
-        attend_all: whether attention between all positions takes the place of the scan.
-        aggregate: whether the maps gather the scan's states; without, attention and scan are only stacked.
+        attend_all: whether full attention replaces the scan.
+        aggregate: whether the attention maps mix the scan's states; if not, attention and scan are only stacked.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class MASS(nn.Module):
             self.heads = nn.Conv2d(num_heads, num_heads, 1)
 
     def gathered(self, states: Tensor, maps: Sequence[Tensor], near: Sequence[Neighbours]) -> Tensor:
-        """Sum each state over its neighbours by the map of its half of the heads, then mix the heads.
+        """Sum each state over its neighbours, weighted by the attention map of its half, then mix the heads.
 
         Args:
-            states: (B, C, H, W).
-            maps: weights of each half, (B, heads/2, H·W, K²).
+            states: hidden states of the scan, (B, C, H, W).
+            maps: attention weights of each half, (B, heads/2, H·W, K²).
             near: neighbours of each half.
 
         Returns:
@@ -111,7 +111,7 @@ class MASS(nn.Module):
 
     def _over_all(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length = query.shape[2]
-        # As the authors do, the table of all pairs is itself resized; at its own size that changes nothing.
+        # Like the authors, resize the table of all pairs itself; at its own size that changes nothing.
         bias = F.interpolate(self.bias_all, (length, length), mode="bicubic", align_corners=False)
         return (query @ key.transpose(-1, -2) + bias).softmax(-1) @ value
 

@@ -1,4 +1,4 @@
-"""The mixer of VSSD: a gated state space over the tokens of an image, without order or, as in Mamba-2, with one.
+"""The mixer of VSSD: a gated state space over the tokens of an image, non-causal or, as in Mamba-2, causal.
 
 *Source*: Y. Shi et al., "VSSD: Vision Mamba with Non-Causal State Space Duality", ICCV 2025 (arXiv:2407.18559), section
 3.2 and figure 3. With dw₃ a depthwise 3×3 convolution, H heads of P channels and N states:
@@ -9,7 +9,8 @@
 
 *Differs from the paper*: nothing.
 
-*Provenance*: written from the paper; what is activated and how parameters begin were looked up in the authors' code.
+*Provenance*: written from the paper; the places of the activations and the initial values were looked up in the
+authors' code.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ __all__ = ["NCSSD"]
 
 
 class NCSSD(nn.Module):
-    """Mixes the tokens of an image, (B, H·W, C) to the same, by a state space.
+    """Mixes the tokens of an image with a state space, (B, H·W, C) to the same.
 
     Args:
         dim: C.
-        num_heads: heads, which divide twice C.
+        num_heads: number of heads; must divide 2·C.
         state: N.
-        expand: width inside over C.
-        causal: whether tokens see only those before them in rows, as in Mamba-2.
+        expand: ratio of inner channels to C.
+        causal: whether a token sees only those before it in raster order, as in Mamba-2.
     """
 
     def __init__(self, dim: int, num_heads: int, *, state: int = 64, expand: int = 2, causal: bool = False) -> None:
@@ -49,7 +50,7 @@ class NCSSD(nn.Module):
         self.conv = nn.Conv2d(sum(self.parts), sum(self.parts), 3, padding=1, groups=sum(self.parts))
         self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(num_heads))
-        # Steps between 0.001 and 0.1, evenly spread in their logarithm, before softplus.
+        # Step sizes log-uniform in 0.001 to 0.1; the bias is added before softplus.
         step = torch.empty(num_heads).uniform_(math.log(0.001), math.log(0.1)).exp().clamp(min=1e-4)
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
         self.norm = nn.LayerNorm(inner)

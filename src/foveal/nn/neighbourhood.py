@@ -1,17 +1,17 @@
-"""Neighbourhood attention: each position of a map attends to a window around it, which may skip rows and columns.
+"""Neighbourhood attention: each position of a map attends to a window around it, optionally dilated.
 
 *Source*: A. Hassani et al., "Neighborhood Attention Transformer", 2023 (arXiv:2204.07143); with dilation: A. Hassani,
 H. Shi, "Dilated Neighborhood Attention Transformer", 2022 (arXiv:2209.15001), section 3.1.
 
-With dilation d, the rows of a map fall into d classes that do not see each other; within its class a row sees the K
-rows nearest to it, all on one side at the border. Columns do likewise. So every position has K² neighbours:
+With dilation d, the rows of a map fall into d classes that do not see each other; a row sees the K rows of its class
+nearest to it, shifted inward at the border. Columns do likewise. So every position has K² neighbours:
 
     p = r + d·q;  start = clamp(q - ⌊K/2⌋, 0, m_r - K);  rows r + d·(start … start + K - 1)      m_r rows in class r
     scores(p) = [query_p · key_n + bias_{n - p}]ₙ;  sum(p) = Σₙ weights(p)ₙ value_n
 
-*Differs from the paper*: where a class has fewer than K rows, all of them are seen and the rest of the window is
-masked; the papers ask for larger maps.
-*Provenance*: written from the papers; the numbering of the bias at the border looked up in the authors' code.
+*Differs from the paper*: if a class has fewer than K rows, all of them are seen and the rest of the window is masked;
+the papers require larger maps.
+*Provenance*: written from the papers; the indexing of the bias at the border was looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Neighbours:
     """The K² neighbours of each of the L positions of a map.
 
     Args:
-        index: their positions, (L, K²) int64; any position where there is none.
-        inside: whether there is one, (L, K²).
-        offset: their places relative to the position, as an index into a flat (2K - 1) × (2K - 1) table, (L, K²).
+        index: positions of the neighbours, (L, K²) int64; arbitrary where masked.
+        inside: mask, true where there is a neighbour, (L, K²).
+        offset: relative position of each neighbour as an index into a flat (2K - 1) × (2K - 1) table, (L, K²).
     """
 
     index: Tensor
@@ -40,7 +40,7 @@ class Neighbours:
 
 
 def _along(length: Tensor, kernel_size: int, dilation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Neighbours along one side, each (length, K): where, whether there is one, how far away in 0…2K - 2."""
+    """Neighbours along one axis, (length, K) each: index, mask, and relative position in 0…2K - 2."""
     place = length[:, None]
     last = place[-1:]
     least, number = place % dilation, torch.div(place, dilation, rounding_mode="floor")
@@ -66,15 +66,15 @@ def neighbours(
         height: H.
         width: W.
         kernel_size: K, odd.
-        dilation: d, at least 1; None takes the largest at which a window still fits into the map, at most K, each side
-            for itself.
-        device: where to put them.
+        dilation: d, at least 1; None takes the largest, at most K, at which a window still fits into the map, for each
+            axis separately.
+        device: device of the tensors.
 
     Returns:
-        For each position in raster order.
+        The neighbours of each position in raster order.
 
     Raises:
-        ValueError: an even kernel, or a dilation below 1.
+        ValueError: if the kernel is even or the dilation is below 1.
     """
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
@@ -83,7 +83,7 @@ def neighbours(
     sides = []
     for length in (height, width):
         place = torch.arange(length, device=device)
-        # In tensors, because a traced graph may not know the sides.
+        # As tensors, because the sides may be dynamic in a traced graph.
         fits = torch.div(place[-1:] + 1, kernel_size, rounding_mode="floor").clamp(1, kernel_size)
         step = fits if dilation is None else torch.full_like(fits, dilation)
         sides.append(_along(place, kernel_size, step))
@@ -103,19 +103,19 @@ def neighbours(
 
 
 def _taken(x: Tensor, near: Neighbours) -> Tensor:
-    """Each position's neighbours, (B, heads, L, C) to (B, heads, L, K², C)."""
+    """Gather each position's neighbours, (B, heads, L, C) to (B, heads, L, K², C)."""
     batch, heads, length, dim = x.shape
     return x.index_select(2, near.index.flatten()).reshape(batch, heads, length, near.index.shape[1], dim)
 
 
 def neighbourhood_scores(query: Tensor, key: Tensor, near: Neighbours, bias: Tensor | None = None) -> Tensor:
-    """Similarity of each position to its neighbours, minus infinity where there is none.
+    """Similarity of each position to its neighbours, minus infinity where masked.
 
     Args:
-        query: (B, heads, L, C), scaled.
-        key: (B, heads, L, C).
+        query: queries, (B, heads, L, C), scaled.
+        key: keys, (B, heads, L, C).
         near: neighbours.
-        bias: added by relative place, (heads, 2K - 1, 2K - 1).
+        bias: relative position bias, (heads, 2K - 1, 2K - 1).
 
     Returns:
         (B, heads, L, K²), before softmax.
@@ -132,8 +132,8 @@ def neighbourhood_sum(weights: Tensor, value: Tensor, near: Neighbours) -> Tenso
     """Weighted sum of each position's neighbours.
 
     Args:
-        weights: (B, heads, L, K²), 0 where there is no neighbour.
-        value: (B, heads, L, C).
+        weights: attention weights, (B, heads, L, K²), 0 where masked.
+        value: values, (B, heads, L, C).
         near: neighbours.
 
     Returns:
@@ -152,13 +152,13 @@ def dense_attention(
     kernel_size: int,
     dilation: int,
 ) -> Tensor:
-    """The same, slowly: all pairs of positions, those that are no neighbours masked, found from the words alone.
+    """Slow reference: attention over all pairs, with a mask derived directly from the definition.
 
     Args:
-        query: (B, heads, H·W, C), scaled.
-        key: (B, heads, H·W, C).
-        value: (B, heads, H·W, C).
-        bias: (heads, 2K - 1, 2K - 1).
+        query: queries, (B, heads, H·W, C), scaled.
+        key: keys, (B, heads, H·W, C).
+        value: values, (B, heads, H·W, C).
+        bias: relative position bias, (heads, 2K - 1, 2K - 1).
         height: H.
         width: W.
         kernel_size: K, odd.

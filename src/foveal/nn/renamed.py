@@ -1,4 +1,4 @@
-"""Weights saved by other code, under the names that they have here."""
+"""Rename weights saved by other code to foveal's parameter names."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def renamed(
 
     Args:
         state_dict: name → tensor.
-        rules: regular expressions and what replaces each match, as in `re.sub`, applied one after the other.
+        rules: regular expressions and their replacements, as for `re.sub`, applied in order.
 
     Returns:
         A new dict with the same tensors, in the same order.
 
     Raises:
-        ValueError: two entries that get the same name.
+        ValueError: if two entries get the same name.
     """
     found: dict[str, Tensor] = {}
     for old, value in state_dict.items():

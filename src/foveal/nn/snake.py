@@ -1,18 +1,18 @@
-"""Four selective scans that snake over a map and know which way they go.
+"""Four selective scans that snake over a feature map and are aware of their direction.
 
 *Source*: C. Yang et al., "PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition", BMVC 2024
 (arXiv:2403.17695), sections 3.2 (continuous scanning) and 3.3 (direction-aware updating).
 
-The routes k visit the map along rows and along columns, turning round at the end of each, and both backward. So each
-token follows one of its four neighbours, and θ says which: one learned vector each for right, left, up, down and for
-the first token. Step sizes, weights in and out, A and D are the same for all routes:
+The routes k visit the map along rows and along columns, reversing direction at the end of each, and both backward. So
+each token follows one of its four neighbours, and θ encodes which: a learned vector for each of right, left, up, down
+and the first token. Step sizes, B, C, A and D are shared by all routes:
 
     h_i = exp(delta_i A) h_{i-1} + delta_i (B_i + θ_{k,i}) u_i        i along route k
     y = Σ_k C_iᵀ h_i + D u_i
 
 *Differs from the paper*: nothing. The authors' code orders only u along the route, while delta, B and C stay in raster
-order, and adds the bias of delta twice; `released=True` does the same, for weights that were trained so.
-*Provenance*: written from the paper; initial values looked up in the authors' code.
+order, and adds the bias of delta twice; `released=True` does the same, for weights trained with it.
+*Provenance*: written from the paper; initial values were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["SnakeScan", "moves"]
 
 
 def moves(route: Tensor, width: int) -> Tensor:
-    """How each place of a map was come to.
+    """The direction from which a route reaches each position of a map.
 
     Args:
-        route: places in the order they are visited, (K, L).
-        width: of the map.
+        route: positions in the order they are visited, (K, L).
+        width: width of the map.
 
     Returns:
-        In raster order, (K, L): 0 for the first place, 1 after a step right, 2 left, 3 up, 4 down.
+        In raster order, (K, L): 0 for the first position, 1 after a step right, 2 left, 3 up, 4 down.
     """
     row = route // width
-    column = route - row * width  # not route % width, which torch's ONNX exporter refuses for a width that stays free
+    column = route - row * width  # not route % width: torch's ONNX exporter rejects it for a dynamic width
     down, right = row.diff(dim=1), column.diff(dim=1)
     came = (right == 1) * 1 + (right == -1) * 2 + (down == -1) * 3 + (down == 1) * 4
     return torch.zeros_like(route).scatter(1, route, F.pad(came, (1, 0)))
@@ -52,9 +52,9 @@ class SnakeScan(nn.Module):
 
     Args:
         dim: E.
-        state: D, numbers that each channel remembers.
-        dt_rank: rank of the step sizes.
-        released: whether to compute as the authors' code does, see the head of this file.
+        state: D, state size per channel.
+        dt_rank: rank of the step-size projection.
+        released: whether to compute as the authors' code does, see the module docstring.
     """
 
     def __init__(self, dim: int, *, state: int, dt_rank: int, released: bool = False) -> None:
@@ -68,20 +68,20 @@ class SnakeScan(nn.Module):
         self.directions = nn.Parameter(torch.zeros(5, state))
         trunc_normal_(self.x_proj.weight, std=0.02)
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
-        # steps from 0.001 to 0.1, evenly in the logarithm; the bias stands before softplus
+        # step sizes log-uniform in 0.001 to 0.1; the bias is added before softplus
         step = torch.exp(torch.rand(dim) * math.log(100) + math.log(1e-3))
         with torch.no_grad():
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
         trunc_normal_(self.directions, std=0.02)
 
     def project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the input decides.
+        """Compute the input-dependent parameters of the scans.
 
         Args:
-            u: (B, E, L).
+            u: input of the scans, (B, E, L).
 
         Returns:
-            Step sizes before softplus, (B, E, L); weights in and out, (B, D, L).
+            Step sizes before softplus, (B, E, L); input and output weights B and C, (B, D, L) each.
         """
         # (B, L, R + 2·D)
         step, weights_in, weights_out = self.x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
@@ -110,7 +110,6 @@ class SnakeScan(nn.Module):
                 skip,
                 delta_softplus=True,
             )
-            assert isinstance(y, Tensor)
             return scatter(y.unflatten(1, (count, -1)), route, flat.shape[2]).view(u.shape)
         y = selective_scan2d(
             flat, delta, decay, weights_in[:, None] + theta, weights_out, skip, routes=route, delta_softplus=True

@@ -1,22 +1,22 @@
-"""SS2D, the mixer of VMamba: one selective scan along each of K routes over the map, summed.
+"""SS2D, the mixer of VMamba: one selective scan along each of K routes over the feature map, summed.
 
 *Source*: Y. Liu et al., "VMamba: Visual State Space Model", 2024 (arXiv:2401.10166), section 4.2 and appendix.
 
-A route k visits the positions of the map in its own order. Its step sizes and its weights in and out come from the
-input by a projection of its own, which works position by position; so all K are computed in raster order, and only the
-recurrence follows the routes:
+Each route k visits the positions of the map in its own order and has its own projection from the input to step sizes,
+B and C. The projections act on each position separately, so all K are computed in raster order, and only the recurrence
+follows the routes:
 
     [step, B, C]_k = W_k x,  delta_k = softplus(V_k step + v_k),  A_k = -exp(A_log_k)
     S6(x)_p = Σ_k (selective scan of x with delta_k, A_k, B_k, C_k, D_k along route k, at position p)
     SS2D(x) = W_out (norm(S6(silu(dwconv(W_in x)))) ∘ silu(W_z x))
 
-The last factor is the gate; VMamba's final networks have none.
+The last factor is the gate, which VMamba's final networks omit.
 
-`S6` is the scan without what stands around it. Networks that scan parts of a map cut them out and call it on
-(B, K, C, L), one sequence a route; `one_route_each` cuts the channels into one group a direction.
+`S6` is the scan without the layers around it. Networks that scan parts of a map extract them and call it on
+(B, K, C, L), one sequence per route; `one_route_each` splits the channels into one group per direction.
 
 *Differs from the paper*: nothing.
-*Provenance*: written from the paper; the initial values looked up in the authors' code.
+*Provenance*: written from the paper; initial values were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["S6", "SS2D", "initial_step", "one_route_each", "one_route_each_back"
 
 
 def initial_step(channels: int, *, low: float = 1e-3, high: float = 0.1) -> Tensor:
-    """Biases whose softplus is spread evenly in the logarithm.
+    """Biases whose softplus is evenly spaced on a logarithmic scale.
 
     Args:
-        channels: how many.
-        low: least step.
-        high: greatest step.
+        channels: number of channels.
+        low: smallest step size.
+        high: largest step size.
 
     Returns:
         (channels,).
@@ -49,10 +49,10 @@ def initial_step(channels: int, *, low: float = 1e-3, high: float = 0.1) -> Tens
 
 
 def one_route_each(x: Tensor) -> Tensor:
-    """Four groups of channels as sequences, each in its own direction.
+    """Split the channels into four groups and flatten each in its own direction.
 
     Args:
-        x: (B, 4·C, H, W).
+        x: features, (B, 4·C, H, W).
 
     Returns:
         (B, 4, C, HW): by rows, by columns, by rows backward, by columns backward.
@@ -66,7 +66,7 @@ def one_route_each_back(y: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `one_route_each`.
 
     Args:
-        y: (B, 4, C, HW).
+        y: sequences, (B, 4, C, HW).
         height: H.
         width: W.
 
@@ -84,8 +84,8 @@ class S6(nn.Module):
 
     Args:
         dim: C.
-        state: D, numbers that each channel remembers.
-        dt_rank: R, through which the step sizes are made.
+        state: D, state size per channel.
+        dt_rank: R, rank of the step-size projection.
         num_routes: K.
     """
 
@@ -99,29 +99,29 @@ class S6(nn.Module):
         self.D = nn.Parameter(torch.ones(num_routes * dim))
 
     def _made(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Step sizes of rank R, (B, K, R, L), weights in and out, (B, K, D, L)."""
+        """Step sizes of rank R, (B, K, R, L), and input and output weights, (B, K, D, L) each."""
         # (B, 1 or K, C, L) to (B, K, R + 2·D, L)
         return (self.x_proj @ (x[:, None] if x.ndim == 3 else x)).split(self.split, dim=2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the input decides.
+        """Compute the input-dependent parameters of the scans.
 
         Args:
-            x: (B, C, L), seen by every route, or (B, K, C, L), one sequence a route.
+            x: input, (B, C, L) shared by all routes, or (B, K, C, L) with one sequence per route.
 
         Returns:
-            Step sizes before bias and softplus, (B, K, C, L); weights in and out, (B, K, D, L).
+            Step sizes before bias and softplus, (B, K, C, L); input and output weights B and C, (B, K, D, L) each.
         """
         step, weights_in, weights_out = self._made(x)
-        # channels lie side by side in memory, as a kernel reads them along a route
+        # channels are contiguous in memory, as a kernel reads them along a route
         return (step.mT @ self.dt_proj.mT).mT, weights_in, weights_out
 
     def along(self, x: Tensor, order: str = "cross") -> Tensor:
-        """Scan the whole map along K routes and sum what each position gets.
+        """Scan the whole map along K routes and sum the outputs at each position.
 
         Args:
-            x: (B, C, H, W).
-            order: name of the routes, as in `foveal.ops.scan2d.routes`; it must have K of them.
+            x: features, (B, C, H, W).
+            order: name of the routes, as in `foveal.ops.scan2d.routes`; there must be K of them.
 
         Returns:
             (B, C, H, W).
@@ -154,22 +154,22 @@ class S6(nn.Module):
             delta_bias=self.dt_bias,
             delta_softplus=True,
         )
-        return y.view(x.shape)  # type: ignore[union-attr]
+        return y.view(x.shape)
 
 
 class SS2D(nn.Module):
-    """Mixer of a map, (B, dim, H, W) to (B, dim, H, W).
+    """Mixer of a feature map, (B, dim, H, W) to (B, dim, H, W).
 
     Args:
-        dim: channels.
-        state: D, numbers that each scanned channel remembers.
-        expand: scanned channels over `dim`.
-        dt_rank: rank of the step sizes; None takes a sixteenth of `dim`, rounded up.
-        kernel_size: of the depthwise convolution before the scan, odd; 1 leaves it out.
+        dim: number of channels.
+        state: D, state size per scanned channel.
+        expand: ratio of scanned channels to `dim`.
+        dt_rank: rank of the step-size projection; None means `dim` / 16, rounded up.
+        kernel_size: kernel size of the depthwise convolution before the scan, odd; 1 omits the convolution.
         conv_bias: whether that convolution has a bias.
         gate: whether a second projection gates the output.
         order: name of the routes, as in `foveal.ops.scan2d.routes`.
-        num_routes: how many routes `order` has.
+        num_routes: number of routes in `order`.
     """
 
     def __init__(
@@ -202,10 +202,10 @@ class SS2D(nn.Module):
         self.out_proj = nn.Conv2d(inner, dim, 1, bias=False)
 
     def scan(self, x: Tensor) -> Tensor:
-        """What the scans give at each position; the part that networks with other routes replace.
+        """The sum of the scans at each position; networks with other routes override this method.
 
         Args:
-            x: (B, C, H, W).
+            x: features, (B, C, H, W).
 
         Returns:
             (B, C, H, W).

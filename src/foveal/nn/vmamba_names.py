@@ -1,7 +1,7 @@
-"""What the state dicts of networks that grew from the authors' VMamba code have in common.
+"""Conversions shared by the state dicts of networks that are derived from the authors' VMamba code.
 
-Their maps have channels last, so projections are linear layers where they are 1×1 convolutions here, and patch merging
-lays whole maps on top of each other, column by column, where `PatchMerging` keeps the neighbours of a channel together.
+Their maps are channels-last, so their projections are linear layers and ours are 1×1 convolutions. Their patch merging
+concatenates whole maps, column by column; `PatchMerging` keeps the four neighbours of a channel together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["S6_NAMES", "as_convolutions", "interleaved"]
 
-# Rules for `foveal.nn.renamed`: parameters of `SS2D` and its `S6`.
+# Rules for `foveal.nn.renamed`, for the parameters of `SS2D` and its `S6`.
 S6_NAMES = (
     (r"\.conv2d\.", ".conv."),
     (r"\.out_norm\.", ".norm."),
@@ -27,26 +27,26 @@ S6_NAMES = (
 
 
 def interleaved(weight: Tensor) -> Tensor:
-    """A patch merging's weight, or that of its norm, for four neighbours side by side in each channel.
+    """Reorder the weight of a patch merging, or of its norm, so that each channel's four neighbours are adjacent.
 
     Args:
-        weight: (…, 4·C), entry (2·j + i)·C + c for row i, column j and channel c.
+        weight: weight, (…, 4·C), with entry (2·j + i)·C + c for row i, column j and channel c.
 
     Returns:
-        (…, 4·C), entry 4·c + 2·i + j for the same.
+        (…, 4·C), with entry 4·c + 2·i + j for the same.
     """
     # (…, j, i, C) to (…, C, i, j)
     return weight.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3)
 
 
 def as_convolutions(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give renamed weights the shapes that they have here.
+    """Convert renamed weights to the shapes of foveal's parameters.
 
     Args:
-        state_dict: name → tensor under the names of this package; a merging ends with "reduction" behind "norm".
+        state_dict: name → tensor, under foveal's names; the names of a merging end in "reduction" and "norm".
 
     Returns:
-        Step biases as one axis, linear layers but those of the head as 1×1 convolutions, mergings interleaved.
+        Step biases with a single axis, linear layers except the head's as 1×1 convolutions, mergings interleaved.
     """
     merging = {name.removesuffix("reduction.weight") for name in state_dict if name.endswith("reduction.weight")}
 

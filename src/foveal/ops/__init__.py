@@ -1,6 +1,6 @@
-"""Kernels, a folder each: a plain reference, vectorised torch, a native and a Triton path behind one function."""
+"""Operators, one folder each: a plain reference, vectorised torch, native and Triton paths behind one function."""
 
-# Bound when the package loads: a function has the name of its folder, and whoever came second would get the folder.
+# Imported with the package: a function has the name of its folder, and a later import of the submodule would shadow it.
 from foveal.ops.backends import use_backend
 from foveal.ops.long_conv import long_conv
 from foveal.ops.scan2d import selective_scan2d

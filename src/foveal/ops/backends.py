@@ -1,8 +1,8 @@
-"""How an operator chooses among its paths, and says why one cannot run.
+"""How an operator chooses among its backends, and explains why one cannot run.
 
-An operator has named backends. Each answers a call with None ("yes") or with the reason why not. `auto` takes the first
-that says yes; naming one that cannot run raises with its reason, so nobody falls back without knowing. `use_backend`
-names one for all calls of a block of code, those inside a model for example.
+An operator has named backends. For a given call each reports None ("can run") or the reason why not. `auto` takes the
+first that can run; naming one that cannot raises with its reason, so there is no silent fallback. `use_backend` names
+one for all calls in a block of code, including those inside a model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _IN_FORCE: ContextVar[str] = ContextVar("foveal_backend", default="auto")
 
 
 class BackendError(RuntimeError):
-    """A backend was named that cannot run here or cannot take these arguments."""
+    """The named backend cannot run here or does not support these arguments."""
 
 
 class ShapeError(ValueError):
@@ -47,12 +47,13 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One path of an operator.
+    """One implementation of an operator.
 
     Args:
-        name: the name that callers write, one of `NAMES`.
-        run: the function that does the work.
-        why_not: given the first tensor, None when this path can run, else the reason and what to do.
+        name: name that callers pass, one of `NAMES`.
+        run: function that computes the result.
+        why_not: function of the call's first tensor that returns None if the backend can run, else the reason and what
+            to do.
     """
 
     name: str
@@ -62,11 +63,11 @@ class Backend:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose the backend of every operator that is called with "auto" inside the block, in models too.
+    """Choose the backend of every operator called with "auto" inside the block, including those inside models.
 
-    An operator without a backend of that name goes on choosing for itself; one whose backend of that name cannot run
-    raises. Threads and asynchronous tasks have a choice of their own. A compiled function keeps what it was traced
-    with, and activations that are computed again for the backward pass ask when that happens.
+    An operator without a backend of that name keeps choosing automatically; one whose backend of that name cannot run
+    raises. The choice is local to a thread or asynchronous task. A compiled function keeps the backend it was traced
+    with; recomputed activations (checkpointing) use the choice in force when they are recomputed.
 
     Args:
         name: "auto", "native", "triton", "eager", "butterfly2", "butterfly3" or "reference".
@@ -75,7 +76,7 @@ def use_backend(name: str) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: no operator has a backend of that name.
+        ValueError: if no operator has a backend of that name.
 
     Example:
         >>> import torch
@@ -100,30 +101,30 @@ def _in_force() -> str:
 
 
 def check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...], of: str) -> None:
-    """That a tensor has the shape that others ask of it.
+    """Check the shape of a tensor.
 
     Args:
         name: name of the argument.
         tensor: the argument.
-        wanted: shape.
-        of: where the shape comes from, in words.
+        wanted: expected shape.
+        of: explanation of the expected shape, for the message.
 
     Raises:
-        ShapeError: another shape.
+        ShapeError: if the shape differs.
     """
     if tuple(tensor.shape) != wanted:
         raise ShapeError(f"{name} must be {wanted}, {of}, got {tuple(tensor.shape)}")
 
 
 def check_alike(named: Mapping[str, Tensor | None]) -> None:
-    """That all tensors are real floating-point ones on the device of the first.
+    """Check that all tensors are real, floating-point and on the same device.
 
     Args:
-        named: arguments by name; None for those left out.
+        named: arguments by name; None for omitted ones.
 
     Raises:
-        TypeError: an integer or complex tensor.
-        ValueError: a tensor on another device.
+        TypeError: if a tensor is integer or complex.
+        ValueError: if a tensor is on another device than the first.
     """
     first, leader = next((name, tensor) for name, tensor in named.items() if tensor is not None)
     for name, tensor in named.items():
@@ -134,14 +135,14 @@ def check_alike(named: Mapping[str, Tensor | None]) -> None:
 
 
 def asked(backends: Sequence[Backend], name: str) -> str:
-    """What a call asks for.
+    """The backend that a call asks for.
 
     Args:
-        backends: those of the operator.
-        name: what the caller wrote.
+        backends: backends of the operator.
+        name: name that the caller passed.
 
     Returns:
-        The name; for "auto" the one that `use_backend` put in force, if the operator has it.
+        The name; for "auto" the one set by `use_backend`, if the operator has it.
     """
     if name != "auto":
         return name
@@ -150,19 +151,19 @@ def asked(backends: Sequence[Backend], name: str) -> str:
 
 
 def choose(backends: Sequence[Backend], name: str, tensor: Any) -> Backend:
-    """The backend to run.
+    """Select the backend to run.
 
     Args:
-        backends: in order of preference.
-        name: "auto" or one of theirs.
+        backends: backends in order of preference.
+        name: "auto" or the name of one of them.
         tensor: first tensor of the call.
 
     Returns:
         The first that can run, or the named one.
 
     Raises:
-        ValueError: no backend has that name.
-        BackendError: the named one cannot run.
+        ValueError: if no backend has that name.
+        BackendError: if the named one cannot run.
     """
     name = asked(backends, name)
     if name == "auto":
@@ -178,14 +179,14 @@ def choose(backends: Sequence[Backend], name: str, tensor: Any) -> Backend:
 
 
 def reasons(backends: Sequence[Backend], tensor: Any) -> dict[str, str]:
-    """What each backend says of a call.
+    """Report for each backend whether it can run a call.
 
     Args:
-        backends: those of an operator.
+        backends: backends of an operator.
         tensor: first tensor of the call.
 
     Returns:
-        Name → "can run", or why it cannot, or that `use_backend` chose another.
+        Name → "can run", the reason why it cannot, or a note that `use_backend` chose another.
     """
     chosen = asked(backends, "auto")
     aside = f"set aside: use_backend({chosen!r}) is in force"
@@ -196,13 +197,13 @@ def reasons(backends: Sequence[Backend], tensor: Any) -> dict[str, str]:
 
 
 def in_full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context in which products keep the dtype of their factors, as operators that promise float32 need it.
+    """A context without automatic mixed precision, for operators that guarantee float32.
 
     Args:
         tensor: first tensor of the call.
 
     Returns:
-        Automatic mixed precision switched off, where it is on.
+        A context manager that disables autocast on the tensor's device if it is enabled.
     """
     kind = tensor.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -213,18 +214,18 @@ def in_full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
 def differentiable_gradients(
     run: Callable[..., Any], inputs: Sequence[Tensor | None], outgoing: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated again, for paths whose own backward pass cannot.
+    """Twice-differentiable gradients, for backends whose own backward pass is not differentiable.
 
     Args:
-        run: the same computation in torch, which takes the inputs and gives a tensor or several.
-        inputs: tensors, None for those left out.
-        outgoing: gradients of what `run` gives, None for zeros.
+        run: the same computation in torch, from the inputs to one or several tensors.
+        inputs: input tensors, None for omitted ones.
+        outgoing: gradients of the outputs of `run`, None for zeros.
 
     Returns:
-        A gradient for each input that needs one, else None.
+        The gradient of each input that requires one, else None.
     """
     with torch.enable_grad():
-        # Aliases, so that an input that was computed from another does not count for it.
+        # Aliases, so that gradients do not flow from an input to another one it was computed from.
         given = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
         made = run(*given)
         made = (made,) if isinstance(made, Tensor) else made

@@ -1,7 +1,7 @@
-"""The compiled kernels, found and called without torch headers.
+"""Finding and loading the compiled kernels, without torch headers.
 
-They are a distribution of their own, `foveal-kernels`, that the torch extra brings. Where it is missing or was
-installed without a compiler, operators run in torch, and the first that does says so.
+They are a separate distribution, `foveal-kernels`, which the torch extra installs. If it is missing or was installed
+without a compiler, operators run in torch, and each warns once.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def why_not() -> str | None:
     """Why native kernels cannot run here.
 
     Returns:
-        None when they can, else the reason and what to do.
+        None if they can, else the reason and what to do.
     """
     return kernels.why_not()
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The library for this processor.
+    """Load the library for this CPU.
 
     Returns:
-        The library; None when there is none.
+        The library, or None if there is none.
     """
     if why_not() is not None:
         return None
@@ -46,10 +46,10 @@ def library() -> ctypes.CDLL | None:
 
 @lru_cache(maxsize=32)
 def tell_once(operator: str) -> None:
-    """Say, the first time only, that an operator takes its slow path, and what would change that.
+    """Warn, the first time only, that an operator runs slowly in torch, and how to fix it.
 
     Args:
-        operator: its name.
+        operator: name of the operator.
     """
     warnings.warn(
         f"{operator} runs in torch, many times slower than natively: {why_not()}", RuntimeWarning, stacklevel=2

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can run, as `foveal.ops.native` says it of the compiled ones."""
+"""Whether Triton kernels can run; the counterpart of `foveal.ops.native` for the compiled ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["why_not"]
 
 
 def why_not(u: Tensor) -> str | None:
-    """Why these kernels cannot run.
+    """Why Triton kernels cannot run.
 
     Args:
-        u: the input they would get.
+        u: input of the call.
 
     Returns:
-        None when they can, else the reason and what to do.
+        None if they can, else the reason and what to do.
     """
     if find_spec("triton") is None:
         return "triton is not installed: pip install triton"
-    if os.environ.get("TRITON_INTERPRET") != "1":  # its interpreter takes what is on the CPU
+    if os.environ.get("TRITON_INTERPRET") != "1":  # Triton's interpreter accepts CPU tensors
         if not torch.cuda.is_available():
             return "no CUDA device"
         if u.device.type != "cuda":

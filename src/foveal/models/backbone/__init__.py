@@ -1,1 +1,1 @@
-"""Networks that see: backbones with timm's interface. `foveal.models.timm.register` puts them on timm's list."""
+"""Backbones with timm's interface. `foveal.models.timm.register` adds them to timm's model registry."""

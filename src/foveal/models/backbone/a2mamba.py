@@ -1,17 +1,17 @@
-"""A2Mamba: local attention maps of two scales gather values, and the same maps gather a scan's hidden states.
+"""A2Mamba: local attention maps at two scales mix the values, and the same maps mix a scan's hidden states.
 
 *Source*: M. Lou, Y. Fu, Y. Yu, "A2Mamba: Attention-augmented State Space Models for Visual Recognition", 2025
-(arXiv:2507.16624), section III. A convolutional stem to a quarter of the sides, four stages between 3×3 convolutions of
-stride 2; every block is
+(arXiv:2507.16624), section III. A convolutional stem of stride 4, then four stages joined by 3×3 convolutions of stride
+2; every block is
 
     x = x + dw₃(x);  x = x + mixer(norm(x));  x = x + dw₃(x);  x = x + W₂(1 + dw₃)(gelu(W₁ norm(x)))
 
-The mixer is MASS, `foveal.nn.mass`; in the last stage it attends to all positions. The last map goes through a 1×1
-convolution to 1,024 channels before it is pooled.
+The mixer is MASS, `foveal.nn.mass`; in the last stage it is full attention. A 1×1 convolution maps the last feature map
+to 1,024 channels before pooling.
 
-*Differs from the paper*: maps smaller than a window are taken, see `foveal.nn.neighbourhood`.
-*Provenance*: written from the paper; the stem, the head, where layers are scaled and how parameters begin were looked
-up in the authors' code. With its weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
+*Differs from the paper*: maps may be smaller than a window, see `foveal.nn.neighbourhood`.
+*Provenance*: written from the paper; the stem, the head, the layer scales and the initial values were looked up in the
+authors' code. With its weights, converted by `from_authors`, the logits agree with its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _FeedForward(nn.Module):
 
 
 class _Scale(nn.Module):
-    """A factor and a bias for each channel."""
+    """A scale and a bias per channel."""
 
     def __init__(self, dim: int, start: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Scale(nn.Module):
 
 
 class _Block(nn.Module):
-    """(B, C, H, W) to the same; `scaled` says whether the "branch" or the "shortcut" is scaled, or neither ("")."""
+    """(B, C, H, W) to the same; `scaled` is "branch" or "shortcut", what is scaled, or "" for neither."""
 
     def __init__(
         self, dim: int, mixer: nn.Module, *, mlp_ratio: float, drop_path: float, scaled: str, start: float
@@ -101,22 +101,22 @@ def _init_weights(module: nn.Module) -> None:
 
 
 class A2Mamba(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
-        dims: channels of each stage.
-        depths: blocks of each stage.
-        num_heads: heads of each stage, even.
-        windows: K of each stage, odd.
-        mlp_ratios: hidden channels over a block's, of each stage.
-        scaled: what each stage's blocks scale: "branch", "shortcut" or nothing, "".
-        scale_start: what the scales of each stage begin with.
-        projection: channels that are pooled.
-        attend_all: whether the last stage attends to all positions instead of scanning.
-        aggregate: see `MASS`.
-        in_channels: of the picture.
-        num_classes: 0 gives pooled features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+        dims: number of channels of each stage.
+        depths: number of blocks of each stage.
+        num_heads: number of heads of each stage, even.
+        windows: K, window size of each stage, odd.
+        mlp_ratios: ratio of hidden channels to a block's channels, for each stage.
+        scaled: part of a block that is scaled, for each stage: "branch", "shortcut" or "" for none.
+        scale_start: initial value of the scales of each stage.
+        projection: number of channels that are pooled.
+        attend_all: whether the last stage uses full attention instead of the scan.
+        aggregate: whether the attention maps mix the scan's states, see `MASS`.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
     """
 
     def __init__(
@@ -217,22 +217,22 @@ a2mamba_l = partial(  # A2Mamba-L, 95 M
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, of one of their classifiers.
+        state_dict: name → tensor, from one of their classifiers.
 
     Returns:
         State dict of the network of the same size.
     """
     found = renamed(
-        # angles are computed here, and both halves of the heads share the first bias
+        # the angles are computed here, and both halves of the heads share the first bias
         {name: value for name, value in state_dict.items() if not re.search(r"\.(rope\.angle|rpb\.1)$", name)},
         [
             (r"^patch_embed\.", "stem."),
             (r"^classifier\.4\.", "head."),
             (r"^classifier\.", "projection."),
-            # blocks stand behind the convolution and the norm that halve the map, which end their stages
+            # our stages begin with the downsampling convolution and its norm, theirs end with them
             (
                 r"^layers\.(\d+)\.blocks\.(\d+)",
                 lambda at: f"stages.{int(at[1]) // 2}.{int(at[2]) + 2 * (at[1] != '0')}",
@@ -253,7 +253,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     def shaped(name: str, value: Tensor) -> Tensor:
         if name.endswith((".s6.x_proj", ".s6.dt_proj")):
-            return value[None]  # one route
+            return value[None]  # a single route
         if re.search(r"\.scale\d\.", name):
             return value.view(-1, 1, 1)
         return value.flatten(1) if name == "head.weight" else value

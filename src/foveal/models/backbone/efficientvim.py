@@ -1,24 +1,24 @@
-"""EfficientViM: mixes channels in the few states that a picture is summed up in, not in its many tokens.
+"""EfficientViM: summarises an image in a few hidden states and mixes the channels of those, not of the many tokens.
 
 *Source*: S. Lee, J. Choi, H. J. Kim, "EfficientViM: Efficient Vision Mamba with Hidden State Mixer based State Space
-Duality", CVPR 2025 (arXiv:2411.15241), section 4. Three stages, at a sixteenth of the picture's sides, a thirty-second
-and a sixty-fourth, of blocks that move x a learned part α in (0, 1) of the way to four values in turn:
+Duality", CVPR 2025 (arXiv:2411.15241), section 4. Three stages, at strides 16, 32 and 64, of blocks that move x a
+learned fraction α in (0, 1) of the way to four values in turn:
 
     x += α (dw₃(x) - x);  x += α (mixer(norm(x)) - x);  x += α (dw₃(x) - x);  x += α (mlp(x) - x)
 
 The mixer, with N states and L tokens, N < L:
 
     b, c, dt = dw₃(W x)                                        (N, L) each
-    h = x (softmax_L(dt + A) ∘ b)ᵀ                             (C, N), the sum over tokens that VSSD has too
-    h, z = W h;  h = W (h ∘ silu(z) + D · h)                   channels mixed, N columns in place of L
+    h = x (softmax_L(dt + A) ∘ b)ᵀ                             (C, N), a sum over tokens as in VSSD
+    h, z = W h;  h = W (h ∘ silu(z) + D · h)                   channels mixed for N columns instead of L
     y = h c                                                    (C, L)
 
-The last h of each stage is averaged and classified, as is the last map, and the four answers are added.
+The last h of each stage is averaged and classified, as is the last map, and the four logits are added.
 
-*Differs from the paper*: nothing. A moves each row before a softmax and so changes nothing; it is there as in theirs.
+*Differs from the paper*: nothing. A shifts each row before a softmax and so has no effect; it is kept as in theirs.
 
-*Provenance*: the networks are timm's. The block was written from the paper, with parameters named and begun as in
-timm, and takes the place of timm's in `use_plain_blocks_`, so that each proves the other.
+*Provenance*: the networks are timm's. The block was written from the paper, with timm's parameter names and initial
+values, and replaces timm's block in `use_plain_blocks_`, so that each verifies the other.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ __all__ = [
 
 
 def summed_up(tokens: Tensor, weights: Tensor, importance: Tensor) -> Tensor:
-    """The states: for each of them a weighted sum over all tokens.
+    """The states, each a weighted sum over all tokens.
 
     Args:
-        tokens: (B, C, L).
+        tokens: tokens, (B, C, L).
         weights: b, (B, N, L).
-        importance: softmax over its last axis says how much a token counts, (B, N, L).
+        importance: logits of the tokens' importance, softmaxed over the last axis, (B, N, L).
 
     Returns:
         h, (B, C, N).
@@ -61,7 +61,7 @@ def summed_up(tokens: Tensor, weights: Tensor, importance: Tensor) -> Tensor:
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 1, *, groups: int = 1, start: float | None = 0.0) -> nn.Sequential:
-    """A convolution and, with `start`, a batch norm whose scale begins there."""
+    """A convolution and, with `start`, a batch norm with that initial scale."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
     if start is not None:
@@ -92,10 +92,10 @@ class HiddenStateMixer(nn.Module):
         self.D = nn.Parameter(torch.ones(1))
 
     def mixed(self, h: Tensor) -> Tensor:
-        """Mix the channels of each column.
+        """Mix the channels of each state.
 
         Args:
-            h: (B, C, N).
+            h: states, (B, C, N).
 
         Returns:
             The same shape.
@@ -117,8 +117,8 @@ class EfficientViMBlock(nn.Module):
     Args:
         dim: C.
         state: N.
-        mlp_ratio: width of the MLP over C.
-        drop_path: probability of dropping a step while training.
+        mlp_ratio: ratio of the MLP's hidden channels to C.
+        drop_path: drop-path rate of each of the four steps.
     """
 
     def __init__(self, dim: int, state: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
@@ -141,10 +141,10 @@ class EfficientViMBlock(nn.Module):
 
 
 def use_plain_blocks_(model: nn.Module) -> nn.Module:
-    """Put the block of this file, with the same weights, in the place of each of timm's.
+    """Replace each of timm's blocks with the block of this file, with the same weights.
 
     Args:
-        model: one of timm's EfficientViM, changed in place.
+        model: EfficientViM network of timm, changed in place.
 
     Returns:
         The model.
@@ -160,7 +160,7 @@ def use_plain_blocks_(model: nn.Module) -> nn.Module:
     return model
 
 
-# Parameters and multiply-adds, at 224×224 but for M4.
+# Parameters and multiply-adds, at 224×224 except for M4.
 efficientvim_m1 = partial(from_timm, "efficientvim_m1")  # EfficientViM-M1: 6.7 M, 236 M
 efficientvim_m2 = partial(from_timm, "efficientvim_m2")  # EfficientViM-M2: 13.9 M, 352 M
 efficientvim_m3 = partial(from_timm, "efficientvim_m3")  # EfficientViM-M3: 16.6 M, 652 M

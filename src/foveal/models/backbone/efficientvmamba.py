@@ -1,20 +1,20 @@
-"""EfficientVMamba: every second token a route, so that four scans see each token once.
+"""EfficientVMamba: each route takes every second token per axis, so that four scans together see each token once.
 
 *Source*: X. Pei, T. Huang and C. Xu, "EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba", AAAI 2025
-(arXiv:2403.09977), sections 4.1 to 4.3. The efficient scan (ES2D) cuts a map into the four maps of even and odd rows
+(arXiv:2403.09977), sections 4.1 to 4.3. The efficient scan (ES2D) splits a map into the four maps of even and odd rows
 and columns, each scanned in one direction:
 
     x_k = x[r::2, c::2], (r, c) = (0, 0), (1, 0), (0, 1), (1, 1)               (B, C, H, W) to (B, 4, C, HW/4)
     y[r::2, c::2] = selective scan of x_k; rows for the first and third, columns for the others
 
-The first two stages have blocks of this scan and of convolutions side by side, each gated by the same squeeze and
-excitation (SE); the last two have inverted residuals:
+The blocks of the first two stages have this scan and convolutions in parallel, each gated by the same squeeze and
+excitation (SE); the last two stages have inverted residuals:
 
     x + SE(ES2D(norm(x))) + SE(conv₁(gelu(bn(dwconv₃(norm(x))))))
 
-*Differs from the paper*: nothing. Routes, the norm inside SE and its sharing are as in the authors' code.
+*Differs from the paper*: nothing. The routes, the norm inside SE and the sharing of SE are as in the authors' code.
 *Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
-weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
+weights, converted by `from_authors`, the logits agree with its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ __all__ = [
 
 
 def atrous_gather(x: Tensor) -> Tensor:
-    """Cut a map into four sequences of every second token.
+    """Split a map into four sequences of every second token per axis.
 
     Args:
-        x: (B, C, H, W); zeros complete an odd side.
+        x: features, (B, C, H, W); odd sides are padded with zeros.
 
     Returns:
         (B, 4, C, ⌈H/2⌉·⌈W/2⌉): even rows and columns, by rows; odd rows and even columns, by columns; even rows and odd
@@ -71,10 +71,10 @@ def atrous_gather(x: Tensor) -> Tensor:
 
 
 def atrous_scatter(y: Tensor, height: int, width: int) -> Tensor:
-    """Put the tokens of `atrous_gather` back in their places.
+    """The inverse of `atrous_gather`.
 
     Args:
-        y: (B, 4, C, ⌈H/2⌉·⌈W/2⌉).
+        y: sequences, (B, 4, C, ⌈H/2⌉·⌈W/2⌉).
         height: H.
         width: W.
 
@@ -90,13 +90,13 @@ def atrous_scatter(y: Tensor, height: int, width: int) -> Tensor:
 
 
 class ES2D(SS2D):
-    """The mixer: SS2D whose four routes share the tokens among them. Takes what `SS2D` takes."""
+    """The mixer: SS2D with the tokens split among the four routes. Takes the arguments of `SS2D`."""
 
     def scan(self, x: Tensor) -> Tensor:
-        """Each token is scanned once.
+        """Scan each token once.
 
         Args:
-            x: (B, C, H, W).
+            x: features, (B, C, H, W).
 
         Returns:
             (B, C, H, W).
@@ -119,12 +119,12 @@ class _Excite(nn.Module):
 
 
 class EVSSBlock(nn.Module):
-    """Scan and convolution side by side, (B, C, H, W) to the same.
+    """Scan and convolution in parallel, (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        state: D of the scan.
-        drop_path: probability of leaving both out while training.
+        state: D, state size of the scan.
+        drop_path: drop-path rate of the two branches.
     """
 
     def __init__(self, dim: int, *, state: int = 16, drop_path: float = 0.0) -> None:
@@ -147,7 +147,7 @@ class InvertedResidual(nn.Module):
 
     Args:
         dim: C.
-        drop_path: probability of leaving the branch out while training.
+        drop_path: drop-path rate of the branch.
     """
 
     def __init__(self, dim: int, *, drop_path: float = 0.0) -> None:
@@ -171,15 +171,15 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientVMamba(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes).
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes).
 
     Args:
-        dim: channels of the first stage; each stage doubles them.
+        dim: number of channels of the first stage; each further stage doubles it.
         depths: blocks of each of the four stages.
-        state: D of the scans.
-        in_channels: of the picture.
-        num_classes: 0 gives pooled features.
-        drop_path: probability of dropping the last block's branch; it rises to that from 0.
+        state: D, state size of the scans.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
     """
 
     def __init__(
@@ -223,10 +223,10 @@ efficientvmamba_base = partial(EfficientVMamba, dim=96, depths=(2, 2, 9, 2))  # 
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, what their files hold under "state_dict".
+        state_dict: name → tensor, the entry "state_dict" of their files.
 
     Returns:
         State dict of `efficientvmamba_tiny`, `efficientvmamba_small` or `efficientvmamba_base`.
@@ -237,10 +237,10 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (r"^(module\.)+", ""),
             (r"^patch_embed\.(\d)", lambda at: f"stem.{int(at[1]) // 2}"),
             (r"^classifier\.", ""),
-            # their stages end with the merging that begins the next ones here
+            # their stages end with the patch merging, ours begin with it
             (r"^layers\.(\d+)\.(?:downsample|\d+)\.(norm|reduction)", lambda at: f"stages.{int(at[1]) + 1}.0.{at[2]}"),
             (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
-            # inverted residuals stand behind a permutation of axes
+            # their inverted residuals follow a permutation of axes
             (r"^layers\.", "stages."),
             (r"\.op\.", ".mixer."),
             (r"\.conv_branch\.", ".conv."),

@@ -1,19 +1,19 @@
-"""GroupMamba: channels in four groups, each scanned in one of four directions, then weighed against each other.
+"""GroupMamba: channels in four groups, each scanned in one of four directions, then reweighted by channel attention.
 
 *Source*: A. Shaker et al., "GroupMamba: Efficient Group-Based Visual State Space Model", CVPR 2025 (arXiv:2407.13772),
-section 3. In a layer each group of C/4 channels goes through a block of its own (VSSS: SS2D with one route
-and no widening), and the whole through channel affinity modulation (CAM):
+section 3. In a layer each group of C/4 channels goes through its own block (VSSS: SS2D with one route and no
+expansion), and the whole through channel affinity modulation (CAM):
 
     n = norm(x);  g = VSSS_k(n_k), k = 1…4, concatenated                       (B, C, H, W)
     layer(x) = W norm(s · g ∘ n ∘ sigmoid(W₂ relu(W₁ mean(n))))                s a learned number, one norm for both
 
 The four scans are one scan of C channels in four groups. A block adds a feed-forward network with a depthwise
-convolution. After the last stage one more block works on the mean alone, and two classifiers, one for the labels and
-one for a teacher's answers, are averaged.
+convolution. After the last stage one more block processes the mean alone, and the logits of two classifiers, one for
+the labels and one for a teacher's outputs, are averaged.
 
-*Differs from the paper*: nothing. While training, `distilled_training = True` makes the network return both answers.
+*Differs from the paper*: nothing. In training, `distilled_training = True` makes the network return both logits.
 *Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
-weights, renamed by `from_authors`, logits equal its own to 2e-6 of the largest.
+weights, converted by `from_authors`, the logits agree with its own to 2e-6 of the largest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 
 
 class VSSS(nn.Module):
-    """The four mixers of a layer side by side, (B, 4·C, H, W) to the same; no group sees another.
+    """The four mixers of a layer in parallel, (B, 4·C, H, W) to the same; the groups do not interact.
 
     Args:
         dim: 4·C.
@@ -69,7 +69,7 @@ class VSSS(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.s6(one_route_each(F.silu(self.conv(self.in_proj(x)))))
-        # (B, 4, HW, C), each group normalised by itself
+        # (B, 4, HW, C), each group normalised separately
         y = torch.addcmul(self.norm_bias, F.layer_norm(y.mT, y.shape[2:3]), self.norm_weight)
         return self.out_proj(one_route_each_back(y.mT, x.shape[2], x.shape[3]) * F.silu(self.gate_proj(x)))
 
@@ -81,7 +81,7 @@ class GroupMambaLayer(nn.Module):
         dim: C, a multiple of 4.
 
     Raises:
-        ValueError: channels that do not make four groups.
+        ValueError: if `dim` is not a multiple of 4.
     """
 
     def __init__(self, dim: int) -> None:
@@ -102,12 +102,12 @@ class GroupMambaLayer(nn.Module):
 
 
 class GroupMambaBlock(nn.Module):
-    """A layer and a feed-forward network, each beside a shortcut; (B, C, H, W) to the same.
+    """A layer and a feed-forward network, each with a shortcut; (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        mlp_ratio: hidden channels over C.
-        drop_path: probability of leaving a branch out while training.
+        mlp_ratio: ratio of hidden channels to C.
+        drop_path: drop-path rate of the branches.
     """
 
     def __init__(self, dim: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
@@ -129,7 +129,7 @@ class GroupMambaBlock(nn.Module):
 
 
 class _MeanBlock(nn.Module):
-    """The block after the last stage, for one mean vector; (B, C, 1, 1) to the same."""
+    """The block after the last stage, for the mean vector; (B, C, 1, 1) to the same."""
 
     def __init__(self, dim: int, *, mlp_ratio: float) -> None:
         super().__init__()
@@ -146,16 +146,16 @@ class _MeanBlock(nn.Module):
 
 
 class GroupMamba(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes).
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes).
 
     Args:
-        stem_dim: channels of the stem's three convolutions.
-        dims: channels of each stage, multiples of 4.
-        depths: blocks of each stage.
-        mlp_ratios: hidden channels over a block's, of each stage.
-        in_channels: of the picture.
-        num_classes: 0 gives features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+        stem_dim: number of channels of the stem's three convolutions.
+        dims: number of channels of each stage, multiples of 4.
+        depths: number of blocks of each stage.
+        mlp_ratios: ratio of hidden channels to a block's channels, for each stage.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
     """
 
     heads = ("head", "head_dist")
@@ -249,15 +249,15 @@ def _joined(groups: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, of one of their classifiers.
+        state_dict: name → tensor, from one of their classifiers.
 
     Returns:
         State dict of `groupmamba_tiny`, `groupmamba_small` or `groupmamba_base`.
     """
-    # index of what follows the convolution, the norm and the blocks of a stage
+    # index of the norm at the end of each stage, after its convolution, norm and blocks
     after: dict[str, int] = {}
     for name in state_dict:
         if at := re.match(r"block(\d)\.(\d+)\.", name):
@@ -292,7 +292,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if mixer:
             groups.setdefault(layer, [{}, {}, {}, {}])[int(rest[0]) - 1][rest[2:]] = value
         elif value.ndim == 2 and not name.startswith("head"):
-            ours[name] = value[..., None, None]  # linear layers, 1×1 convolutions here
+            ours[name] = value[..., None, None]  # linear layers become 1×1 convolutions
         else:
             ours[name] = value
     for layer, parts in groups.items():

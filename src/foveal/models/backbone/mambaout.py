@@ -1,4 +1,4 @@
-"""MambaOut: what is left of a visual Mamba without its state space, to ask whether that is needed.
+"""MambaOut: a visual Mamba without its state space, to test whether that is needed.
 
 *Source*: W. Yu, X. Wang, "MambaOut: Do We Really Need Mamba for Vision?", CVPR 2025 (arXiv:2405.07992), sections 3 and
 4. Four stages of gated convolutional blocks, with dw₇ a depthwise 7×7 convolution:
@@ -6,14 +6,15 @@
     g, i, c = split(W norm(x))                      (B, H, W, ·): hidden, hidden - C and C channels
     x = x + W (gelu(g) ∘ concat(i, dw₇(c)))
 
-A Mamba block is the same with ssm(dw₇(c)), a selective scan over the tokens row by row. The paper's answer is no for
-classification, whose sequences are short and not causal, and perhaps for detection and segmentation.
+A Mamba block is the same with ssm(dw₇(c)), a selective scan over the tokens row by row. The paper finds that the state
+space is not needed for classification, whose sequences are short and not causal, but may help detection and
+segmentation.
 
-*Differs from the paper*: nothing in the block without a state space. That of the comparison reads the rows both ways,
-with one set of weights, since a picture has no first token.
+*Differs from the paper*: nothing in the block without a state space. The state space used for comparison reads the rows
+in both directions, with one set of weights, since an image has no first token.
 
-*Provenance*: the networks are timm's. The block was written from the paper, with parameters named and the epsilon of
-its norm as in timm, and takes the place of timm's in `use_plain_blocks_`, so that each proves the other.
+*Provenance*: the networks are timm's. The block was written from the paper, with timm's parameter names and norm
+epsilon, and replaces timm's block in `use_plain_blocks_`, so that each verifies the other.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ __all__ = [
 
 
 class StateSpace(nn.Module):
-    """A selective scan over the rows of a map, from the first token and from the last; (B, C, H, W) to the same.
+    """A bidirectional selective scan over a map in raster order; (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        state: D, numbers that each channel remembers.
+        state: D, state size per channel.
     """
 
     def __init__(self, dim: int, state: int) -> None:
@@ -55,7 +56,7 @@ class StateSpace(nn.Module):
         self.split = (-(-dim // 16), state, state)
         self.x_proj = nn.Linear(dim, sum(self.split), bias=False)
         self.dt_proj = nn.Linear(self.split[0], dim)
-        # Steps between 0.001 and 0.1, evenly spread in their logarithm, before softplus.
+        # Step sizes log-uniform in 0.001 to 0.1; the bias is added before softplus.
         step = torch.empty(dim).uniform_(math.log(0.001), math.log(0.1)).exp()
         with torch.no_grad():
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
@@ -76,7 +77,7 @@ class StateSpace(nn.Module):
             self.D,
             delta_softplus=True,
         )
-        there, back = y.chunk(2)  # type: ignore[union-attr]
+        there, back = y.chunk(2)
         return ((there + back.flip(2)) / 2).view(x.shape)
 
 
@@ -85,14 +86,14 @@ class GatedCNNBlock(nn.Module):
 
     Args:
         dim: C.
-        expansion: hidden channels over C.
-        kernel_size: k of the depthwise convolution, odd.
-        conv_ratio: channels that it sees over C.
-        state: D of a state space behind it, which makes this a Mamba block; 0 for none.
-        drop_path: probability of dropping the branch while training.
+        expansion: ratio of hidden channels to C.
+        kernel_size: k, kernel size of the depthwise convolution, odd.
+        conv_ratio: ratio of the channels it convolves to C.
+        state: D, state size of a state space after it, which makes this a Mamba block; 0 for none.
+        drop_path: drop-path rate of the branch.
 
     Raises:
-        ValueError: a convolution over more channels than there are.
+        ValueError: if `conv_ratio` is greater than `expansion`.
     """
 
     def __init__(
@@ -125,10 +126,10 @@ class GatedCNNBlock(nn.Module):
 
 
 def use_plain_blocks_(model: nn.Module) -> nn.Module:
-    """Put the block of this file, with the same weights, in the place of each of timm's.
+    """Replace each of timm's blocks with the block of this file, with the same weights.
 
     Args:
-        model: one of timm's MambaOut, changed in place.
+        model: MambaOut network of timm, changed in place.
 
     Returns:
         The model.
@@ -138,7 +139,7 @@ def use_plain_blocks_(model: nn.Module) -> nn.Module:
             weights = theirs.state_dict()
             dim, hidden = weights["fc2.weight"].shape
             seen, _, kernel_size, _ = weights["conv.weight"].shape
-            # Half a channel more, so that rounding down gives back the number.
+            # Half a channel more, so that rounding down recovers the number.
             ours = GatedCNNBlock(
                 dim, expansion=(hidden + 0.5) / dim, kernel_size=kernel_size, conv_ratio=(seen + 0.5) / dim
             )

@@ -1,20 +1,19 @@
 """MSVMamba: one scan over the whole map, and three over the map at half the resolution.
 
 *Source*: Y. Shi, M. Dong and C. Xu, "Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model", NeurIPS 2024
-(arXiv:2405.14174), section 4. The multi-scale scan (MS2D) reads 1 + ¾ tokens for each token of the map,
-where SS2D reads 4:
+(arXiv:2405.14174), section 4. The multi-scale scan (MS2D) reads 1 + ¾ tokens for each token of the map, SS2D reads 4:
 
     [x, z] = W_in u;  f = silu(dwconv₃(x));  c = silu(dwconv₇,₂(x))            (B, C, H, W); (B, C, H/2, W/2)
     y_f = norm(scan of f by rows)
     y_c = sum of norm(scan of c by rows backward, then by columns, then by columns backward)
     out = W_out (SE(y_f + enlarged(y_c)) ∘ silu(z))
 
-The three coarse routes share their weights and follow each other in one sequence. Each block ends with a convolutional
+The three coarse routes share their weights and are concatenated into one sequence. Each block ends with a convolutional
 feed-forward network: W₂ gelu(v + dwconv₃(v)), v = W₁ norm(y).
 
-*Differs from the paper*: nothing. That the coarse routes are one sequence is as in the authors' code.
+*Differs from the paper*: nothing. Concatenating the coarse routes follows the authors' code.
 *Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
-weights, renamed by `from_authors`, logits equal its own to 1e-6 of the largest.
+weights, converted by `from_authors`, the logits agree with its own to 1e-6 of the largest.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ __all__ = ["MS2D", "ConvFFN", "MSVMamba", "from_authors", "msvmamba_micro", "msv
 
 
 class MS2D(SS2D):
-    """Mixer of a map by one fine and three coarse routes, (B, dim, H, W) to the same.
+    """Mixer of a feature map with one fine and three coarse routes, (B, dim, H, W) to the same.
 
     Args:
-        dim: channels.
-        state: D of the scans.
-        expand: scanned channels over `dim`.
+        dim: number of channels.
+        state: D, state size of the scans.
+        expand: ratio of scanned channels to `dim`.
     """
 
     def __init__(self, dim: int, *, state: int = 1, expand: float = 2.0) -> None:
@@ -61,15 +60,15 @@ class MS2D(SS2D):
         """Three routes as one sequence: rows backward, columns, columns backward.
 
         Args:
-            x: (B, C, H, W).
+            x: features, (B, C, H, W).
 
         Returns:
-            Their normalised outputs, summed, (B, C, H, W).
+            Sum of their normalised outputs, (B, C, H, W).
         """
         rows, columns = x.flatten(2), x.mT.flatten(2)
         # (B, 1, C, 3·HW)
         sequence = torch.cat([rows.flip(-1), columns, columns.flip(-1)], -1)[:, None]
-        # (B, 3, HW, C): channels last, as the norm leaves them and enlarging is fastest
+        # (B, 3, HW, C): channels last, as the norm returns them and as upsampling is fastest
         y = self.norm(self.coarse(sequence).transpose(1, 2).unflatten(3, (3, -1)).squeeze(2)).permute(0, 2, 3, 1)
         back, down, up = y.unbind(1)
         by_rows = back.flip(1).unflatten(1, x.shape[2:])
@@ -85,11 +84,11 @@ class MS2D(SS2D):
 
 
 class ConvFFN(nn.Module):
-    """Feed-forward network with a depthwise convolution inside, (B, C, H, W) to the same.
+    """Feed-forward network with a depthwise convolution, (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        mlp_ratio: hidden channels over C.
+        mlp_ratio: ratio of hidden channels to C.
     """
 
     def __init__(self, dim: int, *, mlp_ratio: float = 2.0) -> None:
@@ -105,15 +104,15 @@ class ConvFFN(nn.Module):
 
 
 class MSVMamba(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes).
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes).
 
     Args:
-        dim: channels of the first stage; each stage doubles them.
-        depths: blocks of each stage.
-        state: D of the scans.
-        in_channels: of the picture.
-        num_classes: 0 gives pooled features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+        dim: number of channels of the first stage; each further stage doubles it.
+        depths: number of blocks of each stage.
+        state: D, state size of the scans.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
     """
 
     def __init__(
@@ -155,10 +154,10 @@ msvmamba_tiny = MSVMamba  # MSVMamba-T, 33 M
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, what their files hold under "model" or "model_ema".
+        state_dict: name → tensor, the entry "model" or "model_ema" of their files.
 
     Returns:
         State dict of `msvmamba_nano`, `msvmamba_micro` or `msvmamba_tiny`.
@@ -168,7 +167,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         [
             (r"^patch_embed\.(\d)", lambda at: f"stem.{int(at[1]) // 2}"),
             (r"^classifier\.", ""),
-            # their stages end with the merging that begins the next ones here
+            # their stages end with the patch merging, ours begin with it
             (r"^(layers\.\d+\.blocks\.\d+)\.norm\.", r"\1.norm1."),
             (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
             (r"^layers\.(\d+)\.downsample\.", lambda at: f"stages.{int(at[1]) + 1}.0."),

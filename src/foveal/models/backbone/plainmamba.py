@@ -1,18 +1,18 @@
-"""PlainMamba: blocks of one width whose scans snake over the picture and know which way they go.
+"""PlainMamba: blocks of constant width whose scans snake over the image and are aware of their direction.
 
 *Source*: C. Yang et al., "PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition", BMVC 2024
 (arXiv:2403.17695), section 3 and table 1.
 
     [x, z] = W_in norm(tokens),  u = silu(dwconv₇ₓ₇(x))              (B, N, C) to two of (B, E, H', W')
-    y = four scans of u, along rows and columns, both ways, summed   `foveal.nn.snake`
+    y = sum of four scans of u, along rows and columns, both ways    `foveal.nn.snake`
     tokens = tokens + W_out (y ∘ silu(z))
 
 No class token; the head reads the mean of norm(tokens).
 
-*Differs from the paper*: step sizes start as Mamba's; positions are resized to any picture. The authors' code computes
-the scans in another way than the paper; `released=True` does as the code, see `foveal.nn.snake`.
-*Provenance*: written from the paper; the patch embedding, the extra convolution of L1's first block and initial values
-looked up in the authors' code.
+*Differs from the paper*: step sizes are initialised as in Mamba; position embeddings are resized to any image. The
+authors' code computes the scans differently from the paper; `released=True` follows the code, see `foveal.nn.snake`.
+*Provenance*: written from the paper; the patch embedding, the extra convolution of L1's first block and the initial
+values were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = [
 
 
 class PlainMambaMixer(nn.Module):
-    """Mixer of a map's tokens, (B, N, dim) to (B, N, dim).
+    """Mixer of a feature map's tokens, (B, N, dim) to (B, N, dim).
 
     Args:
         dim: C.
         state: D.
-        expand: inner channels over `dim`.
-        kernel_size: of the depthwise convolution before the scans, odd.
-        released: see `SnakeScan`.
+        expand: ratio of inner channels to `dim`.
+        kernel_size: kernel size of the depthwise convolution before the scans, odd.
+        released: whether to scan as the authors' code does, see `SnakeScan`.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class PlainMambaBlock(nn.Module):
     Args:
         dim: C.
         state: D.
-        convolve: whether the convolution is there.
-        drop_path: probability of dropping the mixer while training.
-        released: see `SnakeScan`.
+        convolve: whether the block has that convolution.
+        drop_path: drop-path rate of the mixer.
+        released: whether to scan as the authors' code does, see `SnakeScan`.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class PlainMambaBlock(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Convolutions at half the picture's size, then patches; (B, in_channels, H, W) to (B, dim, H / p, W / p)."""
+    """Convolutions at half resolution, then patches; (B, in_channels, H, W) to (B, dim, H / p, W / p)."""
 
     def __init__(self, dim: int, convolutions: int, *, in_channels: int, patch_size: int, features: int = 64) -> None:
         super().__init__()
@@ -146,15 +146,15 @@ def plainmamba(
     Args:
         dim: C.
         depth: number of blocks.
-        convolutions: 3×3 convolutions before the patches.
+        convolutions: number of 3×3 convolutions before the patches.
         state: D.
         patch_size: side of a patch in pixels, even.
-        in_channels: channels of the picture.
-        num_classes: classes of the head; 0 gives features.
-        drop_path: probability of dropping the last block's mixer; it rises to that from 0.
-        convolve_first: whether the first block has a convolution of its own.
-        released: whether the scans are those of the authors' code, see `SnakeScan`.
-        grid: patches that the position embedding is made for, (H', W').
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns features.
+        drop_path: drop-path rate of the last block; the rates rise from 0.
+        convolve_first: whether the first block ends with a depthwise convolution.
+        released: whether to scan as the authors' code does, see `SnakeScan`.
+        grid: size of the position embedding in patches, (H', W').
 
     Returns:
         The network, (B, in_channels, H, W) to (B, num_classes).
@@ -186,12 +186,12 @@ plainmamba_l3 = partial(plainmamba, dim=448, depth=36)  # L3
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names that they have here.
+    """Convert the authors' weights to foveal's parameter names.
 
     They were trained with the scans of the authors' code: build the network with `released=True`.
 
     Args:
-        state_dict: name → tensor, what their files hold under "state_dict".
+        state_dict: name → tensor, the entry "state_dict" of their files.
 
     Returns:
         State dict of `plainmamba_l1`, `plainmamba_l2` or `plainmamba_l3`.

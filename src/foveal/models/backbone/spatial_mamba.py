@@ -1,12 +1,12 @@
-"""Spatial-Mamba: one scan, whose hidden states are mixed with their neighbours in the plane before they are read.
+"""Spatial-Mamba: one scan, whose hidden states are mixed with their spatial neighbours before they are read out.
 
 *Source*: C. Xiao, M. Li, Z. Zhang, D. Meng, L. Zhang, "Spatial-Mamba: Effective Visual State Space Models via
-Structure-aware State Fusion", ICLR 2025 (arXiv:2410.15091), sections 4.1 and 4.2. A convolutional stem to a quarter of
-the sides, four stages, each but the first begun by an inverted bottleneck of stride 2; every block is
+Structure-aware State Fusion", ICLR 2025 (arXiv:2410.15091), sections 4.1 and 4.2. A convolutional stem of stride 4,
+then four stages, of which all but the first begin with an inverted bottleneck of stride 2; every block is
 
     x = x + dw₃(x);  x = x + mixer(norm(x));  x = x + dw₃(x);  x = x + mlp(norm(x))
 
-The mixer, with dw₃,d a depthwise 3×3 convolution of dilation d whose border repeats:
+The mixer, with dw₃,d a depthwise 3×3 convolution of dilation d with replicate padding:
 
     [u, z] = W_in x;  u = silu(dw₃(u))                                (B, C, H, W) to two of (B, 2C, H, W)
     h = states of the scan of u in raster order
@@ -14,8 +14,8 @@ The mixer, with dw₃,d a depthwise 3×3 convolution of dilation d whose border 
     y_t = C_tᵀ h'_t + D ∘ u_t;  out = W_out (norm(y) ∘ silu(z))
 
 *Differs from the paper*: nothing.
-*Provenance*: written from the paper; the layers of the stem and between stages, the widths, the repeated border and how
-parameters begin were looked up in the authors' code.
+*Provenance*: written from the paper; the layers of the stem and between stages, the widths, the padding and the initial
+values were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ DILATIONS = (1, 3, 5)
 
 
 def repeat_border(x: Tensor, margin: int) -> Tensor:
-    """Pad a map with copies of its border.
+    """Pad a map by replicating its border.
 
-    `F.pad` does this too, but its gradient breaks networks that `torch.compile` compiled.
+    `F.pad` does this too, but its gradient fails in networks compiled with `torch.compile`.
 
     Args:
-        x: (B, C, H, W).
-        margin: m, at each side.
+        x: features, (B, C, H, W).
+        margin: m, width of the padding on each side.
 
     Returns:
         (B, C, H + 2m, W + 2m).
@@ -73,7 +73,7 @@ def repeat_border(x: Tensor, margin: int) -> Tensor:
 class StateFusion(nn.Module):
     """Three dilated depthwise 3×3 convolutions, weighted and summed, (B, C, H, W) to the same.
 
-    After training they run as one 11×11 convolution: it multiplies more, zeros too, and takes a third of the time.
+    In eval mode they run as one 11×11 convolution, which multiplies more (also by zeros) but takes a third of the time.
 
     Args:
         channels: C.
@@ -103,7 +103,7 @@ class StateFusion(nn.Module):
         return found[0] + found[1] + found[2]
 
     def make_identity_(self) -> None:
-        """Make it pass on what it gets: the mixer is then a plain scan."""
+        """Turn it into the identity, so that the mixer is a plain scan."""
         with torch.no_grad():
             for kernel in self.kernels:
                 kernel.zero_()
@@ -116,8 +116,8 @@ class StructureAwareMixer(nn.Module):
 
     Args:
         dim: C.
-        state: D, numbers that each scanned channel remembers.
-        expand: scanned channels over C.
+        state: D, state size per scanned channel.
+        expand: ratio of scanned channels to C.
     """
 
     def __init__(self, dim: int, *, state: int = 1, expand: int = 2) -> None:
@@ -156,17 +156,17 @@ class _Block(nn.Module):
 
 
 class SpatialMamba(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
-        dim: channels of the first stage; each stage doubles them.
-        depths: blocks of each stage.
-        state: D of the scans.
-        mlp_ratio: hidden channels over a block's.
-        mixer: makes a block's mixer from its channels; None takes `StructureAwareMixer`.
-        in_channels: channels of the picture.
-        num_classes: classes of the head; 0 gives pooled features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+        dim: number of channels of the first stage; each further stage doubles it.
+        depths: number of blocks of each stage.
+        state: D, state size of the scans.
+        mlp_ratio: ratio of hidden channels to a block's channels.
+        mixer: function that builds a block's mixer from its number of channels; None for `StructureAwareMixer`.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
     """
 
     def __init__(
@@ -209,10 +209,10 @@ spatial_mamba_base = partial(SpatialMamba, dim=96, depths=(2, 4, 21, 5))  # Spat
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, what their files hold under "model".
+        state_dict: name → tensor, the entry "model" of their files.
 
     Returns:
         State dict of `spatial_mamba_tiny`, `spatial_mamba_small` or `spatial_mamba_base`.
@@ -223,7 +223,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (r"^patch_embed\.conv1\.", "stem.first."),
             (r"^patch_embed\.conv2\.", "stem.middle."),
             (r"^patch_embed\.conv3\.", "stem.last."),
-            # their stages end with what begins the next ones here
+            # their stages end with the downsampling, ours begin with it
             (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
             (r"^layers\.(\d+)\.downsample\.conv\.2\.norm", lambda at: f"stages.{int(at[1]) + 1}.0.5"),
             (
@@ -248,9 +248,9 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
     for name, value in found.items():
         if name.endswith((".x_proj", ".dt_proj")):
-            found[name] = value[None]  # of one route
+            found[name] = value[None]  # a single route
         elif name.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")):
-            found[name] = value[..., None, None]  # linear layers, 1×1 convolutions here
+            found[name] = value[..., None, None]  # linear layers become 1×1 convolutions
     return found
 
 

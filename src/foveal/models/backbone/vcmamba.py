@@ -1,23 +1,23 @@
-"""VCMamba: convolutions while the maps are large, snaking scans on the last and smallest.
+"""VCMamba: convolutions on the large feature maps, snaking scans on the last and smallest.
 
 *Source*: M. Munir, A. Zhang, R. Marculescu, "VCMamba: Bridging Convolutions with Multi-Directional Mamba for Efficient
 Visual Representation", ICCV Workshops 2025 (arXiv:2509.04669), section 3.
 
     stem: two 3×3 convolutions, each halving the map
     convolutional block: x + γ ∘ ffn(x),  ffn = 1×1 to 4·C, depthwise 3×3, 1×1 back, a batch norm after each
-    between stages: 3×3 convolution that halves the map and widens it
+    between stages: 3×3 convolution that halves the map and adds channels
     last stage, after its convolutional blocks and + positions:
         x + mixer(bn(x)),  x + ffn(bn(x))
         mixer(x) = W_out relu(norm(four scans of silu(dwconv₇ₓ₇(W_in x))))      `foveal.nn.snake`
 
-The head is two linear layers on the mean, one to learn from labels and one from a teacher; their logits are averaged.
+The head is two linear layers on the mean, one trained on labels and one on a teacher; their logits are averaged.
 
-The mixer has no gate. The scans visit 1/1024 of the picture's positions; the rest costs as convolutions do.
+The mixer has no gate. The scans visit 1/1024 of the image's positions; the rest has the cost of convolutions.
 
-*Differs from the paper*: step sizes start as Mamba's; positions are resized to any picture. The authors' code computes
-the scans in another way than the paper; `released=True` does as the code, see `foveal.nn.snake`.
-*Provenance*: written from the paper; widths, depths, the order of norms and initial values looked up in the authors'
-code.
+*Differs from the paper*: step sizes are initialised as in Mamba; position embeddings are resized to any image. The
+authors' code computes the scans differently from the paper; `released=True` follows the code, see `foveal.nn.snake`.
+*Provenance*: written from the paper; widths, depths, the order of norms and initial values were looked up in the
+authors' code.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class ConvBlock(nn.Module):
 
     Args:
         dim: C.
-        mlp_ratio: hidden channels over C.
-        drop_path: probability of dropping the branch while training.
-        scale: what γ starts from.
+        mlp_ratio: ratio of hidden channels to C.
+        drop_path: drop-path rate of the branch.
+        scale: initial value of γ.
     """
 
     def __init__(self, dim: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0, scale: float = 1e-5) -> None:
@@ -74,14 +74,14 @@ class ConvBlock(nn.Module):
 
 
 class SnakeMixer(nn.Module):
-    """Four scans of a map between convolutions, without a gate; (B, dim, H, W) to the same.
+    """Four scans of a feature map between convolutions, without a gate; (B, dim, H, W) to the same.
 
     Args:
         dim: C.
-        state: D, numbers that each scanned channel remembers.
-        expand: scanned channels over C.
-        kernel_size: of the depthwise convolution before the scans, odd.
-        released: see `foveal.nn.snake.SnakeScan`.
+        state: D, state size per scanned channel.
+        expand: ratio of scanned channels to C.
+        kernel_size: kernel size of the depthwise convolution before the scans, odd.
+        released: whether to scan as the authors' code does, see `foveal.nn.snake.SnakeScan`.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class SnakeMixer(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """Scans, then channels, each after a batch norm; (B, dim, H, W) to the same.
+    """Scans, then a feed-forward network, each after a batch norm; (B, dim, H, W) to the same.
 
     Args:
         dim: C.
         state: D.
-        mlp_ratio: hidden channels over C.
-        drop_path: probability of dropping a branch while training.
-        released: see `foveal.nn.snake.SnakeScan`.
+        mlp_ratio: ratio of hidden channels to C.
+        drop_path: drop-path rate of the branches.
+        released: whether to scan as the authors' code does, see `foveal.nn.snake.SnakeScan`.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class MambaBlock(nn.Module):
 
 
 class _Positions(nn.Module):
-    """Adds what was learned of each place, resized from an s×s map."""
+    """Adds a learned position embedding, resized from an s×s map."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -138,17 +138,17 @@ class _Positions(nn.Module):
 
 
 class VCMamba(Pyramid):
-    """Three stages of convolutions and one that ends in scans, behind timm's interface; see `Pyramid`.
+    """Three stages of convolutions and one that ends in scans, with timm's interface; see `Pyramid`.
 
     Args:
-        dims: width of each stage.
-        depths: blocks of each stage.
-        scanning: how many of the last stage's blocks scan.
-        in_channels: channels of the picture.
-        num_classes: classes of the heads; 0 gives pooled features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
-        state: D of the scans.
-        released: see `foveal.nn.snake.SnakeScan`.
+        dims: number of channels of each stage.
+        depths: number of blocks of each stage.
+        scanning: number of blocks of the last stage that scan.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
+        state: D, state size of the scans.
+        released: whether to scan as the authors' code does, see `foveal.nn.snake.SnakeScan`.
         distilled: whether there is a second classifier.
     """
 
@@ -229,7 +229,7 @@ vcmamba_b = partial(VCMamba, dims=(64, 128, 320, 512), depths=(4, 4, 12, 6))  # 
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names that they have here.
+    """Convert the authors' weights to foveal's parameter names.
 
     They were trained with the scans of the authors' code: build the network with `released=True`.
 
@@ -243,7 +243,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first = min(scans, default=0)
 
     def block(found: re.Match[str]) -> str:
-        """Blocks behind the layers that halve the map; scans also behind the positions."""
+        """Index of a block: after the downsampling layers and, if it scans, also after the positions."""
         stage, place = int(found[1]) // 2, int(found[2])
         return f"stages.{stage}.{place + 2 * (stage > 0) + (stage == 3 and bool(scans) and place >= first)}."
 

@@ -1,4 +1,4 @@
-"""Vim: a plain stack of blocks that read the patches of a picture forward and backward.
+"""Vim: a plain stack of blocks that read the patches of an image forward and backward.
 
 *Source*: L. Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
 ICML 2024 (arXiv:2401.09417), section 3, algorithm 1 and the class token in the middle (table 5).
@@ -7,11 +7,11 @@ ICML 2024 (arXiv:2401.09417), section 3, algorithm 1 and the class token in the 
     tokens = tokens + mamba(rmsnorm(tokens))                                  24 times, `foveal.nn.mamba`
     logits = W rmsnorm(class token)
 
-The class token stands in the middle, so that both directions have read half of the picture when they come to it. The
-time and the memory of a block grow with N, where attention's grow with N².
+The class token is in the middle, so that both directions have read half of the image when they reach it. The time and
+memory of a block grow with N, those of attention with N².
 
-*Differs from the paper*: the two directions are averaged, as in the authors' code; positions are resized to any
-picture.
+*Differs from the paper*: the two directions are averaged, as in the authors' code; position embeddings are resized to
+any image.
 *Provenance*: written from the paper; sizes and initial values looked up in the authors' code.
 """
 
@@ -37,12 +37,12 @@ __all__ = ["VimBlock", "from_authors", "vim", "vim_base", "vim_small", "vim_tiny
 
 
 class VimBlock(nn.Module):
-    """Norm, mixer in both directions, residual; (B, N, dim) to (B, N, dim).
+    """Norm, bidirectional mixer, residual; (B, N, dim) to (B, N, dim).
 
     Args:
         dim: C.
-        state: D, numbers that each inner channel remembers.
-        drop_path: probability of dropping the mixer while training.
+        state: D, state size per inner channel.
+        drop_path: drop-path rate of the mixer.
     """
 
     def __init__(self, dim: int, *, state: int = 16, drop_path: float = 0.0) -> None:
@@ -73,10 +73,10 @@ def vim(
         depth: number of blocks.
         state: D.
         patch_size: side of a patch in pixels.
-        in_channels: channels of the picture.
-        num_classes: classes of the head; 0 gives features.
-        drop_path: probability of dropping the last block's mixer; it rises to that from 0.
-        grid: patches that the position embedding is made for, (H', W').
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns features.
+        drop_path: drop-path rate of the last block; the rates rise from 0.
+        grid: size of the position embedding in patches, (H', W').
 
     Returns:
         The network, (B, in_channels, H, W) to (B, num_classes).
@@ -108,10 +108,10 @@ vim_base = partial(vim, dim=768)  # Vim-B
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names that they have here.
+    """Convert the authors' weights to foveal's parameter names.
 
     Args:
-        state_dict: name → tensor, what their files hold under "model"; of patches that do not overlap.
+        state_dict: name → tensor, the entry "model" of their files, for networks with non-overlapping patches.
 
     Returns:
         State dict of `vim_tiny`, `vim_small` or `vim_base`.

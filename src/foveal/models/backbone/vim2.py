@@ -2,24 +2,25 @@
 
 *Source*: A. Behrouz, M. Santacatterina, R. Zabih, "MambaMixer: Efficient Selective State Space Models with Dual Token
 and Channel Selection", 2024 (arXiv:2403.19888v1), sections 3.2 and 4.1, appendix A. A 4×4 patch convolution and four
-stages. In a stage each mixer is fed a weighted sum of the stage's input and all mixers before it, with learned weights:
+stages. In a stage the input of each mixer is a sum of the stage's input and all previous mixers, with learned weights:
 
     x_j = Σ_{i < j} w_{j,i} y_i;  y_j = x_j + mixer_j(norm(x_j))                  y_0 the stage's input
     token mixer: SS2D over the map                                                (B, C, H, W) to the same
     channel mixer: Mamba, both ways, over the C channels as a sequence of maps    (B, C, H·W), H·W features, to the same
 
-*Differs from the paper*, which has no code, and whose text leaves out what is needed to build it:
+*Differs from the paper*, which has no code and whose text omits details needed to build it:
 
-- A mixer over the transposed map has weights for each position, so their number depends on the picture, and with 56×56
-  positions they would be more than the whole network. Here a channel mixer sees windows of 7×7 positions, all with the
-  same weights; in the last stage, at 224×224, that is the whole map as in the paper.
-- It reads the channels in both directions (section 3.2) and not four times over with the positions in another order
-  (section 4.1): the projections take positions in any order.
-- Two token mixers to a channel mixer, state 16 and twice the channels in a token mixer follow the table of appendix A;
-  shortcuts within mixers, norms, patch merging and the order of the mixers are guessed, by VMamba, which section 4.2
-  says the network becomes when channel mixers and earlier features are left out. With that the networks come out
-  smaller than the paper's 20 M, 43 M and 74 M, Tiny by 3 %, Small by 21 % and Base by 22 %.
-- Weights of both mixers' features are learned for the stage's input once, not twice; they begin as a plain chain.
+- A mixer over the transposed map has weights for each position, so their number depends on the image size, and with
+  56×56 positions they would outnumber the rest of the network. Here a channel mixer sees windows of 7×7 positions with
+  shared weights; in the last stage, at 224×224, that is the whole map as in the paper.
+- It reads the channels in both directions (section 3.2), not four times with the positions in another order (section
+  4.1): the projections are insensitive to the order of the positions.
+- Two token mixers per channel mixer, state 16 and twice the channels in a token mixer follow the table of appendix A;
+  shortcuts within mixers, norms, patch merging and the order of the mixers are guesses based on VMamba, to which the
+  network reduces without channel mixers and earlier features according to section 4.2. The resulting networks are
+  smaller than the paper's 20 M, 43 M and 74 M: Tiny by 3 %, Small by 21 % and Base by 22 %.
+- The weight of the stage's input is learned once, not twice for the features of both mixers; initially the weights form
+  a plain chain.
 
 *Provenance*: written from the paper.
 """
@@ -52,9 +53,9 @@ class ChannelMixer(nn.Module):
     """Selective scans along the channels, in both directions, (B, C, H, W) to the same, for any C.
 
     Args:
-        window: side of the windows that it sees, one at a time; zeros complete the last ones.
-        state: D, numbers that each feature remembers.
-        expand: scanned features over positions of a window.
+        window: side of the windows it is applied to; the last ones are padded with zeros.
+        state: D, state size per feature.
+        expand: ratio of scanned features to positions of a window.
     """
 
     def __init__(self, window: int = 7, *, state: int = 16, expand: float = 1.0) -> None:
@@ -75,7 +76,7 @@ class ChannelMixer(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """A mixer behind a norm and beside a shortcut, (B, C, H, W) to the same."""
+    """A mixer with a norm before it and a shortcut, (B, C, H, W) to the same."""
 
     def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
         super().__init__()
@@ -88,16 +89,16 @@ class _Mixed(nn.Module):
 
 
 class MixerStage(nn.Module):
-    """Mixers, each fed a weighted sum of all outputs before it, (B, C, H, W) to the same.
+    """Mixers, each applied to a weighted sum of all previous outputs, (B, C, H, W) to the same.
 
     Args:
-        mixers: each (B, C, H, W) to the same.
+        mixers: mixers, each (B, C, H, W) to the same.
     """
 
     def __init__(self, mixers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.mixers = nn.ModuleList(mixers)
-        # The last of each begins as 1, the others as 0: a plain chain.
+        # The last weight of each is initially 1, the others 0: a plain chain.
         self.weights = nn.ParameterList(torch.eye(i + 1)[-1].clone() for i in range(len(mixers)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,17 +112,17 @@ class MixerStage(nn.Module):
 
 
 class ViM2(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
-        dim: channels of the first stage; each stage doubles them.
-        depths: token mixers of each stage; a channel mixer stands after each second one, and after the last.
-        state: D of all scans.
-        window: side of the windows that channel mixers see.
+        dim: number of channels of the first stage; each further stage doubles it.
+        depths: number of token mixers of each stage; a channel mixer follows every second one, and the last.
+        state: D, state size of all scans.
+        window: side of the channel mixers' windows.
         mix_channels: whether there are channel mixers.
-        in_channels: channels of the picture.
-        num_classes: classes of the head; 0 gives pooled features.
-        drop_path: probability of dropping the last token mixer's branch; it rises to that from 0.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last token mixer; the rates rise linearly from 0.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class ViM2(Pyramid):
 
 
 def _init_weights(module: nn.Module) -> None:
-    # Mamba's projection of steps has its own start.
+    # Mamba's step-size projection has its own initialisation.
     if isinstance(module, Mamba):
         for layer in (module.in_proj, module.out_proj):
             init_weights(layer)

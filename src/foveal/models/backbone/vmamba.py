@@ -1,15 +1,14 @@
-"""VMamba: four stages of blocks that mix by selective scans along rows and columns, both ways.
+"""VMamba: four stages of blocks that mix with selective scans along rows and columns, in both directions.
 
 *Source*: Y. Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024 (arXiv:2401.10166), section 4. The networks
-are those of the paper's last version: state 1, no gate, overlapping stem and downsampling. SS2D stands in
-`foveal.nn.ss2d`.
+are those of the paper's last version: state 1, no gate, overlapping stem and downsampling. SS2D is in `foveal.nn.ss2d`.
 
     stem(x) = norm(conv₃,₂(gelu(norm(conv₃,₂(x)))))                            (B, 3, H, W) to (B, C, H/4, W/4)
     y = x + SS2D(norm(x));  out = y + W₂ gelu(W₁ norm(y))                      (B, C, h, w)
     between stages: norm(conv₃,₂(x))                                           (B, C, h, w) to (B, 2C, h/2, w/2)
 
 *Differs from the paper*: nothing.
-*Provenance*: written from the paper; sizes and initial values looked up in the authors' code.
+*Provenance*: written from the paper; sizes and initial values were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ __all__ = ["VMamba", "VSSBlock", "from_authors", "init_weights", "vmamba_base", 
 
 
 def init_weights(module: nn.Module) -> None:
-    """Start what multiplies channels, linear layers and 1×1 convolutions, near zero; for `nn.Module.apply`.
+    """Initialise linear layers and 1×1 convolutions near zero; for `nn.Module.apply`.
 
     Args:
-        module: changed in place.
+        module: module to initialise in place.
     """
     if isinstance(module, nn.Linear) or (
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
@@ -47,13 +46,13 @@ def init_weights(module: nn.Module) -> None:
 
 
 class VSSBlock(nn.Module):
-    """A mixer and a feed-forward network, each behind a norm and beside a shortcut; (B, C, H, W) to the same.
+    """A mixer and a feed-forward network, each with a norm before it and a shortcut; (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        mixer: (B, C, H, W) to the same.
-        mlp: (B, C, H, W) to the same.
-        drop_path: probability of leaving a branch out while training.
+        mixer: mixer, (B, C, H, W) to the same.
+        mlp: feed-forward network, (B, C, H, W) to the same.
+        drop_path: drop-path rate of the branches.
     """
 
     def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, *, drop_path: float = 0.0) -> None:
@@ -74,17 +73,17 @@ def _halved(channels: int, dim: int) -> list[nn.Module]:
 
 
 class VMamba(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes).
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes).
 
     Args:
-        dim: channels of the first stage; each stage doubles them.
-        depths: blocks of each stage.
-        state: D of the scans.
-        expand: scanned channels over a block's.
-        mlp_ratio: hidden channels over a block's.
-        in_channels: channels of the picture.
-        num_classes: classes of the head; 0 gives pooled features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
+        dim: number of channels of the first stage; each further stage doubles it.
+        depths: number of blocks of each stage.
+        state: D, state size of the scans.
+        expand: ratio of scanned channels to a block's channels.
+        mlp_ratio: ratio of hidden channels to a block's channels.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
     """
 
     def __init__(
@@ -132,11 +131,11 @@ vmamba_base = partial(VMamba, dim=128, depths=(2, 2, 15, 2), expand=2.0)  # VMam
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, what their files hold under "model"; of a network of the last version, without a
-            gate: T[s1l8], S[s2l15] or B[s2l15].
+        state_dict: name → tensor, the entry "model" of the files of the last version's networks without a gate:
+            T[s1l8], S[s2l15] or B[s2l15].
 
     Returns:
         State dict of `vmamba_tiny`, `vmamba_small` or `vmamba_base`.
@@ -147,7 +146,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         [
             (r"^patch_embed\.(\d)", lambda at: f"stem.{stem[at[1]]}"),
             (r"^classifier\.", ""),
-            # their stages end with the convolution and the norm that begin the next ones here
+            # their stages end with the downsampling convolution and its norm, ours begin with them
             (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + 2 * (at[1] != '0')}"),
             (r"^layers\.(\d+)\.downsample\.(\d)", lambda at: f"stages.{int(at[1]) + 1}.{int(at[2]) // 2}"),
             (r"^(stages\.\d+\.\d+\.)norm\.", r"\1norm1."),
@@ -165,7 +164,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith(".dt_bias"):
             found[name] = value.flatten()
         elif value.ndim == 2 and name.endswith(("in_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")):
-            found[name] = value[..., None, None]  # linear layers, 1×1 convolutions here
+            found[name] = value[..., None, None]  # linear layers become 1×1 convolutions
     return found
 
 

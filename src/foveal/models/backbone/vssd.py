@@ -1,21 +1,21 @@
-"""VSSD: a backbone whose state space has no order, because each token reads the same sum over all tokens.
+"""VSSD: a backbone with a non-causal state space, in which every token reads the same sum over all tokens.
 
 *Source*: Y. Shi, M. Dong, M. Li, C. Xu, "VSSD: Vision Mamba with Non-Causal State Space Duality", 2024
-(arXiv:2407.18559), sections 3.2 and 3.3. A convolutional stem to a quarter of the sides, four stages, each but the
-first begun by an inverted bottleneck of stride 2; every block is
+(arXiv:2407.18559), sections 3.2 and 3.3. A convolutional stem of stride 4, then four stages, of which all but the first
+begin with an inverted bottleneck of stride 2; every block is
 
     x = x + dw₃(x);  x = x + mixer(norm(x));  x = x + dw₃(x);  x = x + mlp(norm(x))
 
-In the first three stages the mixer is a state space without order, `foveal.nn.nc_ssd`, whose tokens all read one sum
+In the first three stages the mixer is a non-causal state space, `foveal.nn.nc_ssd`, whose tokens all read one sum
 
     y_i = C_i · Σ_j m_j B_j x_jᵀ,  m_j > 0 from token j
 
-In the last it is attention.
+In the last stage it is attention.
 
 *Differs from the paper*: nothing; the mixer can be made causal, Mamba-2's, for the paper's own comparison.
 
-*Provenance*: written from the paper; the layers of the stem and between stages, the widths, what is activated and how
-parameters begin were looked up in the authors' code.
+*Provenance*: written from the paper; the layers of the stem and between stages, the widths, the places of the
+activations and the initial values were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
     Args:
         dim: C.
-        num_heads: heads, which divide C.
+        num_heads: number of heads; must divide C.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG002 - every mixer is told the size
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG002 - all mixers get the size
         batch, length, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
         # (3, B, heads, L, P)
@@ -87,21 +87,21 @@ class _Block(nn.Module):
 
 
 class VSSD(Pyramid):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
-        dim: channels of the first stage; each later one has twice as many.
-        depths: blocks of each stage.
-        num_heads: heads of each stage.
-        state: N, numbers that each channel of the state space remembers.
-        mlp_ratio: hidden channels of the MLPs over those of the tokens.
-        in_channels: channels of the picture.
-        num_classes: classes of the head; 0 gives pooled features.
-        drop_path: probability of dropping a branch of the last block; it rises to that from 0.
-        causal: whether the state space mixers have an order, Mamba-2's.
+        dim: number of channels of the first stage; each further stage doubles it.
+        depths: number of blocks of each stage.
+        num_heads: number of heads of each stage.
+        state: N, state size per channel of the state space.
+        mlp_ratio: ratio of the MLPs' hidden channels to the channels of the tokens.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
+        causal: whether the state space mixers are causal, as in Mamba-2.
 
     Raises:
-        ValueError: numbers of depths and heads that differ, or heads that do not divide their stage's channels.
+        ValueError: if `depths` and `num_heads` differ in length, or heads do not divide their stage's channels.
     """
 
     def __init__(
@@ -155,10 +155,10 @@ vssd_base = partial(VSSD, dim=96, depths=(3, 4, 21, 5), num_heads=(3, 6, 12, 24)
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names that they have here.
+    """Convert the authors' weights to foveal's parameter names.
 
     Args:
-        state_dict: name → tensor, what their files hold under "model".
+        state_dict: name → tensor, the entry "model" of their files.
 
     Returns:
         State dict of `vssd_micro`, `vssd_tiny`, `vssd_small` or `vssd_base`.
@@ -169,7 +169,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (r"^patch_embed\.conv1\.", "stem.first."),
             (r"^patch_embed\.conv2\.", "stem.middle."),
             (r"^patch_embed\.conv3\.", "stem.last."),
-            # their stages end with what begins the next ones here
+            # their stages end with the downsampling, ours begin with it
             (r"^layers\.(\d+)\.blocks\.(\d+)", lambda at: f"stages.{at[1]}.{int(at[2]) + (at[1] != '0')}"),
             (r"^layers\.(\d+)\.downsample\.conv\.2\.norm", lambda at: f"stages.{int(at[1]) + 1}.0.5"),
             (

@@ -1,1 +1,1 @@
-"""Networks that say something of every pixel: segmentation."""
+"""Networks for dense prediction: segmentation."""

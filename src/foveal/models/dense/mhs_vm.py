@@ -1,25 +1,25 @@
-"""MHS-VM: heads of a few channels each, and each head scans the map in its own pattern.
+"""MHS-VM: the channels are split into heads, and each head scans the feature map in its own pattern.
 
 *Source*: Z. Ji, "MHS-VM: Multi-Head Scanning in Parallel Subspaces for Vision Mamba", 2024 (arXiv:2406.05992), section
-3. The mixer takes the place of SS2D in VM-UNet (arXiv:2402.02491): four stages down, four up, the maps of the way down
-added on the way up. With n heads, K = 4 routes a head:
+3. The mixer replaces SS2D in VM-UNet (arXiv:2402.02491): an encoder and a decoder of four stages each, with additive
+skip connections. With n heads and K = 4 routes per head:
 
     [u, z] = W_in x;  u = silu(dw₃(u));  [x₁ … xₙ] = W u                (B, C, H, W) to n of (B, C/n, H, W)
-    y_k = selective scan of x_h along route k, back in raster order     each route has weights of its own
+    y_k = selective scan of x_h along route k, back in raster order     each route has its own weights
     z_h = (Σ_k y_k) ∘ relu(cv - t),  cv = std_k(y) / mean_k(y - min_k y)        scan route attention
     out = norm(V norm([z₁ … zₙ])) ∘ silu(z)
 
 | head | routes, each also backward |
 |---|---|
-| 1 | rows and columns, each second one turned round |
-| 2 | diagonals, each second one turned round, from the upper left and from the upper right corner |
+| 1 | rows and columns, every second one reversed |
+| 2 | diagonals, every second one reversed, from the upper left and from the upper right corner |
 | 3 | spirals inward, clockwise from the upper left corner and counterclockwise from the lower left one |
 | 4 | rows and columns, all in one direction |
 
-*Differs from the paper*: sides that are no multiple of 32 are filled up with zeros and the result is cut; logits come
-out without a sigmoid.
-*Provenance*: written from the paper; the layers of the U-net, the routes and how parameters begin were looked up in the
-authors' code. With its weights, renamed by `from_authors`, logits equal its own to 4e-5 of the largest.
+*Differs from the paper*: sides that are not a multiple of 32 are padded with zeros and the result is cropped; the
+outputs are logits, without a sigmoid.
+*Provenance*: written from the paper; the layers of the U-Net, the routes and the initial values were looked up in the
+authors' code. With its weights, converted by `from_authors`, the logits agree with its own to 4e-5 of the largest.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def pattern(name: str, height: int, width: int, *, device: torch.device | None =
         name: "turning", "zigzag", "spiral" or "raster", the heads of the table above.
         height: H.
         width: W.
-        device: where to put them.
+        device: device of the result.
 
     Returns:
-        Positions in raster order as they are visited, (4, H·W): two routes, and both backward.
+        Raster indices in the order they are visited, (4, H·W): two routes, and both backward.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: if the name is unknown.
     """
     if name == "raster":
         return routes("cross", height, width, device=device)
@@ -88,37 +88,37 @@ def pattern(name: str, height: int, width: int, *, device: torch.device | None =
 
 
 def route_attention(y: Tensor, threshold: float = 0.0) -> Tensor:
-    """Sum over routes, times how much the routes disagree: their deviation over their mean above the least.
+    """Sum over routes, weighted by their disagreement: standard deviation over mean excess above the minimum.
 
-    Where routes differ by little more than 1e-5 the ratio magnifies rounding: an untrained network's outputs in float32
-    and float64 are a thousandth apart.
+    Where routes differ by little more than 1e-5 the ratio amplifies rounding errors: the outputs of an untrained
+    network in float32 and float64 differ by a thousandth.
 
     Args:
-        y: one value a route, (B, K, …).
-        threshold: t; where the ratio is below it nothing passes.
+        y: one value per route, (B, K, …).
+        threshold: t; the output is 0 where the ratio is below it.
 
     Returns:
         (B, …).
     """
     count, total = y.shape[1], y.sum(1)
     apart = y - (total / count)[:, None]
-    # The floor keeps the gradient of the root finite where all routes agree; the root of it is far below 1e-5.
+    # The floor keeps the gradient of the square root finite where all routes agree; its root is far below 1e-5.
     deviation = (apart.square().sum(1) / (count - 1)).clamp(min=1e-24).sqrt()
     ratio = deviation / (1e-5 - apart.amin(1))
     return total * F.relu(ratio - threshold)
 
 
 class MultiHeadScan(nn.Module):
-    """Gated scans of several heads, (B, C, H, W) to the same.
+    """Gated multi-head scans, (B, C, H, W) to the same.
 
     Args:
         dim: C, a multiple of `num_heads`.
         num_heads: n, 1 to 4.
-        state: D of the scans.
+        state: D, state size of the scans.
         threshold: t of the scan route attention.
 
     Raises:
-        ValueError: heads that there are no patterns for, or that do not divide the channels.
+        ValueError: if there are more heads than patterns, or they do not divide the channels.
     """
 
     def __init__(self, dim: int, *, num_heads: int = 4, state: int = 16, threshold: float = 0.0) -> None:
@@ -138,17 +138,17 @@ class MultiHeadScan(nn.Module):
         self.norm = LayerNorm2d(dim, eps=1e-5)
 
     def scan(self, x: Tensor) -> Tensor:
-        """Scan each head's channels along its four routes, all heads at once, and let the routes vote.
+        """Scan each head's channels along its four routes, all heads at once, and combine the routes.
 
         Args:
-            x: (B, C, H, W), the channels of the first head first.
+            x: features, (B, C, H, W), with the channels grouped by head.
 
         Returns:
             The same shape.
         """
         batch, _, height, width = x.shape
         found = [pattern(name, height, width, device=x.device) for name in self.patterns]
-        # (n, 4, 1, L): at each step the position; its inverse: for each position the step
+        # (n, 4, 1, L): the position at each step; the inverse: the step at each position
         visited = torch.stack(found)[:, :, None]
         steps = torch.arange(visited.shape[-1], device=x.device).expand_as(visited)
         inverse = torch.zeros_like(visited).scatter(-1, visited, steps)
@@ -193,7 +193,7 @@ class _Expanding(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Another resolution, then blocks."""
+    """Change of resolution, then blocks."""
 
     def __init__(self, enter: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -207,18 +207,18 @@ class _Stage(nn.Module):
 class MHSUNet(Pyramid):
     """Segmentation network, (B, in_channels, H, W) to (B, num_classes, H, W), logits.
 
-    As a backbone it gives the maps of the way down.
+    As a backbone it returns the encoder's feature maps.
 
     Args:
-        dim: channels of the first stage; each stage doubles them.
-        depths: blocks of each stage on the way down.
-        depths_up: blocks of each stage on the way up, the smallest map first.
-        num_heads: of `MultiHeadScan`, 3 or 4 in the paper; 0 takes SS2D, which makes it VM-UNet.
-        state: D of the scans.
-        threshold: of the scan route attention; 0.5 in the paper on ISIC 2018.
-        in_channels: of the picture.
-        num_classes: of the logits; 0 gives features.
-        drop_path: probability of dropping the branch of the blocks at the smallest map; it falls to 0 both ways.
+        dim: number of channels of the first stage; each further stage doubles it.
+        depths: number of blocks of each encoder stage.
+        depths_up: number of blocks of each decoder stage, the smallest map first.
+        num_heads: number of heads of `MultiHeadScan`, 3 or 4 in the paper; 0 uses SS2D, which makes it VM-UNet.
+        state: D, state size of the scans.
+        threshold: t of the scan route attention; 0.5 in the paper on ISIC 2018.
+        in_channels: number of channels of the image.
+        num_classes: number of classes; 0 returns features.
+        drop_path: drop-path rate at the smallest map; the rates fall linearly to 0 towards both ends.
     """
 
     def __init__(
@@ -260,11 +260,11 @@ class MHSUNet(Pyramid):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002 - timm's
-        """Put a fresh last layer in place.
+        """Replace the last layer with a newly initialised one.
 
         Args:
-            num_classes: 0 for none.
-            global_pool: nothing is pooled; taken for timm's sake.
+            num_classes: number of classes; 0 removes the classifier.
+            global_pool: ignored, for compatibility with timm; nothing is pooled.
         """
         self.num_classes = num_classes
         self.out_channels = num_classes or self.head_hidden_size
@@ -280,7 +280,7 @@ class MHSUNet(Pyramid):
             inputs.append(stage.enter(x))
             x = stage.blocks(inputs[-1])
         x = self.ups[0](x)
-        # The smallest map meets its own input first, before it grows.
+        # The smallest map is first added to its own input, before upsampling.
         for up, before in zip(self.ups[1:], inputs[:0:-1], strict=True):
             x = up(x + before)
         return self.head(self.final(x))[:, :, :height, :width]
@@ -291,16 +291,16 @@ vm_unet = partial(MHSUNet, num_heads=0)  # VM-UNet, 27 M parameters, which the p
 
 
 def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' networks under the names, and in the shapes, that they have here.
+    """Convert the authors' weights to foveal's parameter names and shapes.
 
     Args:
-        state_dict: name → tensor, of their VMUNet with three or four heads.
+        state_dict: name → tensor, from their VMUNet with three or four heads.
 
     Returns:
-        State dict of `mhs_unet` with as many heads and, for those trained on ISIC 2018, `threshold` 0.5.
+        State dict of `mhs_unet` with the same number of heads and, if trained on ISIC 2018, `threshold` 0.5.
     """
     found = renamed(
-        # they keep two tensors under a second name
+        # they store two tensors under a second name
         {name: value for name, value in state_dict.items() if not re.search(r"\.scanning\.|x_ssproj_W$", name)},
         [
             (r"^vmunet\.", ""),
@@ -310,7 +310,7 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (r"^final_conv\.", "head."),
             (r"^layers_up\.(\d+)\.upsample\.", r"ups.\1.enter."),
             (r"^layers_up\.", "ups."),
-            # their stages end with the merging that begins the next ones here
+            # their stages end with the patch merging, ours begin with it
             (r"^layers\.(\d+)\.downsample\.", lambda at: f"stages.{int(at[1]) + 1}.enter."),
             (r"^layers\.", "stages."),
             (r"\.ln_1\.", ".norm."),
@@ -322,12 +322,12 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             *S6_NAMES,
         ],
     )
-    # the scans of the heads, here one scan with four routes a head
+    # the scans of the heads, here one scan with four routes per head
     heads: dict[str, dict[str, Tensor]] = {}
     ours: dict[str, Tensor] = {}
     for name, value in as_convolutions(found).items():
         if at := re.fullmatch(r"(.*)\.head_(\w)(\.s6\.\w+)", name):
-            # theirs go forward, backward, forward and backward; here both forward ones come first
+            # their order is forward, backward, forward, backward; here both forward ones come first
             heads.setdefault(at[1] + at[3], {})[at[2]] = value.unflatten(0, (4, -1))[[0, 2, 1, 3]].flatten(0, 1)
         elif name.endswith("expand.weight"):
             # (s²·C', C), the pixels of a cell first, to C' first

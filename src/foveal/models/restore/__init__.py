@@ -1,1 +1,1 @@
-"""Networks that restore pictures: super-resolution."""
+"""Networks for image restoration: super-resolution."""

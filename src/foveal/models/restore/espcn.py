@@ -1,4 +1,4 @@
-"""ESPCN: convolutions on the small picture, then one rearrangement of channels into the large one.
+"""ESPCN: convolutions at low resolution, then a sub-pixel rearrangement of channels into the large picture.
 
 *Source*: W. Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional
 Neural Network", CVPR 2016 (arXiv:1609.05158), section 3 and equations 1 to 4; the transposed convolution it equals is
@@ -22,13 +22,13 @@ __all__ = ["ESPCN", "transposed_kernel"]
 
 
 def transposed_kernel(weight: Tensor, *, scale: int) -> Tensor:
-    """Rearrange a sub-pixel convolution's weight into that of the transposed convolution with the same result.
+    """Rearrange a sub-pixel convolution's weight into that of the equivalent transposed convolution.
 
-    Pixel s·y + i of the large picture takes the low-resolution rows y + a - p. A transposed convolution of stride s
-    and padding s·p puts row y + a - p there with its tap i + s·(k - 1 - a); columns likewise.
+    Pixel s·y + i of the large picture depends on the low-resolution rows y + a - p. A transposed convolution of stride
+    s and padding s·p adds row y + a - p there with its tap i + s·(k - 1 - a); columns likewise.
 
     Args:
-        weight: of a same-padded k×k convolution followed by a pixel shuffle, (C'·s², C, k, k), k odd.
+        weight: weight of a same-padded k×k convolution followed by a pixel shuffle, (C'·s², C, k, k), k odd.
         scale: s.
 
     Returns:
@@ -45,10 +45,10 @@ class ESPCN(nn.Module):
 
     Args:
         scale: s, at least 1.
-        in_channels: C, 3 for RGB or 1 for luminance; as many come out.
+        in_channels: C, number of input and output channels, 3 for RGB or 1 for luminance.
 
     Raises:
-        ValueError: a scale below 1.
+        ValueError: if the scale is below 1.
     """
 
     def __init__(self, scale: int = 3, *, in_channels: int = 3) -> None:

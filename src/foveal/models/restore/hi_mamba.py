@@ -1,4 +1,4 @@
-"""Hi-Mamba: each block scans in a single direction, over pixels and over regions, and the next block in another.
+"""Hi-Mamba: each block scans in a single direction, over pixels and over regions; the direction alternates.
 
 *Source*: J. Qiao et al., "Hi-Mamba: Hierarchical Mamba for Efficient Image Super-Resolution", 2024 (arXiv:2410.10140),
 section 3. A convolution, groups of blocks (each group ends in a convolution and a residual), a convolution and a
@@ -13,8 +13,8 @@ Block i of a group scans in direction d = i mod 4: along rows, along columns, an
 
 *Differs from the paper*: the authors' code is not public; what the text leaves open (sizes, the downsampling, here a
 depthwise convolution of stride r = 4, and the place of the norms) follows light super-resolution networks, with the
-width of light MambaIR. Pictures are padded with zeros to multiples of r. `four=True` builds what the paper compares
-with: the same block with one scan along all four directions in place of the local and the region scan.
+width of MambaIR-light. Pictures are padded with zeros to multiples of r. `four=True` builds the paper's baseline: the
+same block with one scan along all four directions instead of the local and the region scan.
 
 *Provenance*: written from the paper.
 """
@@ -38,13 +38,13 @@ DIRECTIONS = 4
 
 
 class DirectedScan(S6):
-    """Selective scan of a map along some of the four directions, summed; (B, C, H, W) to the same.
+    """Sum of selective scans of a map along some of the four directions; (B, C, H, W) to the same.
 
     Args:
         dim: C.
-        directions: 0 along rows, 1 along columns, 2 and 3 the same backward.
-        state: D, size of each channel's state.
-        dt_rank: rank of the projection to step sizes; None takes a sixteenth of `dim`, rounded up.
+        directions: directions of the scans: 0 along rows, 1 along columns, 2 and 3 the same backward.
+        state: D, state size per channel.
+        dt_rank: rank of the step-size projection; None means `dim` / 16, rounded up.
     """
 
     def __init__(self, dim: int, directions: tuple[int, ...], *, state: int = 16, dt_rank: int | None = None) -> None:
@@ -84,7 +84,7 @@ class _Hierarchy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.local_norm(self.local_scan(x))
         if self.region:
-            # (B, C, H / r, W / r), and each value over its region again
+            # (B, C, H / r, W / r), then each value repeated over its region
             regions = self.region_norm(self.region_scan(self.down(x)))
             out = out + F.interpolate(regions, scale_factor=float(self.region), mode="nearest")
         return out
@@ -110,9 +110,9 @@ class HiMambaBlock(nn.Module):
         dim: C.
         directions: directions of the scans, as in `DirectedScan`.
         state: D.
-        expand: scanned channels over `dim`.
-        region: r, side of a region in pixels; 0 leaves the region scan out.
-        expansion: hidden width of the feed-forward over `dim`.
+        expand: ratio of scanned channels to `dim`.
+        region: r, side of a region in pixels; 0 omits the region scan.
+        expansion: ratio of the feed-forward's hidden width to `dim`.
     """
 
     def __init__(
@@ -141,15 +141,15 @@ class HiMambaBlock(nn.Module):
 
 
 class HiMambaGroup(nn.Module):
-    """Blocks that alternate in direction, a convolution, a residual; (B, dim, H, W) to the same, multiples of `region`.
+    """Blocks of alternating direction, a convolution, a residual; (B, dim, H, W) to the same, multiples of `region`.
 
     Args:
         dim: C.
         depth: number of blocks.
-        four: one scan along all four directions in each block, and none over regions.
+        four: whether each block has one scan along all four directions, and none over regions.
         state: D.
         region: r.
-        expansion: hidden width of the feed-forward over `dim`.
+        expansion: ratio of the feed-forward's hidden width to `dim`.
     """
 
     def __init__(
@@ -190,14 +190,14 @@ class HiMamba(nn.Module):
         dim: width.
         groups: number of groups of blocks.
         depth: number of blocks in a group.
-        state: D, size of each scanned channel's state.
+        state: D, state size per scanned channel.
         region: r, side of a region in pixels.
-        expansion: hidden width of a feed-forward over `dim`.
-        four: scan along four directions in each block instead, for comparison.
+        expansion: ratio of a feed-forward's hidden width to `dim`.
+        four: whether each block scans along all four directions instead, for comparison.
         in_channels: C.
 
     Raises:
-        ValueError: a scale or a region below 1.
+        ValueError: if the scale or the region is below 1.
     """
 
     tiling = "overlap"  # scans run over the whole picture
@@ -219,7 +219,7 @@ class HiMamba(nn.Module):
         if scale < 1 or region < 1:
             raise ValueError(f"scale and region must be at least 1, got {scale} and {region}")
         self.scale, self.region = scale, region
-        self.multiple = region  # tiles begin where regions do
+        self.multiple = region  # tiles start at region borders
         self.head = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.groups = nn.Sequential(
             *(
@@ -235,12 +235,12 @@ class HiMamba(nn.Module):
         features = self.head(F.pad(x, (0, -width % self.region, 0, -height % self.region)))
         # (B, C·s², H, W), H and W multiples of r
         out = self.tail(features + self.fuse(self.groups(features)))
-        # cropped by an index: what a slice leaves has strides that an exporter of free sizes cannot decide about
+        # cropped by indexing: the strides of a slice depend on dynamic sizes, which the exporter cannot resolve
         rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
         return F.pixel_shuffle(out.index_select(2, rows).index_select(3, columns), self.scale)
 
 
-# One group of four blocks, one turn through the directions: foveal's own, trained in minutes. The paper's is `HiMamba`.
+# One group of four blocks, one per direction: foveal's own size, trained in minutes. The paper's is `HiMamba`.
 hi_mamba_small = partial(HiMamba, dim=24, groups=1, depth=4, state=4)
 
 

@@ -1,25 +1,25 @@
-"""LumaSR: a plain network for fast super-resolution on CPUs; colour is carried, only luminance is invented.
+"""LumaSR: a plain network for fast super-resolution on CPUs; it interpolates colour and predicts luminance detail only.
 
-*Source*: foveal's own. It takes the collapsible convolutions of SESR (arXiv:2103.09404), the identity start of
-QuickSRNet (arXiv:2303.04336), the sub-pixel layer of ESPCN (arXiv:1609.05158), and three things of its own:
+*Source*: foveal's own. It combines the collapsible convolutions of SESR (arXiv:2103.09404), the identity initialisation
+of QuickSRNet (arXiv:2303.04336) and the sub-pixel layer of ESPCN (arXiv:1609.05158) with three ideas of its own:
 
     out = shuffle( base(x) + 1 ⊗ detail(x) )
 
-1. *Luminance detail.* The eye is sharp in luminance and blunt in colour, so the last convolution makes s² channels, not
-   3·s², and the same detail goes to red, green and blue. Colour comes from `base`, a learned linear 5×5 upsampler that
-   starts as the bicubic one.
+1. *Luminance detail.* The eye resolves luminance finely and colour coarsely, so the last convolution has s² channels,
+   not 3·s², and the same detail is added to red, green and blue. Colour comes from `base`, a learned linear 5×5
+   upsampler that is initialised as bicubic.
 2. *Grey stays grey, flat stays flat.* The upsampler is the same for each colour and mixes none. Each filter of the
    first convolution sums to zero, each phase of `base` to one, and the last bias cancels what the biases alone produce:
-   a picture of one colour comes out as that colour, exactly.
-3. *Nothing at run time but 3×3 convolutions and one leaky slope per layer*, which every engine fuses. Run without
-   padding (`plain`), the borders of a tile are cut off by the network itself, so tiles join without a seam.
+   a picture of one colour is reproduced exactly.
+3. *Only 3×3 convolutions and one leaky slope per layer at run time*, which every engine fuses. Without padding
+   (`plain`), the network itself crops the borders of a tile, so tiles join without a seam.
 
-With `back_projection`, what the luminance of this lacks of the small picture's once it is reduced again is added to it
-(`foveal.nn.back_projection`): three small convolutions behind the others, and nothing to train.
+With `back_projection`, the result's luminance is reduced again and its difference from that of the small picture is
+added, enlarged (`foveal.nn.back_projection`): three small convolutions after the others, with nothing to train.
 
-With `equivariant` the kernels are tied so that a turned or mirrored picture gives the turned or mirrored result
-(`foveal.nn.equivariant`). It costs nothing at run time, and each training step teaches for all eight moves:
-docs/train.md has what that is worth.
+With `equivariant` the kernels are tied so that a rotated or mirrored picture gives the rotated or mirrored result
+(`foveal.nn.equivariant`). This costs nothing at run time, and each training step counts for all eight moves; see
+docs/train.md for the measured gain.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LumaSR", "luma_sr_balanced", "luma_sr_fast"]
 
-LUMINANCE = torch.tensor(BT601) / sum(BT601)  # of white it is 1
+LUMINANCE = torch.tensor(BT601) / sum(BT601)  # normalised: the luminance of white is 1
 
 
 def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    """A convolution without padding that holds these weights."""
+    """An unpadded convolution with these weights."""
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], bias=bias is not None)
     conv.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
@@ -56,7 +56,7 @@ def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
 
 
 def _of_each_colour(phases: Tensor) -> Tensor:
-    """(s², k, k) to (3·s², 3, k, k): each colour goes through the same kernels and no other's."""
+    """(s², k, k) to (3·s², 3, k, k): the same kernels for each colour, without mixing colours."""
     return torch.einsum("oi,pyx->opiyx", torch.eye(3).to(phases), phases).flatten(0, 1)
 
 
@@ -69,7 +69,7 @@ class _Plain(nn.Module):
         self.base = _conv(_of_each_colour(base))
         self.back = BackProjection(base, LUMINANCE) if back_projection else None
         self.spread = _conv(torch.eye(scale**2).repeat(3, 1)[..., None, None].to(base))
-        self.margin = len(layers) // 2 + 1 + (2 * REACH if back_projection else 0)  # every other layer is a slope
+        self.margin = len(layers) // 2 + 1 + (2 * REACH if back_projection else 0)  # every other layer is an activation
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _cut(x: Tensor, border: int) -> Tensor:
 
 
 def _ties(channels: int, scale: int, base_kernel: int) -> dict[str, Alike]:
-    """What makes each kernel and bias of an equivariant network alike for all moves."""
+    """The projections of each kernel and bias of an equivariant network."""
     hidden, out = fields(channels), phases(scale)
     return {
         "head": Alike(hidden, still(3), 3),
@@ -105,11 +105,11 @@ class LumaSR(nn.Module):
         depth: number of 3×3 convolutions between the first and the last.
         expand: training-time width of a collapsible convolution; 0 trains its kernel itself.
         base_kernel: side of the linear colour upsampler, odd.
-        equivariant: whether kernels are alike for all eight ways to turn and mirror a picture; C is a multiple of 8.
-        back_projection: whether what the result's luminance lacks, once reduced again, is added to it.
+        equivariant: whether kernels are equivariant to all eight rotations and reflections; C must be a multiple of 8.
+        back_projection: whether to correct the result's luminance by one step of back-projection.
 
     Raises:
-        ValueError: a scale outside 2 to 4, or channels that an equivariant network can't have.
+        ValueError: if the scale is not 2, 3 or 4, or `equivariant` is set and C is not a multiple of 8.
     """
 
     # Parameters that are no hidden kernels: trained by Adam even where kernels are not.
@@ -133,8 +133,8 @@ class LumaSR(nn.Module):
         self.equivariant = equivariant
         self.back_projection = back_projection
         self.head = nn.Conv2d(3, channels, 3, padding=1)
-        # What the zero-sum filters find in a picture is small and lies around 0: torch's random biases, several times
-        # as large, would keep half of the channels on one side of the activation.
+        # The responses of the zero-sum filters are small and centred on 0: torch's random biases, several times as
+        # large, would keep half of the channels on one side of the activation.
         nn.init.zeros_(cast("Tensor", self.head.bias))
         self.body = nn.ModuleList(
             CollapsibleConv2d(channels, channels, 3, expand=expand, residual=True) for _ in range(depth)
@@ -143,7 +143,7 @@ class LumaSR(nn.Module):
         self.tail = nn.Conv2d(channels, scale * scale, 3, padding=1, bias=False)
         nn.init.normal_(self.tail.weight, std=1e-3)
         device = self.slope.device
-        with torch.device("cpu"):  # these are read as numbers, which a network on the meta device has none of
+        with torch.device("cpu"):  # real values are needed even if the network is built on the "meta" device
             base = bicubic_kernel(scale, base_kernel)
             ties = _ties(channels, scale, base_kernel) if equivariant else {}
         self.base = nn.Parameter(base.to(device))  # (s², k, k)
@@ -154,7 +154,7 @@ class LumaSR(nn.Module):
                 torch._foreach_mul_(drawn, len(MOVES) ** 0.5)
 
     def _tied(self, part: str, weight: Tensor) -> Tensor:
-        """A kernel or bias as the network uses it: alike for all moves where the network is equivariant."""
+        """A kernel or bias as the network uses it: projected if the network is equivariant."""
         if part not in self.ties:
             return weight
         tie = cast("Alike", self.ties[part])
@@ -170,13 +170,13 @@ class LumaSR(nn.Module):
 
     @torch.no_grad()
     def deepened(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a network of fewer layers as weights of this one, which then computes the same.
+        """Convert the weights of a shallower network to weights with which this one computes the same.
 
-        Its layers keep their order, spread evenly; those between them let everything through, and learn from there
-        (T. Chen et al., "Net2Net", ICLR 2016, arXiv:1511.05641).
+        Its layers keep their order, evenly spaced; the layers between them start as the identity (T. Chen et al.,
+        "Net2Net", ICLR 2016, arXiv:1511.05641).
 
         Args:
-            weights: by name, as `state_dict` gives them; those of as many layers or more are returned as they are.
+            weights: weights by name, as from `state_dict`; those of as many layers or more are returned unchanged.
 
         Returns:
             Weights by name.
@@ -194,7 +194,7 @@ class LumaSR(nn.Module):
             if name.startswith("body."):
                 layer, _, part = name.rpartition(".")
                 theirs = mine.get(f"{layer}.")
-                last = "narrow" if f"{layer}.narrow" in own else "widen"  # 0 there is 0 altogether
+                last = "narrow" if f"{layer}.narrow" in own else "widen"  # 0 there makes the whole kernel 0
                 fresh = torch.zeros_like(weight) if part in {last, "bias"} else weight
                 found[name] = fresh if theirs is None else weights[theirs + part]
         for i, (layer, _) in enumerate(mine.items()):
@@ -202,12 +202,12 @@ class LumaSR(nn.Module):
         return found
 
     def _phases(self) -> Tensor:
-        """The upsampler of every colour, (s², k, k), whose sums are set to 1."""
+        """The upsampler of every colour, (s², k, k), normalised to sums of 1."""
         base = self._tied("base", self.base)
         return base + (1 - base.sum((1, 2), keepdim=True)) / base[0].numel()
 
     def _kernels(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Kernels and biases of the hidden layers; the first kernel's sums are set to 0."""
+        """Kernels and biases of the hidden layers; the first kernel is shifted to sums of 0."""
         head = self._tied("head", self.head.weight)
         kernels = [self._tied("body", conv.weight()) for conv in self._body()]
         biases = [self._tied("bias", cast("Tensor", conv.bias)) for conv in (self.head, *self._body())]
@@ -219,11 +219,11 @@ class LumaSR(nn.Module):
 
     @torch.no_grad()
     def change_last(self, tail: Tensor, base: Tensor) -> None:
-        """Add to the last kernel (s², C, 3, 3) and the upsampler (s², k, k), as far as their ties allow.
+        """Add to the last kernel (s², C, 3, 3) and the upsampler (s², k, k), projected onto their constraints.
 
         Args:
-            tail: what is added to the kernel.
-            base: what is added to the upsampler; each phase sums to 0.
+            tail: addition to the kernel.
+            base: addition to the upsampler; each phase sums to 0.
         """
         self.tail.weight.copy_(self._last() + self._tied("tail", tail))
         self.base.copy_(self._phases() + self._tied("base", base))
@@ -234,7 +234,7 @@ class LumaSR(nn.Module):
         features, flat = x, torch.zeros_like(x[:1, :, :1, :1]).flatten(1)
         for weight, bias, before, slope in zip(*self._kernels(), (None, *slopes[:-1]), slopes, strict=True):
             features = conv3x3(features, weight, bias, slope=before)
-            # What the biases alone make of a flat picture, which has no border in its inside.
+            # The response to a flat picture, from the biases alone and without border effects.
             flat = F.prelu(F.linear(flat, weight.sum((2, 3)), bias), slope.reshape(1))
         tail = self._last()
         silence = F.linear(flat, tail.sum((2, 3))).flatten()
@@ -254,11 +254,11 @@ class LumaSR(nn.Module):
         return F.pixel_shuffle(out + self._detail(x).repeat(1, 3, 1, 1), self.scale)
 
     def luminance(self, x: Tensor, weights: Tensor) -> Tensor:
-        """A weighted sum of the colours `forward` makes, for a third of its work: for losses of luminance.
+        """A weighted sum of the colours of `forward`, at a third of the cost: for losses on luminance.
 
         Args:
-            x: (B, 3, H, W).
-            weights: of red, green and blue, (3,).
+            x: picture, (B, 3, H, W).
+            weights: weights of red, green and blue, (3,).
 
         Returns:
             (B, 1, s·H, s·W).
@@ -271,11 +271,11 @@ class LumaSR(nn.Module):
         """The same network as plain convolutions without padding.
 
         Args:
-            back_projection: False leaves it away, where there is one, and the margin that it takes.
+            back_projection: whether to keep the back-projection, if there is one, and the margin it needs.
 
         Returns:
-            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W) with r = its `margin`: give it the picture mirrored
-            r pixels outward, or a tile with r pixels of its surroundings.
+            A module, (B, 3, H + 2r, W + 2r) to (B, 3, s·H, s·W), where r is its `margin`: its input is the picture
+            reflect-padded by r pixels, or a tile with r pixels of its surroundings.
         """
         weights, biases = self._kernels()
         layers: list[nn.Module] = []

@@ -1,17 +1,17 @@
-"""QuickSRNet: a plain stack of 3×3 convolutions that starts as if it had skip connections.
+"""QuickSRNet: a plain stack of 3×3 convolutions, initialised as if it had skip connections.
 
 *Source*: G. Berger et al., "QuickSRNet: Plain Single-Image Super-Resolution Architecture for Faster Inference on Mobile
-Platforms", CVPR workshops 2023 (arXiv:2303.04336), section 3. x₀ is the picture, (B, C, H, W), and W the random start:
+Platforms", CVPR workshops 2023 (arXiv:2303.04336), section 3. x₀ is the picture, (B, C, H, W), W the random weights:
 
     xᵢ₊₁ = clip((Wᵢ + I) ∗ xᵢ),   out = shuffle(clip((W + R) ∗ xₙ)),   clip to [0, 1]
 
-Inner convolutions start with the identity I added to their random weights, the last one (to C·s² channels) with R,
-which repeats the first C channels s² times: training behaves residually, and only convolutions and clipping are left at
+Inner convolutions are initialised with the identity I added to their random weights, the last one (to C·s² channels)
+with R, which repeats the first C channels s² times: training is residual, but only convolutions and clipping remain at
 run time.
 
-*Differs from the paper*: scale 1.5 is left out. Layer sizes and the trainable 1×1 input-to-output connection of Large
-are those of the authors' code. `folded=False` keeps the identities as real skip connections, which shows that folding
-them changes nothing; the paper trains folded.
+*Differs from the paper*: scale 1.5 is omitted. Layer sizes and the trainable 1×1 input-to-output connection of Large
+are those of the authors' code. `folded=False` keeps the identities as explicit skip connections, which shows that
+folding does not change the result; the paper trains folded.
 
 *Provenance*: written from the paper; layer sizes looked up in the authors' code.
 """
@@ -32,10 +32,10 @@ __all__ = ["QuickSRNet", "identity_start", "quicksrnet_large", "quicksrnet_mediu
 
 
 def identity_start(conv: nn.Conv2d) -> Tensor:
-    """What to add to a convolution's weight for its input to pass through: y = conv(x) + x.
+    """The addition to a convolution's weight that passes its input through: y = conv(x) + x.
 
     Args:
-        conv: k×k, k odd; the first min(C, C') channels pass, the others get nothing.
+        conv: k×k convolution, k odd; the first min(C, C') channels pass through, nothing is added for the others.
 
     Returns:
         (C', C, k, k), zero but for ones at the centre.
@@ -47,10 +47,10 @@ def identity_start(conv: nn.Conv2d) -> Tensor:
 
 
 def repeat_start(conv: nn.Conv2d, *, scale: int) -> Tensor:
-    """What to add to the last weight for its first channels to fill each s×s block: nearest-neighbour enlargement.
+    """The addition to the last weight that repeats its first channels over each s×s block: nearest-neighbour upscaling.
 
     Args:
-        conv: to C·s² channels, before a pixel shuffle.
+        conv: convolution to C·s² channels, before a pixel shuffle.
         scale: s.
 
     Returns:
@@ -66,16 +66,16 @@ class QuickSRNet(nn.Module):
     """Super-resolution network, (B, C, H, W) to (B, C, s·H, s·W); values in [0, 1], clipped there.
 
     Args:
-        scale: s, a whole number of at least 1.
+        scale: s, an integer of at least 1.
         channels: width of every hidden layer; at least C.
         depth: number of 3×3 convolutions between the first and the last.
         in_channels: C.
-        direct: whether a trainable 1×1 convolution of the input, started as repetition, is added to the output,
-            instead of starting the last convolution as repetition (Large).
-        folded: whether identities are in the weights (the paper) or beside them as skip connections.
+        direct: whether a trainable 1×1 convolution of the input, initialised as repetition, is added to the output,
+            instead of initialising the last convolution as repetition (Large).
+        folded: whether identities are folded into the weights (the paper) or explicit skip connections.
 
     Raises:
-        ValueError: a scale below 1, or fewer hidden channels than C.
+        ValueError: if the scale is below 1, or there are fewer hidden channels than C.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class QuickSRNet(nn.Module):
         self.folded = True
 
     def fold(self) -> QuickSRNet:
-        """The same network with its skip connections in the weights.
+        """The same network with its skip connections folded into the weights.
 
         Returns:
-            A copy, folded; only Large's 1×1 connection stays beside the stack.
+            A folded copy; only Large's 1×1 connection stays separate.
         """
         network = copy.deepcopy(self)
         if not network.folded:

@@ -1,4 +1,4 @@
-"""SAFMN: each quarter of the channels sees the picture at another resolution, and the result modulates the features.
+"""SAFMN: each quarter of the channels sees the picture at its own resolution, and the result modulates the features.
 
 *Source*: L. Sun et al., "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution", ICCV 2023
 (arXiv:2302.13800), section 3. A 3×3 convolution to C features, blocks with a residual over all of them, a 3×3
@@ -7,11 +7,11 @@ convolution to 3·s² channels, pixel shuffle. A block, x: (B, C, H, W):
     y = SAFM(norm(x)) + x;   z = CCM(norm(y)) + y
     SAFM(x) = gelu(W [up(dwconvᵢ(maxpool_2ⁱ(xᵢ)))]) ∘ x,   i = 0 … 3,   xᵢ: (B, C / 4, H, W)
 
-SAFM splits the channels in four; group i is max-pooled by 2ⁱ, goes through a 3×3 depthwise convolution and is enlarged
-again (nearest); W, a 1×1 convolution, mixes the groups. CCM is a 3×3 convolution to twice the channels, GELU, and a 1×1
+SAFM splits the channels in four; group i is max-pooled by 2ⁱ, goes through a 3×3 depthwise convolution and is upsampled
+(nearest); W, a 1×1 convolution, mixes the groups. CCM is a 3×3 convolution to twice the channels, GELU, and a 1×1
 convolution back. The normalisation is over the channels of each pixel.
 
-*Differs from the paper*: a side below 8 pixels is pooled to one pixel instead of being refused.
+*Differs from the paper*: a side below 8 pixels is pooled to one pixel instead of being rejected.
 
 *Provenance*: written from the paper. Parameter names are those of the authors' code, so that their weights load.
 """
@@ -36,7 +36,7 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) 
         x: features, (B, C, H, W).
         weight: scale of each channel, (C,).
         bias: shift of each channel, (C,).
-        eps: added to the variance.
+        eps: constant added to the variance.
 
     Returns:
         (B, C, H, W).
@@ -47,8 +47,8 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) 
 
 
 def _pool(x: Tensor, factor: int) -> Tensor:
-    """Largest value of each of (H // factor)·(W // factor) nearly equal cells."""
-    # An exporter follows one path for all sizes; it takes the plain one, right where `factor` divides both sides.
+    """Maximum over each of (H // factor)·(W // factor) nearly equal cells."""
+    # Export traces one path for all sizes: the plain one, correct if `factor` divides both sides.
     if torch.compiler.is_exporting() or (x.shape[2] % factor == 0 and x.shape[3] % factor == 0):
         return F.max_pool2d(x, factor)
     return F.adaptive_max_pool2d(x, (max(1, x.shape[2] // factor), max(1, x.shape[3] // factor)))
@@ -114,11 +114,11 @@ class SAFMN(nn.Module):
         scale: s, at least 1.
         dim: width, a multiple of 4; the paper's is 36.
         depth: number of blocks; the paper's is 8.
-        expansion: hidden width of a mixer over its width.
+        expansion: ratio of a mixer's hidden width to its width.
         in_channels: C.
 
     Raises:
-        ValueError: a scale below 1, or a width that four groups cannot share.
+        ValueError: if the scale is below 1, or the width is not a multiple of 4.
     """
 
     def __init__(
@@ -137,15 +137,15 @@ class SAFMN(nn.Module):
 
     @property
     def margin(self) -> int:
-        """Radius of the receptive field in input pixels: a block reaches one 8-pixel cell and one pixel beyond its own.
+        """Radius of the receptive field in input pixels: a block extends it by one 8-pixel cell and one pixel.
 
-        Exact only for tiles that begin at multiples of `multiple`; at others the cells lie differently.
+        Exact only for tiles that start at multiples of `multiple`; for others the cells are shifted.
         """
         return 2 + len(self.feats) * (2 * self.multiple)
 
     @property
     def multiple(self) -> int:
-        """Input sides the exported network needs: multiples of the coarsest cell."""
+        """Number of which the exported network's input sides must be multiples: the side of the coarsest cell."""
         return 2 ** (LEVELS - 1)
 
     def forward(self, x: Tensor) -> Tensor:

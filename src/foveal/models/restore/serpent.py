@@ -3,7 +3,7 @@
 *Source*: M. S. Sepehri, Z. Fabian, M. Soltanolkotabi, "Serpent: Scalable and Efficient Image Restoration via
 Multi-scale Structured State Space Models", 2024 (arXiv:2403.17902), section 3. A block flattens its map, (B, C, H, W),
 along rows and columns, both forward and backward, runs a selective scan along each, sums them and mixes the channels
-behind a gate:
+after a gate:
 
     block(x) = x + W_out (norm(Σ_k scan_k(silu(dwconv(W_in norm(x))))) ∘ silu(W_z norm(x)))
 
@@ -12,8 +12,8 @@ H/(p·2ⁱ) × W/(p·2ⁱ) positions. On the way down, 2×2 positions become one
 convolution halves these; on the way up it is the reverse, and a 1×1 convolution joins the features that the same level
 had on the way down. A 3×3 convolution at each end; the network adds a correction to its input.
 
-*Differs from the paper*: written without the authors' code; sizes that the paper's text leaves open are chosen here.
-Input and output have one size: super-resolution enlarges first.
+*Differs from the paper*: written without the authors' code; sizes that the paper's text leaves open are our choice.
+Input and output have the same size: for super-resolution, upscale the input first.
 
 *Provenance*: written from the paper; the scan is `foveal.nn.ss2d`.
 """
@@ -38,12 +38,12 @@ __all__ = ["Serpent", "SerpentBlock", "serpent_small"]
 
 
 class SerpentBlock(nn.Module):
-    """Norm, four scans behind a gate, residual; (B, dim, H, W) to the same.
+    """Norm, four gated scans, residual; (B, dim, H, W) to the same.
 
     Args:
         dim: C.
-        state: D, size of each scanned channel's state.
-        expand: scanned channels over `dim`.
+        state: D, state size per scanned channel.
+        expand: ratio of scanned channels to `dim`.
     """
 
     def __init__(self, dim: int, *, state: int = 16, expand: float = 2.0) -> None:
@@ -60,15 +60,15 @@ class Serpent(nn.Module):
 
     Args:
         dim: width of the first level.
-        depths: number of blocks of each level, the deepest last; the others have as many on the way up.
-        state: D of each block.
-        expand: scanned channels over a level's width.
+        depths: number of blocks of each level, the deepest last; all other levels have as many again in the decoder.
+        state: D, state size of each block.
+        expand: ratio of scanned channels to a level's width.
         patch_size: p.
-        make: builds a block of a width; None makes each a `SerpentBlock`.
+        make: function that builds a block from its width; None for `SerpentBlock`.
         in_channels: C.
 
     Raises:
-        ValueError: no level, or a patch below 1.
+        ValueError: if there is no level, or `patch_size` is below 1.
     """
 
     scale = 1
@@ -119,12 +119,12 @@ class Serpent(nn.Module):
             features = F.pixel_shuffle(up(features), 2)
             features = stage(join(torch.cat([before, features], dim=1)))
         correction = F.pixel_shuffle(self.tail(features), self.patch_size)
-        # as an index: what a slice leaves has strides that an exporter of free sizes cannot decide about
+        # cropped by indexing: the strides of a slice depend on dynamic sizes, which the exporter cannot resolve
         rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
         return x + correction.index_select(2, rows).index_select(3, columns)
 
 
-# Three levels of 24, 48 and 96 channels: foveal's own, trained in minutes. Four levels of 32 to 256 are `Serpent`.
+# Three levels of 24, 48 and 96 channels: foveal's own size, trained in minutes. Four levels of 32 to 256 are `Serpent`.
 serpent_small = partial(Serpent, dim=24, depths=(1, 1, 2), state=4, expand=1.0)
 
 

@@ -1,4 +1,4 @@
-"""SESR: wide linear blocks while training, one small convolution each afterwards.
+"""SESR: wide linear blocks in training, each collapsed to one small convolution afterwards.
 
 *Source*: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022
 (arXiv:2103.09404), sections 3 and 4. A 5×5 block to f features, m 3×3 blocks each with a short residual and a PReLU, a
@@ -8,15 +8,15 @@ space; x: (B, C, H, W), features: (B, f, H, W):
     features₀ = block₅(x - ½);  featuresᵢ = PReLU(block₃(featuresᵢ₋₁) + featuresᵢ₋₁)
     out = shuffle(block₅(featuresₘ + features₀) + x)
 
-Every block is a k×k convolution to p = 256 channels and a 1×1 convolution back. It is multiplied out, residual
-included, before the convolution of every training step (algorithms 1 and 2), so training costs as little as the
-collapsed network; `expanded` computes it the long way.
+Every block is a k×k convolution to p = 256 channels and a 1×1 convolution back. It is multiplied out, including the
+residual, before the convolution in every training step (algorithms 1 and 2), so that training costs as little as the
+collapsed network; `expanded` computes it uncollapsed.
 
 *Differs from the paper*: takes RGB by default (`in_channels=1` is the paper's luminance); one shuffle by 4 where the
-authors' code shuffles twice by 2, which numbers the last block's channels differently; no clipping of the output; the
-last block starts near zero.
+authors' code shuffles twice by 2, which orders the last block's channels differently; no clipping of the output; the
+last block is initialised near zero.
 
-*Provenance*: written from the paper; the place of the PReLUs and the shift by ½ looked up in the authors' code.
+*Provenance*: written from the paper; the place of the PReLUs and the shift by ½ were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class SESR(nn.Module):
         scale: s, at least 1.
         features: f, width of the collapsed network.
         depth: m, number of 3×3 blocks.
-        expand: p, width inside a block while training.
+        expand: p, width inside a block in training.
         in_channels: C, 3 for RGB or 1 for luminance.
 
     Raises:
-        ValueError: a scale below 1.
+        ValueError: if the scale is below 1.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class SESR(nn.Module):
         """The same network with one plain convolution per block.
 
         Returns:
-            A copy whose `first`, `blocks` and `last` are `nn.Conv2d`; it has no `expanded` any more.
+            A copy whose `first`, `blocks` and `last` are `nn.Conv2d`, without `expanded`.
         """
         network = copy.deepcopy(self)
         network.first = self.first.collapse()  # type: ignore[assignment]

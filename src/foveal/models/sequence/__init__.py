@@ -1,1 +1,1 @@
-"""Networks that read a picture as one long sequence, or a film frame by frame: what selective scans came from."""
+"""Networks that read an image as one long sequence, or a video frame by frame: the predecessors of selective scans."""

@@ -1,4 +1,4 @@
-"""What the sequence layers of this package share: HiPPO, step sizes, the end of a layer, the classifier."""
+"""Parts shared by the sequence layers of this package: HiPPO, step sizes, the output of a layer, the classifier."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["SequenceClassifier", "as_complex", "as_real", "gated_output", "hippo
 
 
 def log_steps(dim: int, least: float, most: float) -> Tensor:
-    """Logarithms of step sizes, spread evenly between two bounds.
+    """Logarithms of step sizes, spaced evenly between two bounds.
 
     Args:
-        dim: how many.
+        dim: number of step sizes.
         least: smallest step.
         most: largest step.
 
@@ -29,10 +29,10 @@ def log_steps(dim: int, least: float, most: float) -> Tensor:
 
 
 def as_real(x: Tensor) -> Tensor:
-    """Complex numbers as pairs in the default type, so that a module's conversions reach them.
+    """Complex numbers as pairs in the default dtype, so that a module's dtype conversions apply to them.
 
     Args:
-        x: complex, (…).
+        x: complex tensor, (…).
 
     Returns:
         (…, 2).
@@ -41,7 +41,7 @@ def as_real(x: Tensor) -> Tensor:
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """The complex numbers that a parameter holds.
+    """The complex numbers stored in a parameter.
 
     Args:
         x: pairs, (…, 2), float32 or wider; narrower ones are widened.
@@ -77,30 +77,30 @@ def hippo(states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def gated_output(inputs: int, dim: int, dropout: float = 0.0) -> nn.Sequential:
-    """What follows the convolution: GELU, dropout, a position-wise map to twice the width, and a gate.
+    """The layers after the convolution: GELU, dropout, a position-wise linear layer to twice the width, and a GLU gate.
 
     Args:
-        inputs: channels of the convolution, heads included.
+        inputs: number of channels of the convolution, including heads.
         dim: C.
-        dropout: probability.
+        dropout: dropout probability.
 
     Returns:
-        (B, inputs, L) to (B, C, L).
+        A module, (B, inputs, L) to (B, C, L).
     """
     return nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Conv1d(inputs, 2 * dim, 1), nn.GLU(1))
 
 
 class SequenceClassifier(nn.Module):
-    """A picture read row by row: a map to C channels, residual layers, the mean over places, a map to classes.
+    """Classifier of an image read row by row: linear map to C channels, residual layers, mean, linear map to classes.
 
     Args:
-        layer: makes one layer, (B, C, L) to (B, C, L), from C and keyword arguments.
-        in_channels: channels of the picture.
+        layer: function that builds one layer, (B, C, L) to (B, C, L), from C and keyword arguments.
+        in_channels: number of channels of the image.
         num_classes: number of classes; 0 gives features.
         dim: C.
         depth: number of layers.
-        prenorm: whether the norm stands before a layer rather than after its sum.
-        dropout: probability, inside a layer and of its output.
+        prenorm: whether the norm precedes a layer instead of following the residual sum.
+        dropout: dropout probability, inside a layer and for its output.
         **of_layer: further arguments of each layer.
     """
 
@@ -125,7 +125,7 @@ class SequenceClassifier(nn.Module):
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, in_channels, H, W) to (B, L, C); a sequence (B, in_channels, L) is taken as it is
+        # (B, in_channels, H, W) to (B, L, C); a sequence (B, in_channels, L) is accepted too
         x = self.encoder(x.flatten(2).transpose(1, 2))
         for layer, norm in zip(self.layers, self.norms, strict=True):
             inner = norm(x) if self.prenorm else x

@@ -1,4 +1,4 @@
-"""ConvS5: a linear state-space recurrence over the frames of a film, whose input and output maps are convolutions.
+"""ConvS5: a linear state-space recurrence over the frames of a video, whose input and output maps are convolutions.
 
 *Source*: J. Smith et al., "Convolutional State Space Models for Long-Range Spatiotemporal Modeling", NeurIPS 2023
 (arXiv:2310.19694), sections 3 and 4. The state of each pixel is updated by a diagonal 1×1 convolution, so that the scan
@@ -7,15 +7,15 @@ is associative; P states are held as P/2 conjugate pairs, initialised as HiPPO-L
     X_t = Λ̄ X_{t-1} + B̄ ∗ U_t,  Y_t = 2 Re (C ∗ X_t),  Λ̄ = exp(ΔΛ),  B̄ = Λ⁻¹ (Λ̄ - 1) B
 
 Training computes all frames at once, by doubling: with a = Λ̄, X_t ← X_t + aˢ X_{t-s} for s = 1, 2, 4, …, after which
-X_t holds the last 2s inputs. Generation runs frame by frame. A layer passes Y through a residual block of two 3×3
+X_t covers the last 2s inputs. Generation runs frame by frame. A layer passes Y through a residual block of two 3×3
 convolutions with group norm and GELU, which ends in GELU, adds its input and normalises over channels. The network
-encodes frames by a strided convolution and decodes by a convolution and a pixel shuffle.
+encodes frames with a strided convolution and decodes with a convolution and a pixel shuffle.
 
-*Differs from the paper*: its encoder and decoder are small residual networks with more width; GELU is exact where its
-code takes the tanh form.
+*Differs from the paper*: its encoder and decoder are small residual networks with more width; GELU is exact here, the
+authors' code uses the tanh approximation.
 
-*Provenance*: written from the paper; the residual block, the norm's place and the initial values looked up in the
-authors' code.
+*Provenance*: written from the paper; the residual block, the place of the norm and the initial values were looked up in
+the authors' code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def linear_scan(x: Tensor, decay: Tensor, state: Tensor | None = None) -> Tensor
 
     Args:
         x: inputs, (B, T, P, …).
-        decay: a, (P,), of the same kind as `x`, real or complex.
+        decay: a, (P,), real or complex like `x`.
         state: X before the first step, (B, P, …); None for zero.
 
     Returns:
@@ -62,11 +62,11 @@ class ConvS5(nn.Module):
     Args:
         dim: C.
         states: P, even.
-        kernel_size: of both convolutions, odd.
+        kernel_size: kernel size of both convolutions, odd.
         step_range: smallest and largest Δ.
 
     Raises:
-        ValueError: states that do not come in pairs, or an even kernel.
+        ValueError: if `states` is odd or `kernel_size` even.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ConvS5(nn.Module):
         shape = (dim, kernel_size, kernel_size)
         entering = torch.randn(states, *shape, dtype=torch.float64) * (2 / (dim * kernel_size**2)) ** 0.5
         leaving = torch.randn(*shape, states, dtype=torch.float64) * (2 / (states * kernel_size**2)) ** 0.5
-        # (P, C, k, k) and (C, P, k, k): real parts, then imaginary parts, in the eigenvectors' terms
+        # (P, C, k, k) and (C, P, k, k): real parts, then imaginary parts, in the eigenbasis
         entering = torch.einsum("np,n...->p...", vectors.conj(), entering.to(vectors.dtype))
         leaving = torch.einsum("...n,np->...p", leaving.to(vectors.dtype), vectors).permute(0, 3, 1, 2)
         self.entering = nn.Parameter(torch.cat([entering.real, entering.imag]).to(self.log_step.dtype))
@@ -98,7 +98,7 @@ class ConvS5(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch, frames = x.shape[:2]
         pad, half = self.entering.shape[-1] // 2, self.log_step.shape[0]
-        # At least a little decay: a state that grew would end in infinity.
+        # At least a little decay: a growing state would overflow.
         eigenvalues = torch.complex(self.decay.clamp(max=-1e-4), self.frequency)
         decay = torch.exp(eigenvalues * self.log_step.exp())
         # (B·T, P, H, W), real parts first
@@ -111,12 +111,12 @@ class ConvS5(nn.Module):
 
 
 class ConvS5Layer(nn.Module):
-    """The recurrence, a residual block, the input added, a norm over channels; takes and gives what `ConvS5` does.
+    """The recurrence, a residual block, the input added, a norm over channels; inputs and outputs as for `ConvS5`.
 
     Args:
         dim: C.
         states: P.
-        kernel_size: of all convolutions.
+        kernel_size: kernel size of all convolutions.
     """
 
     def __init__(self, dim: int, *, states: int, kernel_size: int = 3) -> None:
@@ -137,17 +137,17 @@ class ConvS5Layer(nn.Module):
 
 
 class ConvS5Video(nn.Module):
-    """Predicts each frame from those before it; (B, T, C, H, W) to the same, the T frames that follow one another.
+    """Predicts each frame from those before it; (B, T, C, H, W) to the same, for T consecutive frames.
 
-    Output t is the prediction of frame t + 1. A film without batch, (T, C, H, W), is taken too.
+    Output t is the prediction of frame t + 1. An unbatched video, (T, C, H, W), is accepted too.
 
     Args:
         in_channels: C of a frame.
         dim: width.
-        depth: layers.
+        depth: number of layers.
         states: P of each layer.
-        kernel_size: of the layers' convolutions.
-        stride: pixels of a frame along each side of an encoded place.
+        kernel_size: kernel size of the layers' convolutions.
+        stride: stride of the encoder, in pixels.
     """
 
     def __init__(
@@ -176,14 +176,14 @@ class ConvS5Video(nn.Module):
         )
 
     def predict(self, x: Tensor, states: Sequence[Tensor | None] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Process further frames of a film.
+        """Process further frames of a video.
 
         Args:
             x: frames, (B, T, C, H, W).
-            states: states that the call for the frames before returned; None at the start.
+            states: states returned by the call for the preceding frames; None at the start.
 
         Returns:
-            Predictions of the frame after each, (B, T, C, H, W); states of the layers.
+            Prediction of the frame after each, (B, T, C, H, W); states of the layers.
         """
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
@@ -201,7 +201,7 @@ class ConvS5Video(nn.Module):
         return self.predict(x)[0]
 
     def generate(self, x: Tensor, frames: int) -> Tensor:
-        """Continue a film from the network's own predictions.
+        """Continue a video from the network's own predictions.
 
         Args:
             x: frames, (B, T, C, H, W).

@@ -1,4 +1,4 @@
-"""Long convolutions whose weights are learned directly and squashed; FlashButterfly computes them by butterflies.
+"""Long convolutions with directly learned, squashed kernels; FlashButterfly computes them with butterfly matrices.
 
 *Source*: D. Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", ICML 2023
 (arXiv:2302.06646), sections 3.1 to 3.3. The kernel is as long as the sequence; its weights are squashed in each forward
@@ -13,11 +13,11 @@ Initial weights are normal, or normal with a decay that differs between channels
 Learned butterflies: the small matrices of both transforms are parameters, initialised as Fourier's; the convolution
 costs the same and the network has more parameters. The transforms are those of `foveal.ops.long_conv`.
 
-*Differs from the paper*: the fused GPU kernel is Triton's, of order 2, for sequences of up to 2K, without the three
-passes for longer ones; on a processor butterflies are products of torch, and the default is torch.fft everywhere.
-Learned butterflies have matrices of the sizes that two equal factors give, in place of 16.
+*Differs from the paper*: the fused GPU kernel is a Triton kernel of order 2 for sequences of up to 2K, without the
+three passes for longer ones; on a CPU butterflies are torch matrix products, and the default is torch.fft everywhere.
+Learned butterflies use two equal factors instead of factors of 16.
 
-*Provenance*: written from the paper; initial values and the order of the operations looked up in the authors' code.
+*Provenance*: written from the paper; initial values and the order of operations were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ INITS = ("random", "double_exp")
 
 
 def squash(kernel: Tensor, threshold: float) -> Tensor:
-    """Soft threshold: weights move towards 0 by λ, those below λ become 0.
+    """Soft threshold: shrink weights towards 0 by λ; those below λ become 0.
 
     Args:
-        kernel: any shape.
+        kernel: weights, any shape.
         threshold: λ, at least 0.
 
     Returns:
@@ -64,7 +64,7 @@ def starting_kernel(init: str, heads: int, dim: int, length: int) -> Tensor:
         (H, C, L).
 
     Raises:
-        ValueError: an unknown initialisation.
+        ValueError: if the initialisation is unknown.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
@@ -79,18 +79,19 @@ class LongConv(nn.Module):
 
     Args:
         dim: C.
-        max_length: weights of a kernel; what lies further away has no weight.
-        heads: kernels for each channel.
+        max_length: length of the kernel; positions further away have no weight.
+        heads: number of kernels per channel.
         threshold: λ of the squash.
-        kernel_dropout: probability that a weight is dropped in training.
+        kernel_dropout: probability of dropping a kernel weight in training.
         init: "random" or "double_exp".
-        bidirectional: whether what comes after a place counts too.
-        learned: whether the butterflies' matrices are learned; sequences must then be `max_length` long.
-        dropout: probability.
-        backend: of `foveal.ops.long_conv`.
+        bidirectional: whether there is also a kernel for the following positions.
+        learned: whether the butterfly matrices are learned; sequences must then have length `max_length`.
+        dropout: dropout probability.
+        backend: backend of `foveal.ops.long_conv`.
 
     Raises:
-        ValueError: an unknown initialisation; a threshold below 0; learned butterflies of two sides.
+        ValueError: if the initialisation is unknown, the threshold is below 0, or both `learned` and `bidirectional`
+            are set.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class LongConv(nn.Module):
         """The convolution's weights.
 
         Returns:
-            (H, C, L); two-sided, those of what comes after are the second half of 2·H.
+            (H, C, L), or (2·H, C, L) if bidirectional, the second half for the following positions.
         """
         return self.kernel_dropout(squash(self.weights, self.threshold))
 
@@ -151,7 +152,7 @@ class LongConv(nn.Module):
         return self.out(y.flatten(1, 2))
 
 
-longconv_classifier = partial(SequenceClassifier, LongConv)  # a picture row by row; LongConv's arguments too
+longconv_classifier = partial(SequenceClassifier, LongConv)  # also takes LongConv's arguments
 
 METHOD = Method(
     id=273,

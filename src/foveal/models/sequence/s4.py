@@ -1,8 +1,8 @@
-"""S4: a state-space layer whose matrix is normal plus low rank; its kernel comes from Cauchy sums at roots of unity.
+"""S4: a state-space layer whose matrix is normal plus low rank; its kernel is a Cauchy sum at the roots of unity.
 
 *Source*: A. Gu, K. Goel, C. Ré, "Efficiently Modeling Long Sequences with Structured State Spaces", ICLR 2022
 (arXiv:2111.00396), section 3, theorems 2 and 3, algorithm 1, appendix C. Each channel has A = Λ - P P*, B, C and a step
-Δ, in N/2 of N complex numbers, whose other half are conjugates; A starts as HiPPO-LegS. Bilinear discretisation:
+Δ, stored as N/2 of N complex numbers, the others being conjugates; A starts as HiPPO-LegS. Bilinear discretisation:
 
     Ā = (1 - ΔA/2)⁻¹ (1 + ΔA/2),  B̄ = (1 - ΔA/2)⁻¹ ΔB,  K_l = C Ā^l B̄
 
@@ -11,15 +11,15 @@ The generating function of K_0 … K_{L-1} at the L roots of unity z, with C̃ =
     K̂(z) = 2 [ s(C̃, B) - s(C̃, P) (1+z) s(P*, B) / (1 + (1+z) s(P*, P)) ],
     s(v, w) = Σ_n v_n w_n / ( (2/Δ)(1 - z) - Λ_n (1 + z) )
 
-and an inverse FFT gives the kernel. C̃ is what is learned, for a fixed L; shorter kernels are cut, and for longer ones
-C̃ of twice the length is C̃ (1 + Ā^L). The recurrence needs O(N) a step:
+and an inverse FFT gives the kernel. C̃ is learned, for a fixed L; shorter kernels are truncated, and for longer ones C̃
+of twice the length is C̃ (1 + Ā^L). The recurrence takes O(N) per step:
 
     x_t = (2/Δ - A)⁻¹ [ (2/Δ + A) x_{t-1} + 2 B u_t ],  y_t = 2 Re (C x_t) + D u_t
 
-*Differs from the paper*: the sums hold N·L numbers (the authors have kernels that hold N + L); P = Q, the later form
-that stays stable; the layer ends in GELU, a position-wise map and a gate, as the authors' code does.
+*Differs from the paper*: the sums take O(N·L) memory (the authors' kernels take O(N + L)); P = Q, the later form that
+is stable; the layer ends in GELU, a position-wise linear layer and a gate, as in the authors' code.
 
-*Provenance*: written from the paper; the range of Δ and the layer's end looked up in the authors' code.
+*Provenance*: written from the paper; the range of Δ and the end of the layer were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = ["S4", "discretize_nplr", "s4_classifier", "s4_kernel"]
 
 
 def _both(x: Tensor) -> Tensor:
-    """Half of the conjugate pairs, (C, N/2), to all, (C, N)."""
+    """One half of the conjugate pairs, (C, N/2), to both, (C, N)."""
     return torch.cat([x, x.conj()], -1)
 
 
 def s4_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tensor, length: int) -> Tensor:  # noqa: N803
-    """The convolution's kernel by Cauchy sums and Woodbury's identity.
+    """The convolution kernel from Cauchy sums and Woodbury's identity.
 
     Args:
         eigenvalues: Λ, (C, N/2), complex.
@@ -70,7 +70,7 @@ def s4_kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tensor
 
 
 def discretize_nplr(eigenvalues: Tensor, P: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
-    """The recurrence's matrices, written out.
+    """The matrices of the recurrence in dense form.
 
     Args:
         eigenvalues: Λ, (C, N/2), complex.
@@ -96,11 +96,11 @@ class S4(nn.Module):
         dim: C.
         states: N, even.
         max_length: L of C̃; kernels for longer sequences take more time.
-        dropout: probability.
+        dropout: dropout probability.
         step_range: smallest and largest Δ.
 
     Raises:
-        ValueError: states that do not come in pairs.
+        ValueError: if `states` is odd.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class S4(nn.Module):
         return self.out(long_conv(x, self.kernel(x.shape[2]), self.skip))
 
     def recurrence(self) -> tuple[Tensor, ...]:
-        """What a step needs, computed once: D₀ = 2/Δ + Λ, D₁ = (2/Δ - Λ)⁻¹, P, D₁P / (1 + P* D₁ P), 2B, C.
+        """Precompute the factors of a step: D₀ = 2/Δ + Λ, D₁ = (2/Δ - Λ)⁻¹, P, D₁P / (1 + P* D₁ P), 2B, C.
 
         Returns:
             Six complex tensors, (C, N/2).
@@ -186,15 +186,15 @@ class S4(nn.Module):
         return as_complex(self.entering).new_zeros(batch, *self.entering.shape[:2])
 
     def step(self, x: Tensor, state: Tensor, recurrence: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
-        """One place of the sequence, recurrently; the cost does not depend on what came before.
+        """Process one position of the sequence recurrently; the cost does not depend on the preceding length.
 
         Args:
-            x: (B, C).
-            state: (B, C, N/2), complex.
-            recurrence: what `recurrence` gave; None computes it, which takes far longer than the step.
+            x: input, (B, C).
+            state: state before the step, (B, C, N/2), complex.
+            recurrence: result of `recurrence`; None computes it, which takes far longer than the step.
 
         Returns:
-            Output, (B, C), what the forward pass gives at that place; the state after it.
+            Output, (B, C), equal to the forward pass at that position; the state after it.
         """
         above, inverse, low, shared, entering, leaving = self.recurrence() if recurrence is None else recurrence
         # P* x over all N states is twice the real part over half of them.
@@ -204,7 +204,7 @@ class S4(nn.Module):
         return self.out(y[..., None])[..., 0], state
 
 
-s4_classifier = partial(SequenceClassifier, S4)  # a picture read row by row; S4's arguments too
+s4_classifier = partial(SequenceClassifier, S4)  # also takes S4's arguments
 
 METHOD = Method(
     id=347,

@@ -1,8 +1,8 @@
-"""S4D: a state-space layer whose state matrix is diagonal; its kernel is two lines.
+"""S4D: a state-space layer with a diagonal state matrix; its kernel takes two lines of code.
 
 *Source*: A. Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models", NeurIPS 2022
-(arXiv:2206.11893), sections 3 and 4. Each channel has its own step Δ and N/2 of N complex states, whose other half are
-conjugates; the real part of A is kept negative by an exponential; B is 1.
+(arXiv:2206.11893), sections 3 and 4. Each channel has its own step Δ and stores N/2 of N complex states, the others
+being conjugates; the real part of A is kept negative by an exponential; B is 1.
 
     zero-order hold:  Ā = exp(ΔA),                 B̄ = (Ā - 1) / A
     bilinear:         Ā = (1 + ΔA/2) / (1 - ΔA/2), B̄ = Δ / (1 - ΔA/2)
@@ -12,11 +12,11 @@ conjugates; the real part of A is kept negative by an exponential; B is 1.
 Initial A, n from 0: Lin, -½ + iπn; Inv, -½ + i(N/π)(N/(2n+1) - 1); LegS, the normal part of HiPPO-LegS; Random, -½ with
 exp(normal) as imaginary part.
 
-*Differs from the paper*: the kernel is summed over places, O(N·L) memory, as the paper's two lines do, without its
-kernel that computes it in O(N + L).
+*Differs from the paper*: the kernel takes O(N·L) memory, as in the paper's two lines; its O(N + L) kernel is not
+implemented.
 
-*Provenance*: written from the paper; the layer after the convolution and the random initialisation looked up in the
-authors' code.
+*Provenance*: written from the paper; the layers after the convolution and the random initialisation were looked up in
+the authors' code.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def initial_a(init: str, states: int, dim: int = 1) -> Tensor:
     Args:
         init: "lin", "inv", "legs" or "random".
         states: N, even.
-        dim: C, channels.
+        dim: C, number of channels.
 
     Returns:
         A, (C, N/2), complex128.
 
     Raises:
-        ValueError: an unknown initialisation, or states that do not come in pairs.
+        ValueError: if the initialisation is unknown or `states` is odd.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
@@ -68,10 +68,10 @@ def initial_a(init: str, states: int, dim: int = 1) -> Tensor:
 
 
 def discretize(A: Tensor, step: Tensor, how: str) -> tuple[Tensor, Tensor]:  # noqa: N803 - the paper's letters
-    """The recurrence's matrices.
+    """The matrices of the recurrence.
 
     Args:
-        A: (C, N/2), complex.
+        A: state matrix, (C, N/2), complex.
         step: Δ, (C,), positive.
         how: "zoh" or "bilinear".
 
@@ -79,7 +79,7 @@ def discretize(A: Tensor, step: Tensor, how: str) -> tuple[Tensor, Tensor]:  # n
         Ā and B̄, (C, N/2), complex, for B = 1.
 
     Raises:
-        ValueError: an unknown discretisation.
+        ValueError: if the discretisation is unknown.
     """
     if how not in DISCRETIZATIONS:
         raise ValueError(f"discretization must be one of {', '.join(DISCRETIZATIONS)}, got {how!r}")
@@ -114,11 +114,11 @@ class S4D(nn.Module):
         states: N, even.
         init: "lin", "inv", "legs" or "random".
         discretization: "zoh" or "bilinear".
-        dropout: probability.
+        dropout: dropout probability.
         step_range: smallest and largest Δ.
 
     Raises:
-        ValueError: an unknown initialisation or discretisation, or odd states.
+        ValueError: if the initialisation or discretisation is unknown, or `states` is odd.
     """
 
     def __init__(
@@ -178,14 +178,14 @@ class S4D(nn.Module):
         return as_complex(self.weights).new_zeros(batch, *self.weights.shape[:2])
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One place of the sequence, recurrently.
+        """Process one position of the sequence recurrently.
 
         Args:
-            x: (B, C).
-            state: (B, C, N/2), complex.
+            x: input, (B, C).
+            state: state before the step, (B, C, N/2), complex.
 
         Returns:
-            Output, (B, C), what the forward pass gives at that place; the state after it.
+            Output, (B, C), equal to the forward pass at that position; the state after it.
         """
         decay, entering, leaving = self.recurrence()
         state = decay * state + entering * x[..., None]
@@ -193,7 +193,7 @@ class S4D(nn.Module):
         return self.out(y[..., None])[..., 0], state
 
 
-s4d_classifier = partial(SequenceClassifier, S4D)  # the authors' example for CIFAR-10; S4D's arguments too
+s4d_classifier = partial(SequenceClassifier, S4D)  # the authors' example for CIFAR-10; also takes S4D's arguments
 
 METHOD = Method(
     id=332,

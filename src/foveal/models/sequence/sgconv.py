@@ -1,18 +1,18 @@
-"""SGConv: a global kernel made of a few short ones, each twice as long as the one before and weaker.
+"""SGConv: a global kernel built from a few short ones, each stretched to twice the length of the previous and damped.
 
 *Source*: Y. Li et al., "What Makes Convolutional Models Great on Long Sequence Modeling?", ICLR 2023
 (arXiv:2210.09298), section 3.2. With d weights w_i for each of S = log₂(L/d) + 1 scales and decay α = ½:
 
     k_i = αⁱ · Upsample(w_i, to d·2^max(i-1, 0) places),   k = [k_0, k_1, …, k_{S-1}] / Z,   y = k ∗ u + D ∘ u
 
-so that the kernel has d·log₂(2L/d) parameters a channel. Upsampling is linear; Z is the norm of each channel's kernel
-at the start, kept. Two-sided on request, with a second kernel for the places after; `heads` kernels for each
-channel.
+so that the kernel has d·log₂(2L/d) parameters per channel. Upsampling is linear; Z is the norm of each channel's
+initial kernel and stays fixed. Optionally bidirectional, with a second kernel for the following positions; `heads`
+kernels per channel.
 
 *Differs from the paper*: Z is computed when the layer is built rather than in its first forward pass; the layer ends in
-a gate, as the S4 layer that it replaces.
+a gate, like the S4 layer that it replaces.
 
-*Provenance*: written from the paper; the order of the operations and the norm looked up in the authors' code.
+*Provenance*: written from the paper; the order of operations and the norm were looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def scales(length: int, size: int) -> int:
 
 
 def multi_scale_kernel(weights: Sequence[Tensor], decay: float = 0.5) -> Tensor:
-    """The short kernels one after the other, stretched and weakened, not yet normalised.
+    """Concatenate the short kernels, stretched and damped, without normalisation.
 
     Args:
         weights: w_i, (H, C, d) each.
@@ -69,15 +69,15 @@ class SGConv(nn.Module):
 
     Args:
         dim: C.
-        max_length: places that the kernel covers; what lies further away has no weight.
+        max_length: number of positions that the kernel covers; those further away have no weight.
         kernel_size: d.
         decay: α.
-        heads: kernels for each channel.
-        bidirectional: whether what comes after a place counts too.
-        dropout: probability.
+        heads: number of kernels per channel.
+        bidirectional: whether there is also a kernel for the following positions.
+        dropout: dropout probability.
 
     Raises:
-        ValueError: a kernel below one weight, or a decay outside (0, 1].
+        ValueError: if `kernel_size` is below 1 or the decay outside (0, 1].
     """
 
     norm: Tensor
@@ -112,7 +112,7 @@ class SGConv(nn.Module):
         """The convolution's weights.
 
         Returns:
-            (H, C, d·2^(S-1)); two-sided, those of what comes after are the second half of 2·H.
+            (H, C, d·2^(S-1)), or with 2·H if bidirectional, the second half for the following positions.
         """
         return multi_scale_kernel(list(self.weights), self.decay) / self.norm
 
@@ -124,7 +124,7 @@ class SGConv(nn.Module):
         return self.out(long_conv(x, kernel, self.skip, reverse=after).flatten(1, 2))
 
 
-sgconv_classifier = partial(SequenceClassifier, SGConv)  # a picture read row by row; SGConv's arguments too
+sgconv_classifier = partial(SequenceClassifier, SGConv)  # also takes SGConv's arguments
 
 METHOD = Method(
     id=312,

@@ -1,4 +1,4 @@
-"""A 3×3 convolution of a leaky activation, made for training on CPUs: one function over torch and a compiled kernel."""
+"""Leaky ReLU followed by a 3×3 convolution, for training on CPUs: one function over torch and a compiled kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["conv3x3", "explain"]
 
 BACKENDS = (
     Backend("native", conv3x3_native, why_not),
-    Backend("eager", conv3x3_reference, lambda _: None),  # torch's own convolution is both
+    Backend("eager", conv3x3_reference, lambda _: None),  # torch's own convolution serves as both
     Backend("reference", conv3x3_reference, lambda _: None),
 )
 
@@ -25,28 +25,29 @@ BACKENDS = (
 def conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, slope: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """3×3 convolution of leaky(x), as large as x; the picture is surrounded by zeros.
+    """3×3 convolution of leaky(x) with zero padding; the output is as large as x.
 
         leaky(x) = x for x > 0, slope · x below
         y = weight * leaky(x) + bias
 
-    The activation stands before the convolution, so that a chain of them keeps one tensor a layer for its gradients.
+    The activation precedes the convolution, so that a chain of them saves only one tensor per layer for the backward
+    pass.
 
     Args:
         x: input, (B, C, H, W).
-        weight: (C', C, 3, 3).
-        bias: (C',); None for none.
-        slope: one number, shaped () or (1,); None for no activation.
-        backend: "auto", or one of those that `explain` lists.
+        weight: convolution kernel, (C', C, 3, 3).
+        bias: bias, (C',), or None.
+        slope: slope of the activation for negative values, shaped () or (1,); None for no activation.
+        backend: "auto", or one of the names that `explain` lists.
 
     Returns:
         Output, (B, C', H, W).
 
     Raises:
-        ShapeError: shapes that do not fit together.
-        TypeError: integer or complex tensors.
-        ValueError: an unknown backend; tensors on two devices.
-        BackendError: a backend that cannot run here.
+        ShapeError: if the shapes do not match.
+        TypeError: if a tensor is integer or complex.
+        ValueError: if the backend is unknown or the tensors are on two devices.
+        BackendError: if the backend cannot run here.
 
     Example:
         >>> import torch
@@ -69,7 +70,7 @@ def explain(x: Tensor | None = None) -> dict[str, str]:
     """Which paths can run, and why the others cannot.
 
     Args:
-        x: the input they would get; None asks for a float32 tensor of 32 channels on the CPU.
+        x: input of the call; None stands for a float32 tensor of 32 channels on the CPU.
 
     Returns:
         Backend → "can run", or the reason and what to do.

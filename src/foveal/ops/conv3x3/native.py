@@ -1,7 +1,7 @@
-"""The 3×3 convolution by the compiled kernel, registered with torch so that autograd and `torch.compile` see it.
+"""The 3×3 convolution with the compiled kernel, registered with torch for autograd and `torch.compile`.
 
-kernels/cpp/conv3x3.cpp makes 16 pixels of 36 products (Winograd) where torch's convolution takes 144, forward and for
-both gradients, and gives the activation its gradient while the pixels are at hand. Exported graphs take torch's own.
+kernels/cpp/conv3x3.cpp computes 16 pixels with 36 products (Winograd) instead of 144, in the forward pass and for both
+gradients, and computes the activation's gradient while the pixels are in cache. Exported graphs use torch's operators.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from foveal.ops.native import why_not as not_installed
 
 __all__ = ["conv3x3_native", "why_not"]
 
-WHOLE = 16  # channels come in multiples of it
+WHOLE = 16  # the number of channels must be a multiple of it
 
 
 def why_not(x: Tensor) -> str | None:
     """Why the kernel cannot run.
 
     Args:
-        x: the input it would get.
+        x: input of the call.
 
     Returns:
-        None when it can, else the reason and what to do.
+        None if it can, else the reason and what to do.
     """
     if x.device.type != "cpu":
         return f"it is for tensors on the CPU, and x is on {x.device}"
@@ -50,7 +50,7 @@ def _last(x: Tensor) -> Tensor:
 
 def _run(name: str, call: ctypes.Structure) -> None:
     found = library()
-    assert found is not None  # `why_not` was asked
+    assert found is not None  # guaranteed by `why_not`
     if getattr(found, name)(ctypes.byref(call), torch.get_num_threads()):
         raise MemoryError("no memory for a 3×3 convolution; take a smaller batch")
 
@@ -58,7 +58,10 @@ def _run(name: str, call: ctypes.Structure) -> None:
 def _convolve(
     x: Tensor, weight: Tensor, slope: Tensor | None, bias: Tensor | None, gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """`weight` (3, 3, C, C') on leaky(x); with a gate, times the slope of leaky(gate), whose sum comes second."""
+    """Convolve leaky(x) with `weight` (3, 3, C, C').
+
+    With a gate, the result is multiplied by the slope of leaky(gate), and the gradient of the slope is returned second.
+    """
     from foveal_kernels.calls import Convolution
 
     (batch, _, height, width), (channels, made) = x.shape, weight.shape[2:]
@@ -115,7 +118,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+    if torch.is_grad_enabled():  # double backward, which the kernel does not support
 
         def convolve(x: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
             return conv3x3_reference(x, weight, None, slope)
@@ -140,13 +143,13 @@ def _backward_flops(_: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, .
 
 
 def conv3x3_native(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None) -> Tensor:
-    """The same as `conv3x3_reference`, by the kernel; output channels are rounded up and cut off again.
+    """`conv3x3_reference` with the compiled kernel; output channels are padded to a multiple and cropped again.
 
     Args:
         x: input, (B, C, H, W), float32.
-        weight: (C', C, 3, 3).
-        bias: (C',).
-        slope: one number.
+        weight: convolution kernel, (C', C, 3, 3).
+        bias: bias, (C',).
+        slope: slope of the activation for negative values, one number.
 
     Returns:
         Output, (B, C', H, W).

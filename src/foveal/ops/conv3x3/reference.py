@@ -1,4 +1,4 @@
-"""The 3×3 convolution of a leaky activation in torch's own operators."""
+"""Leaky ReLU followed by a 3×3 convolution, in torch's own operators."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def conv3x3_reference(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Ten
 
     Args:
         x: input, (B, C, H, W).
-        weight: (C', C, 3, 3).
-        bias: (C',).
-        slope: one number.
+        weight: convolution kernel, (C', C, 3, 3).
+        bias: bias, (C',).
+        slope: slope of the activation for negative values, one number.
 
     Returns:
         Output, (B, C', H, W).

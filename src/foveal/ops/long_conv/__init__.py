@@ -29,14 +29,14 @@ BACKENDS = (
 
 
 def _heads(name: str, kernel: Tensor, u: Tensor, heads: int | None) -> Tensor:
-    """(C, K) or (H, C, K) to (H, C, K), cut to the length of u."""
+    """(C, K) or (H, C, K) to (H, C, K), truncated to the length of u."""
     channels = u.shape[1]
     if kernel.ndim not in {2, 3} or kernel.shape[-2] != channels or not kernel.shape[-1]:
         raise ShapeError(f"{name} must be ({channels}, K) or (heads, {channels}, K), got {tuple(kernel.shape)}")
     if heads is not None and (kernel.shape[0] if kernel.ndim == 3 else 1) != heads:
         raise ShapeError(f"{name} must have {heads} heads like kernel, got {tuple(kernel.shape)}")
     full = kernel if kernel.ndim == 3 else kernel[None]
-    # A traced length may be a symbol, which is not compared with K; the transform is long enough for all of them then.
+    # A traced length may be symbolic and is not compared with K; the transform is then long enough for all of K.
     return full if torch.compiler.is_compiling() else full[..., : u.shape[2]]
 
 
@@ -50,25 +50,26 @@ def long_conv(
 ) -> Tensor:
     """Convolution of each channel with a kernel that may be as long as the sequence.
 
-    Computed in float32 whatever the inputs are, float64 for float64.
+    Computed in float32 for all inputs but float64, which stays float64.
 
         y_t = Σ_{j ≤ t} kernel_j u_{t-j}  +  Σ_{j ≥ 0} reverse_j u_{t+1+j}  +  D ∘ u_t
 
     Args:
         u: input, (B, C, L).
-        kernel: weights of a place and those before it, (C, K), or (H, C, K) for H outputs of each channel; what is
-            longer than L is cut off.
+        kernel: weights of the current and the preceding positions, (C, K), or (H, C, K) for H outputs per channel;
+            truncated to L.
         D: skip weights, (C,), or (H, C) for H outputs.
-        reverse: weights of the places after, nearest first, shaped like `kernel`; None leaves the convolution causal.
-        backend: "auto", or one of those that `explain` lists.
+        reverse: weights of the following positions, nearest first, shaped like `kernel`; None makes the convolution
+            causal.
+        backend: "auto", or one of the names that `explain` lists.
 
     Returns:
         Output, (B, C, L), or (B, H, C, L), in the dtype of `u`.
 
     Raises:
-        ShapeError: shapes that do not fit together.
-        TypeError: integer or complex tensors.
-        ValueError: an unknown backend; tensors on two devices.
+        ShapeError: if the shapes do not match.
+        TypeError: if a tensor is integer or complex.
+        ValueError: if the backend is unknown or the tensors are on two devices.
 
     Example:
         >>> import torch
@@ -98,7 +99,7 @@ def explain(u: Tensor | None = None) -> dict[str, str]:
     """Which paths can run, and why the others cannot.
 
     Args:
-        u: the input they would get; None asks for a float32 tensor on the CPU.
+        u: input of the call; None stands for a float32 tensor on the CPU.
 
     Returns:
         Backend → "can run", or the reason and what to do.

@@ -1,18 +1,18 @@
-"""Long convolution by butterflies: the Fourier transform as two or three matrix products.
+"""Long convolution with butterfly matrices: the Fourier transform as two or three matrix products.
 
 *Source*: D. Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", ICML 2023,
 arXiv:2302.06646, section 3.2, after the Monarch matrices of arXiv:2204.00595.
-*Differs from the paper*: the sizes of the factors are any numbers whose product is large enough, in place of powers of
-two; rows of padding are left out of the first product, and rows that are cut off out of the last; real arithmetic.
+*Differs from the paper*: the factors may have any sizes whose product is large enough, not only powers of two; the
+first product skips the rows of padding and the last one the rows that are discarded; real arithmetic.
 *Provenance*: written from the paper.
 
-With n = n₁·n₂, a place s = s₁·n₂ + s₂ and a frequency f = f₁ + n₁·f₂, w = exp(-2πi/n):
+With n = n₁·n₂, a position s = s₁·n₂ + s₂, a frequency f = f₁ + n₁·f₂ and w = exp(-2πi/n):
 
     X[f₁, f₂] = Σ_{s₂} w^{n₁·s₂·f₂} · ( w^{s₂·f₁} · Σ_{s₁} w^{n₂·s₁·f₁} x[s₁, s₂] )
 
-a product with an n₁×n₁ matrix, a factor for each element, a product with an n₂×n₂ matrix. Order 3 treats the second one
-in the same way. The frequencies come out permuted, which a convolution does not mind: the kernel's are permuted alike,
-and the inverse takes the same steps backwards.
+a product with an n₁×n₁ matrix, elementwise twiddle factors, a product with an n₂×n₂ matrix. Order 3 factors the second
+matrix in the same way. The frequencies come out permuted, which does not matter for a convolution: those of the kernel
+are permuted alike, and the inverse performs the same steps backwards.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ __all__ = ["dft", "idft", "long_conv_butterfly", "roots", "sizes", "traffic"]
 
 
 def sizes(n: int, order: int) -> tuple[int, ...]:
-    """Factors for a length, as equal as they can be.
+    """Factor sizes for a length, as equal as possible.
 
     Args:
         n: length, at least 1.
-        order: how many factors.
+        order: number of factors.
 
     Returns:
-        So many integers whose product is at least n.
+        `order` integers whose product is at least n.
     """
     found = []
     for left in range(order, 0, -1):
@@ -64,13 +64,13 @@ def _table(n: int, rows: int, columns: int) -> NDArray[np.float64]:
 
 
 def roots(n: int, rows: int, columns: int, like: Tensor) -> Pair:
-    """Powers of the n-th root of one: exp(-2πi·i·j/n).
+    """Powers of the n-th root of unity: exp(-2πi·i·j/n).
 
     Args:
-        n: which root.
-        rows: i from 0.
-        columns: j from 0.
-        like: tensor of the wanted type and device.
+        n: order of the root.
+        rows: number of values of i, from 0.
+        columns: number of values of j, from 0.
+        like: tensor whose dtype and device to use.
 
     Returns:
         Real and imaginary part, (rows, columns).
@@ -84,13 +84,13 @@ def _times(a: Pair, b: Pair) -> Pair:
 
 
 def dft(x: Tensor, parts: Sequence[int], matrix: Matrix | None = None) -> Pair:
-    """Fourier transform of real sequences, frequencies in the order that the products leave them in.
+    """Fourier transform of real sequences, with the frequencies in the order that the products produce.
 
     Args:
-        x: (…, L), L at most the product of `parts`; the rest counts as zeros.
+        x: sequences, (…, L), L at most the product of `parts`; implicitly zero-padded.
         parts: n₁, n₂, …
-        matrix: real and imaginary part of the n×n matrix that takes the place of the Fourier matrix, given n; for
-            butterflies that are learned.
+        matrix: function of n that returns the real and imaginary part of an n×n matrix to use instead of the Fourier
+            matrix, for learned butterflies.
 
     Returns:
         Real and imaginary part, (…, n₁·n₂·…).
@@ -112,7 +112,7 @@ def _rows(y: Pair, parts: Sequence[int], matrix: Matrix | None = None) -> Pair:
         return y
     cos, sin = roots(parts[0], parts[0], parts[0], like) if matrix is None else matrix(parts[0])
     if len(parts) == 1:
-        # The matrix is symmetric, so that it may stand on the right; a learned one is taken as if transposed.
+        # The Fourier matrix is symmetric and may multiply from the right; a learned one is used transposed.
         return y[0] @ cos - y[1] @ sin, y[0] @ sin + y[1] @ cos
     rest = math.prod(parts[1:])
     real, imaginary = (part.unflatten(-1, (parts[0], rest)) for part in y)
@@ -128,7 +128,7 @@ def _conjugate(pair: Pair) -> Pair:
 
 
 def _rows_back(y: Pair, parts: Sequence[int]) -> Pair:
-    """Inverse of `_rows`, not divided by n."""
+    """Inverse of `_rows`, without the division by n."""
     like = y[0]
     if not parts:
         return y
@@ -142,12 +142,12 @@ def _rows_back(y: Pair, parts: Sequence[int]) -> Pair:
 
 
 def idft(y: Pair, parts: Sequence[int], length: int) -> Tensor:
-    """First places of the real sequences that have these frequencies.
+    """Inverse transform to real sequences, truncated.
 
     Args:
-        y: real and imaginary part as `dft` gives them, (…, n₁·n₂·…).
+        y: real and imaginary part as returned by `dft`, (…, n₁·n₂·…).
         parts: n₁, n₂, …
-        length: L, how many places are wanted.
+        length: L, number of leading positions to return.
 
     Returns:
         (…, L).
@@ -170,15 +170,15 @@ def long_conv_butterfly(
     order: int = 2,
     matrix: Matrix | None = None,
 ) -> Tensor:
-    """The same as `long_conv_reference`, by matrix products.
+    """`long_conv_reference` with matrix products.
 
     Args:
         u: input, (B, C, L).
-        kernel: weights of what came before, (H, C, K), K at most L.
+        kernel: causal kernel, (H, C, K), K at most L.
         D: skip weights, (H, C).
-        reverse: weights of what comes after, (H, C, K'), K' at most L.
-        order: how many products a transform is.
-        matrix: see `dft`; takes the place of the Fourier matrices of both transforms, not of the inverse.
+        reverse: anticausal kernel, (H, C, K'), K' at most L.
+        order: number of products per transform.
+        matrix: see `dft`; replaces the Fourier matrices of both forward transforms, not of the inverse.
 
     Returns:
         Output, (B, H, C, L), in the dtype of `u`.
@@ -197,19 +197,19 @@ def long_conv_butterfly(
 
 
 def traffic(length: int, *, butterfly: bool, fast: int = 192 * 1024) -> int:
-    """Model of the bytes of slow memory that the convolution of one channel moves, float32.
+    """Model of the slow-memory traffic of the convolution of one channel in float32.
 
-    A transform of n numbers that does not fit into the fast memory needs log n / log M passes over them, M numbers
-    that fit (Aggarwal and Vitter, 1988). By torch.fft the kernel, the input and their product are a transform each;
-    the product of the frequencies, and the skip with the cut, are a pass more each. The fused butterfly of the paper
-    reads the input and the kernel's frequencies and writes the output; a sequence that does not fit takes two passes
-    more, the first and the last product by themselves. Half of the frequencies of a real sequence are kept, n + 2
-    numbers.
+    A transform of n numbers that do not fit into the fast memory needs log n / log M passes over them, where M numbers
+    fit (Aggarwal and Vitter, 1988). With torch.fft the kernel, the input and their product take one transform each; the
+    product of the frequencies, and the skip with the truncation, take one more pass each. The paper's fused butterfly
+    reads the input and the kernel's frequencies and writes the output; a sequence that does not fit takes two more
+    passes, because the first and the last product run separately. Half of the frequencies of a real sequence are kept,
+    n + 2 numbers.
 
     Args:
         length: L, of input and kernel.
-        butterfly: the fused butterfly rather than torch.fft.
-        fast: bytes of fast memory: 192 KiB of an A100's multiprocessor, about 1 MiB of a processor's second cache.
+        butterfly: whether to model the fused butterfly rather than torch.fft.
+        fast: bytes of fast memory: 192 KiB for a multiprocessor of an A100, about 1 MiB for a CPU's L2 cache.
 
     Returns:
         Bytes read and written.

@@ -1,8 +1,8 @@
-"""Long convolution by torch.fft, which is compiled code already: MKL or pocketfft on a CPU, cuFFT on a GPU.
+"""Long convolution with torch.fft, which is already compiled code: MKL or pocketfft on a CPU, cuFFT on a GPU.
 
-Both sequences are padded to one length n that holds the sums which wrap around beyond the L places that are kept; n has
-no factor above 5, so that the transform is fast. What comes after a place stands at the end of the padded kernel, since
-its places there count as negative.
+Both sequences are padded to one length n, large enough that nothing wraps around into the L positions that are kept; n
+has no prime factor above 5, so that the transform is fast. The anticausal kernel is stored at the end of the padded
+kernel, whose indices count as negative there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["both_sides", "fast_length", "least_length", "long_conv_eager"]
 
 @lru_cache(maxsize=256)
 def fast_length(least: int) -> int:
-    """The smallest even number with no factor above 5.
+    """The smallest even number with no prime factor above 5.
 
     Args:
         least: lower bound.
@@ -41,12 +41,12 @@ def fast_length(least: int) -> int:
 
 
 def least_length(u: Tensor, kernel: Tensor, reverse: Tensor | None) -> int:
-    """The period at which nothing that wraps around reaches a kept place.
+    """The smallest period at which nothing wraps around into a kept position.
 
     Args:
-        u: (B, C, L).
-        kernel: (H, C, K).
-        reverse: (H, C, K') or None.
+        u: input, (B, C, L).
+        kernel: causal kernel, (H, C, K).
+        reverse: anticausal kernel, (H, C, K'), or None.
 
     Returns:
         The larger of L + K - 1 and L + K'.
@@ -56,7 +56,7 @@ def least_length(u: Tensor, kernel: Tensor, reverse: Tensor | None) -> int:
 
 
 def _traced_length(u: Tensor, kernel: Tensor, reverse: Tensor | None) -> int:
-    """An even period for lengths that may be symbols, which have no factors and are not compared with numbers."""
+    """An even period for lengths that may be symbolic, which cannot be factored or compared with numbers."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     most = u.shape[2]
@@ -67,15 +67,15 @@ def _traced_length(u: Tensor, kernel: Tensor, reverse: Tensor | None) -> int:
 
 
 def both_sides(kernel: Tensor, reverse: Tensor | None, n: int) -> Tensor:
-    """One kernel of period n.
+    """Combine both kernels into one of period n.
 
     Args:
-        kernel: (H, C, K).
-        reverse: (H, C, K') or None.
+        kernel: causal kernel, (H, C, K).
+        reverse: anticausal kernel, (H, C, K'), or None.
         n: period, at least K and K'.
 
     Returns:
-        (H, C, K), or (H, C, n) with `reverse` backwards at its end.
+        (H, C, K), or (H, C, n) with `reverse` stored backwards at the end.
     """
     if reverse is None:
         return kernel
@@ -83,13 +83,13 @@ def both_sides(kernel: Tensor, reverse: Tensor | None, n: int) -> Tensor:
 
 
 def long_conv_eager(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:
-    """The same as `long_conv_reference`, by the Fourier transform.
+    """`long_conv_reference` with the Fourier transform.
 
     Args:
         u: input, (B, C, L).
-        kernel: weights of what came before, (H, C, K), K at most L.
+        kernel: causal kernel, (H, C, K), K at most L.
         D: skip weights, (H, C).
-        reverse: weights of what comes after, (H, C, K'), K' at most L.
+        reverse: anticausal kernel, (H, C, K'), K' at most L.
 
     Returns:
         Output, (B, H, C, L), in the dtype of `u`.

@@ -1,7 +1,7 @@
-"""Long convolution as a sum over the places of the kernel: the plain form that every other path is compared with.
+"""Long convolution as a sum over the kernel's positions: the plain form that every other backend is compared with.
 
 *Source*: D. Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", ICML 2023,
-arXiv:2302.06646, section 2; the two-sided form is that of A. Gu et al., arXiv:2111.00396, as used for pictures.
+arXiv:2302.06646, section 2; the two-sided form follows A. Gu et al., arXiv:2111.00396, as used for pictures.
 *Differs from the paper*: nothing.
 *Provenance*: written from the paper.
 
@@ -21,13 +21,13 @@ __all__ = ["long_conv_reference"]
 
 
 def long_conv_reference(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:
-    """Place by place, in float32 (float64 when `u` is).
+    """Position by position, in float32 (float64 if `u` is).
 
     Args:
         u: input, (B, C, L).
-        kernel: weights of what came before, (H, C, K), K at most L.
+        kernel: causal kernel, (H, C, K), K at most L.
         D: skip weights, (H, C).
-        reverse: weights of what comes after, (H, C, K'), K' at most L.
+        reverse: anticausal kernel, (H, C, K'), K' at most L.
 
     Returns:
         Output, (B, H, C, L), in the dtype of `u`.

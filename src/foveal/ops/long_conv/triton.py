@@ -1,11 +1,11 @@
-"""Long convolution by one fused Triton kernel, for CUDA devices: the input is read once and the output written once.
+"""Long convolution with one fused Triton kernel, for CUDA devices: reads the input once and writes the output once.
 
-A program has one channel and head of one sequence, as a matrix of n₁ × n₂ places, in fast memory from the first product
-to the last: two products forward, the kernel's frequencies, two products back (see `butterfly`). The frequencies of the
-kernel, which all sequences share, are made by torch beforehand. Sequences whose matrix does not fit take the other
-paths. The gradient for the input is the same kernel with conjugate frequencies; that for the weights, a sum over the
-sequences, is left to torch.fft. What the kernel does stands in `foveal.ops.long_conv.triton_kernel`, which is imported,
-and compiled by Triton, when it first runs.
+A program keeps one channel and head of one sequence, as a matrix of n₁ × n₂ positions, in fast memory from the first
+product to the last: two products forward, the kernel's frequencies, two products back (see `butterfly`). The
+frequencies of the kernel, which all sequences share, are computed by torch beforehand. Sequences whose matrix does not
+fit use the other backends. The gradient of the input is the same kernel with conjugate frequencies; the gradient of the
+weights, a sum over the sequences, is left to torch.fft. The kernel is defined in `foveal.ops.long_conv.triton_kernel`,
+which is imported, and compiled by Triton, on the first call.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "fused", "long_conv_triton", "why_not"]
 
-# Places of a sequence; with the padding, a matrix of 64 × 64. Compiled for Hopper, the next size wants 288 KiB of
-# shared memory, more than there is.
+# Longest sequence; with the padding, a matrix of 64 × 64. On Hopper the next size would need 288 KiB of shared memory,
+# more than the GPU has.
 MOST = 2048
 
 
@@ -34,10 +34,10 @@ def why_not(u: Tensor) -> str | None:
     """Why the kernel cannot run.
 
     Args:
-        u: the input it would get.
+        u: input of the call.
 
     Returns:
-        None when it can, else the reason and what to do.
+        None if it can, else the reason and what to do.
     """
     reason = no_triton(u)
     if reason is not None:
@@ -48,24 +48,24 @@ def why_not(u: Tensor) -> str | None:
 
 
 def _parts(n: int) -> tuple[int, int]:
-    """Powers of two, at least 16 each as Triton's products want, whose product is at least n."""
+    """Powers of two, at least 16 each as Triton's products require, whose product is at least n."""
     power = max(8, (n - 1).bit_length())
     return 1 << power // 2, 1 << -(-power // 2)
 
 
 def _launch(n: int) -> dict[str, Any]:
-    """How a matrix of n places is compiled."""
+    """Compile options for a matrix of n positions."""
     return {"num_warps": 4 if n <= 1024 else 8, "enable_fp_fusion": True}
 
 
 def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D: Tensor | None) -> Tensor:
-    """The kernel's launch.
+    """Launch the kernel.
 
     Args:
-        u: (B, H or 1, C, L), float32.
+        u: input, (B, H or 1, C, L), float32.
         spectrum: real and imaginary part of the kernel's frequencies, (H, C, n₁·n₂), in `butterfly`'s order.
         parts: n₁, n₂.
-        D: (H, C) or None.
+        D: skip weights, (H, C), or None.
 
     Returns:
         (B, H, C, L), float32.
@@ -89,14 +89,14 @@ def fused(u: Tensor, spectrum: tuple[Tensor, Tensor], parts: tuple[int, int], D:
 
 
 def _circular(u: Tensor, both: Tensor, skip: Tensor | None, *, n: int) -> Tensor:
-    """What the kernel computes, by torch.fft."""
+    """The kernel's computation with torch.fft."""
     x = u.float()[:, None]
     y = torch.fft.irfft(torch.fft.rfft(x, n=n) * torch.fft.rfft(both.float(), n=n), n=n)[..., : u.shape[2]]
     return (y if skip is None else y + skip.float()[..., None] * x).to(u.dtype)
 
 
 class _Fused(torch.autograd.Function):
-    """Takes u (B, C, L), both sides of the kernel (H, C, n or K), D, and n₁, n₂."""
+    """Inputs: u (B, C, L), the combined kernel (H, C, n or K), D, and n₁, n₂."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, both: Tensor, skip: Tensor | None, parts: tuple[int, int]) -> Tensor:
@@ -109,7 +109,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u, both, skip, real, imaginary = ctx.saved_tensors
         grad, n = grads[0].float(), ctx.parts[0] * ctx.parts[1]
-        if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+        if torch.is_grad_enabled():  # double backward, which the kernel does not support
             found = differentiable_gradients(partial(_circular, n=n), (u, both, skip), grads)
             return *found, None
         of_u = of_both = of_skip = None
@@ -124,13 +124,13 @@ class _Fused(torch.autograd.Function):
 
 
 def long_conv_triton(u: Tensor, kernel: Tensor, D: Tensor | None, reverse: Tensor | None) -> Tensor:
-    """The same as `long_conv_reference`, by the fused kernel.
+    """`long_conv_reference` with the fused kernel.
 
     Args:
         u: input, (B, C, L).
-        kernel: weights of what came before, (H, C, K), K at most L.
+        kernel: causal kernel, (H, C, K), K at most L.
         D: skip weights, (H, C).
-        reverse: weights of what comes after, (H, C, K'), K' at most L.
+        reverse: anticausal kernel, (H, C, K'), K' at most L.
 
     Returns:
         Output, (B, H, C, L), in the dtype of `u`.

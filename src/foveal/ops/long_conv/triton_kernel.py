@@ -1,9 +1,9 @@
 """The Triton kernel of the fused long convolution; `foveal.ops.long_conv.triton` launches it.
 
-Products are float32 by three passes of the tensor cores each, because one pass would keep ten bits.
+Products are float32, computed in three tensor-core passes each, because a single pass would keep only ten bits.
 """
 
-# Triton looks up every annotation of a kernel, and knows none that fits a pointer.
+# Triton resolves every annotation of a kernel, and has none for a pointer.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def convolve(
     kernel_real, kernel_imaginary = tl.load(real + row * n + place), tl.load(imaginary + row * n + place)
     a, b = a * kernel_real - b * kernel_imaginary, a * kernel_imaginary + b * kernel_real
 
-    # Back with the conjugate matrices, which are symmetric.
+    # Inverse with the conjugate matrices, which are symmetric.
     a, b = _dot(a, cos2) + _dot(b, sin2), _dot(b, cos2) - _dot(a, sin2)
     a, b = a * turn_real + b * turn_imaginary, b * turn_real - a * turn_imaginary
     y = (_dot(cos1, a) + _dot(sin1, b)) / n

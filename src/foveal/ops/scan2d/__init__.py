@@ -1,4 +1,4 @@
-"""Selective scan over a map along routes, as VMamba scans: the routes, and one function over several paths."""
+"""Selective scan over a feature map along routes, as in VMamba: the routes, and one function over several backends."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from foveal.ops.triton import why_not as no_triton
 
 __all__ = ["ORDERS", "explain", "gather", "routes", "scatter", "selective_scan2d"]
 
-# All take u, delta, A (routes, dim, states), B, C, D and delta_bias (routes, dim), routes and delta_softplus, and give
-# (batch, dim, length).
+# All take u, delta, A (routes, dim, states), B, C, D and delta_bias (routes, dim), routes and delta_softplus, and
+# return (batch, dim, length).
 BACKENDS = (
     Backend("native", selective_scan2d_native, no_native),
     Backend("triton", selective_scan2d_triton, no_triton),
@@ -34,7 +34,7 @@ def _check_routes(along: Tensor, u: Tensor) -> None:
         )
     if along.device != u.device:
         raise ValueError(f"routes must be on {u.device} like u, got {along.device}; move them there")
-    # A compiled kernel would read beside the tensor. Elsewhere than on a CPU, the question would stop the queue.
+    # A compiled kernel would read out of bounds. On a GPU the check would synchronise, so only the CPU is checked.
     if type(along) is Tensor and along.device.type == "cpu" and along.numel() and not torch.compiler.is_compiling():
         least, most = (int(value) for value in along.aminmax())
         if least < -1 or most >= u.shape[2]:
@@ -57,10 +57,10 @@ def selective_scan2d(
     delta_softplus: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """A selective scan along each of K routes over a map, summed where the routes meet.
+    """Selective scans along each of K routes over a feature map, summed at each position.
 
-    Everything goes in and comes out in raster order; the routes are applied inside. Places that a route does not visit
-    get nothing from it, not even the skip. The state is float32 whatever the inputs are (float64 for float64).
+    Inputs and output are in raster order; the routes are applied inside. Positions that a route does not visit get
+    nothing from it, not even the skip. The state is float32 for all inputs but float64, which stays float64.
 
         delta = softplus(delta + delta_bias)
         out_p = Σ_k (selective scan of u with delta_k, A_k, B_k, C_k, D_k along route k, at position p)
@@ -72,19 +72,19 @@ def selective_scan2d(
         B: input weights, (batch, routes, states, length).
         C: output weights, (batch, routes, states, length).
         D: skip weights, (routes·dim,).
-        routes: positions as each route visits them, (routes, places), none twice on one route, -1 for none.
-        delta_bias: (routes·dim,).
-        delta_softplus: whether delta goes through softplus.
-        backend: "auto", or one of those that `explain` lists.
+        routes: positions in the order each route visits them, (routes, places), none twice on one route, -1 for none.
+        delta_bias: bias added to delta, (routes·dim,).
+        delta_softplus: whether softplus is applied to delta.
+        backend: "auto", or one of the names that `explain` lists.
 
     Returns:
         Output, (batch, dim, length), in the dtype of `u`.
 
     Raises:
-        ShapeError: shapes that do not fit together, or routes that are no integers.
-        TypeError: integer or complex tensors elsewhere.
-        ValueError: tensors on several devices, routes for another map, an unknown backend.
-        BackendError: a backend that cannot run here.
+        ShapeError: if the shapes do not match, or the routes are not integers.
+        TypeError: if another tensor is integer or complex.
+        ValueError: if the tensors are on several devices, the routes are for another map, or the backend is unknown.
+        BackendError: if the backend cannot run here.
 
     Example:
         >>> import torch
@@ -112,7 +112,7 @@ def selective_scan2d(
             check_shape(name, vector, (count * dim,), "one value for each route and channel of u")
     rates = A.unflatten(0, (count, dim))
     skip, bias = (None if vector is None else vector.view(count, dim) for vector in (D, delta_bias))
-    # As for `selective_scan`: on a CPU the registered operator takes everything.
+    # As in `selective_scan`: on a CPU every call goes through the registered operator.
     registered = asked(BACKENDS, backend) == "auto" and u.device.type in {"cpu", "meta"}
     run = selective_scan2d_native if registered else choose(BACKENDS, backend, u).run
     return run(u, delta, rates, B, C, skip, routes, bias, delta_softplus)
@@ -122,7 +122,7 @@ def explain(u: Tensor | None = None) -> dict[str, str]:
     """Which paths can run, and why the others cannot.
 
     Args:
-        u: the input they would get; None asks for a float32 tensor on the CPU.
+        u: input of the call; None stands for a float32 tensor on the CPU.
 
     Returns:
         Backend → "can run", or the reason and what to do.

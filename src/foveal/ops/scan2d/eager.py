@@ -1,4 +1,4 @@
-"""Selective scan over a map in vectorised torch: all routes are groups of channels of one scan."""
+"""Selective scan over a feature map in vectorised torch: the routes are groups of channels of one scan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def selective_scan2d_eager(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """The same as `selective_scan2d_reference`.
+    """`selective_scan2d_reference`, vectorised.
 
     Args:
         u: input, (batch, dim, length).
@@ -36,9 +36,9 @@ def selective_scan2d_eager(
         B: input weights, (batch, routes, states, length).
         C: output weights, (batch, routes, states, length).
         D: skip weights, (routes, dim).
-        routes: positions as each route visits them, (routes, places); -1 is left out.
-        delta_bias: added to delta, (routes, dim).
-        delta_softplus: whether delta goes through softplus.
+        routes: positions in the order each route visits them, (routes, places); -1 is skipped.
+        delta_bias: bias added to delta, (routes, dim).
+        delta_softplus: whether softplus is applied to delta.
 
     Returns:
         (batch, dim, length), in the dtype of `u`.
@@ -49,7 +49,7 @@ def selective_scan2d_eager(
         steps = steps + delta_bias.to(wide)[..., None]
     if delta_softplus:
         steps = F.softplus(steps)
-    # A place that is left out gets a step of 0, which leaves the state as it is.
+    # A skipped place gets a step of 0, which leaves the state unchanged.
     x, steps, weights_in, weights_out = (gather(t, routes) for t in (u.to(wide), steps, B, C))
     # (batch, routes, dim, places) to (batch, routes·dim, places)
     y, _ = selective_scan_eager(

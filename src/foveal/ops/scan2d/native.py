@@ -1,4 +1,4 @@
-"""The scan along routes by the compiled kernel, which applies the routes while it reads and writes."""
+"""The scan along routes with the compiled kernel, which applies the routes as it reads and writes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def selective_scan2d_native(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """The same as `selective_scan2d_reference`, as the registered operator.
+    """`selective_scan2d_reference` as the registered operator.
 
     Args:
-        u: (batch, dim, length).
-        delta: (batch, routes, dim, length).
-        A: (routes, dim, states).
-        B: (batch, routes, states, length).
-        C: (batch, routes, states, length).
-        D: (routes, dim).
-        routes: (routes, places).
-        delta_bias: (routes, dim).
-        delta_softplus: whether delta goes through softplus.
+        u: input, (batch, dim, length).
+        delta: step sizes, (batch, routes, dim, length).
+        A: decay of each state, (routes, dim, states), negative.
+        B: input weights, (batch, routes, states, length).
+        C: output weights, (batch, routes, states, length).
+        D: skip weights, (routes, dim).
+        routes: positions in the order each route visits them, (routes, places); -1 is skipped.
+        delta_bias: bias added to delta, (routes, dim).
+        delta_softplus: whether softplus is applied to delta.
 
     Returns:
         (batch, dim, length), in the dtype of `u`.

@@ -1,7 +1,7 @@
-"""Selective scan over a map, route by route: the plain form that every other path is compared with.
+"""Selective scan over a feature map, route by route: the plain form that every other backend is compared with.
 
 *Source*: Y. Liu et al., "VMamba: Visual State Space Model", 2024, arXiv:2401.10166, section 4.2.
-*Differs from the paper*: the routes are free.
+*Differs from the paper*: the routes are arbitrary.
 *Provenance*: written from the paper.
 
     sequence_k = map[route_k],  for u and for route k's own delta, B, C         (1)
@@ -34,7 +34,7 @@ def selective_scan2d_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """One route after the other, step by step, in float32 (float64 when `u` is).
+    """One route after the other, step by step, in float32 (float64 if `u` is).
 
     Args:
         u: input, (batch, dim, length).
@@ -43,9 +43,9 @@ def selective_scan2d_reference(
         B: input weights, (batch, routes, states, length).
         C: output weights, (batch, routes, states, length).
         D: skip weights, (routes, dim).
-        routes: positions as each route visits them, (routes, places); -1 is left out.
-        delta_bias: added to delta, (routes, dim).
-        delta_softplus: whether delta goes through softplus.
+        routes: positions in the order each route visits them, (routes, places); -1 is skipped.
+        delta_bias: bias added to delta, (routes, dim).
+        delta_softplus: whether softplus is applied to delta.
 
     Returns:
         (batch, dim, length), in the dtype of `u`.

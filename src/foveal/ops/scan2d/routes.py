@@ -1,20 +1,20 @@
-"""Orders in which the positions of a map can be visited, and moving a map along them and back.
+"""Scan orders over the positions of a feature map, with gather along them and scatter back.
 
-A map of H rows and W columns is kept in raster order: position p = i·W + j of row i and column j. A route is a list of
-positions in the order they are visited, so moving along it is an index, and moving back the same index turned round:
+A map of H rows and W columns is stored in raster order: position p = i·W + j is row i, column j. A route is a list of
+positions in the order they are visited; the map is indexed by it, and scattered back through the same index:
 
     sequence_s = map[route_s],  map[route_s] += sequence_s
 
-Shapes here: L = H·W, K routes, S places a route.
+Shapes here: L = H·W, K routes, S places per route.
 
 *Source*: "cross": Y. Liu et al., "VMamba", 2024, arXiv:2401.10166, section 4.2. "snake": C. Yang et al., "PlainMamba",
 2024, arXiv:2403.17695, section 3.2. "window": T. Huang et al., "LocalMamba", 2024, arXiv:2403.09338, section 3.2.
 "atrous": X. Pei et al., "EfficientVMamba", 2024, arXiv:2403.09977, section 3.2. "diagonal" and "spiral": Z. Ji,
 "MHS-VM", 2024, arXiv:2406.05992. "hilbert": D. Hilbert, "Ueber die stetige Abbildung einer Linie auf ein
 Flächenstück", 1891.
-*Differs from the papers*: windows at the border and maps that a step does not divide are not padded; routes skip what
-is outside.
-*Provenance*: written from the papers; which part of "atrous" goes down the columns was looked up in the authors' code.
+*Differs from the papers*: border windows and maps that a step does not divide are not padded; the routes skip what is
+outside.
+*Provenance*: written from the papers; which routes of "atrous" follow the columns was looked up in the authors' code.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = ["ORDERS", "gather", "routes", "scatter"]
 
 
 def _and_back(*ways: Tensor) -> Tensor:
-    """Each way forward, then each backward."""
+    """Each route forward, then each backward."""
     there = torch.stack(ways)
     return torch.cat([there, there.flip(1)])
 
 
 def _divided(place: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Quotient and rest; ONNX export knows no rest of a division by a size that is free."""
+    """Quotient and remainder; ONNX export has no remainder for a dynamic divisor."""
     quotient = place // by
     return quotient, place - quotient * by
 
 
 def _grid(height: int, width: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Position, row and column of everything on the map, each (L,)."""
+    """Position, row and column of every position of the map, (L,) each."""
     place = torch.arange(height * width, device=device)
     return place, *_divided(place, width)
 
@@ -72,7 +72,7 @@ def _snake(height: int, width: int, device: torch.device | None) -> Tensor:
 
 def _diagonal(height: int, width: int, device: torch.device | None) -> Tensor:
     _, i, j = _grid(height, width, device)
-    # i + j numbers the diagonals that rise to the right, i + W - 1 - j those that fall; i orders each from the top.
+    # i + j indexes the diagonals that rise to the right, i + W - 1 - j those that fall; i orders each from the top.
     return _and_back(torch.argsort((i + j) * height + i), torch.argsort((i + width - 1 - j) * height + i))
 
 
@@ -90,11 +90,11 @@ def _spiral(height: int, width: int, device: torch.device | None) -> Tensor:
 def _hilbert(height: int, width: int, device: torch.device | None) -> Tensor:
     _, i, j = _grid(height, width, device)
     key = torch.zeros_like(i)
-    # From the largest square to the smallest; maps have sides below 2¹⁶. Empty large squares only turn the curve.
+    # From the largest square to the smallest; maps have sides below 2¹⁶. Empty large squares only rotate the curve.
     for bit in range(15, -1, -1):
         down, right = i >> bit & 1, j >> bit & 1
         key = key * 4 + (3 * right ^ down)
-        # The first quarter is mirrored at the diagonal, the last at the other one.
+        # The first quarter is mirrored about the diagonal, the last about the antidiagonal.
         flip = (down == 0) & (right == 1)
         last = (1 << bit) - 1
         a, b = i & last, j & last
@@ -140,42 +140,42 @@ def _find(order: str, height: int, width: int, size: int, device: torch.device |
 
 @lru_cache(maxsize=128)
 def _kept(order: str, height: int, width: int, size: int, device: torch.device | None) -> Tensor:
-    with torch.inference_mode(False):  # what is kept must also serve a later training step
+    with torch.inference_mode(False):  # a cached tensor must also be usable in a later training step
         return _find(order, height, width, size, device)
 
 
 def routes(
     order: str, height: int, width: int, *, window: int = 8, step: int = 2, device: torch.device | str | None = None
 ) -> Tensor:
-    """Positions of a map in the order each route visits them. Kept between calls: do not write into it.
+    """Positions of a map in the order each route visits them. The result is cached: do not modify it in place.
 
     | order | K | routes |
     |---|---|---|
     | raster | 2 | rows; the same backward |
     | cross | 4 | rows, columns; both backward |
-    | snake | 4 | rows, columns, each second one turned round so that every step is to a neighbour; both backward |
+    | snake | 4 | rows, columns, every second one reversed so that each step is to a neighbour; both backward |
     | diagonal | 4 | diagonals from the upper left corner, from the upper right corner; both backward |
     | spiral | 2 | clockwise from the upper left corner inward; the same backward |
-    | hilbert | 2 | Hilbert's curve over the power of two around the map, without what is outside; the same backward |
+    | hilbert | 2 | Hilbert curve over the enclosing power of two, without what is outside; the same backward |
     | window | 2 | window after window, rows in each, smaller windows at the right and lower border; the same backward |
-    | atrous | step² | each takes every `step`-th row and column, from another start; odd ones go down the columns |
+    | atrous | step² | each takes every `step`-th row and column, from its own offset; odd ones follow the columns |
 
-    All orders but atrous visit every position on every route; atrous visits each on one route. Where maps are not a
-    multiple of `step`, -1 stands for places outside, anywhere on a route.
+    All orders but atrous visit every position on every route; atrous visits each on one route. If the map is not a
+    multiple of `step`, -1 marks places outside, anywhere on a route.
 
     Args:
-        order: one of the table.
+        order: name of an order in the table.
         height: H, below 2¹⁶.
         width: W, below 2¹⁶.
         window: side of the windows of "window", at least 1.
-        step: of "atrous", at least 1.
-        device: where to put them.
+        step: step of "atrous", at least 1.
+        device: device of the result.
 
     Returns:
-        int64, (K, S), S = H·W but for "atrous", where it is ⌈H/step⌉·⌈W/step⌉.
+        Positions, (K, S) int64, where S = H·W except for "atrous", where S = ⌈H/step⌉·⌈W/step⌉.
 
     Raises:
-        ValueError: an unknown order; a window or step below 1.
+        ValueError: if the order is unknown, or the window or step is below 1.
 
     Example:
         >>> from foveal.ops.scan2d import routes
@@ -189,7 +189,7 @@ def routes(
             raise ValueError(f"{name} must be at least 1, got {size}; 1 is every position")
     size = {"window": window, "atrous": step}.get(order, 0)
     where = None if device is None else torch.device(device)
-    # While a graph is traced, sizes may be symbols and tensors belong to that graph.
+    # While a graph is traced, sizes may be symbolic and tensors belong to that graph: do not cache.
     traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
     return (_find if traced else _kept)(order, height, width, size, where)
 
@@ -200,11 +200,11 @@ def _places(routes: Tensor, x: Tensor) -> Tensor:
 
 
 def gather(x: Tensor, routes: Tensor) -> Tensor:
-    """A map as one sequence for each route.
+    """Turn a map into one sequence per route.
 
     Args:
-        x: (B, C, L), the same for every route, or (B, K, C, L), one for each.
-        routes: (K, S), -1 for no position.
+        x: map, (B, C, L) shared by all routes, or (B, K, C, L) with one per route.
+        routes: positions, (K, S), -1 for none.
 
     Returns:
         (B, K, C, S), 0 where a route has -1.
@@ -214,15 +214,15 @@ def gather(x: Tensor, routes: Tensor) -> Tensor:
 
 
 def scatter(y: Tensor, routes: Tensor, length: int) -> Tensor:
-    """Sequences back on the map, summed over routes.
+    """Put sequences back on the map, summed over routes.
 
     Args:
-        y: (B, K, C, S).
-        routes: (K, S), -1 for no position.
+        y: sequences, (B, K, C, S).
+        routes: positions, (K, S), -1 for none.
         length: L.
 
     Returns:
-        (B, C, L), 0 where no route came.
+        (B, C, L), 0 where no route passes.
     """
     kept = y.masked_fill((routes < 0)[:, None], 0)
     out = y.new_zeros(y.shape[0], y.shape[2], length)

@@ -1,4 +1,4 @@
-"""Selective scan over a map by Triton kernels, for CUDA devices: the kernels themselves go along the routes."""
+"""Selective scan over a feature map with Triton kernels, for CUDA devices: the kernels follow the routes themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def selective_scan2d_triton(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """The same as `selective_scan2d_reference`; what a route does not visit it neither reads nor writes.
+    """`selective_scan2d_reference` in Triton; positions a route does not visit are neither read nor written.
 
     Args:
         u: input, (batch, dim, length).
@@ -32,9 +32,9 @@ def selective_scan2d_triton(
         B: input weights, (batch, routes, states, length).
         C: output weights, (batch, routes, states, length).
         D: skip weights, (routes, dim).
-        routes: positions as each route visits them, (routes, places); -1 is left out.
-        delta_bias: added to delta, (routes, dim).
-        delta_softplus: whether delta goes through softplus.
+        routes: positions in the order each route visits them, (routes, places); -1 is skipped.
+        delta_bias: bias added to delta, (routes, dim).
+        delta_softplus: whether softplus is applied to delta.
 
     Returns:
         (batch, dim, length), in the dtype of `u`.

@@ -1,4 +1,4 @@
-"""Selective scan, the recurrence of Mamba: one function over a reference, torch, native and Triton paths."""
+"""Selective scan, the recurrence of Mamba: one function over reference, torch, native and Triton backends."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def no_native(u: Tensor) -> str | None:
     """Why the compiled kernel cannot take a tensor.
 
     Args:
-        u: the input it would get.
+        u: input of the call.
 
     Returns:
-        None when it can, else the reason and what to do.
+        None if it can, else the reason and what to do.
     """
     if u.device.type not in {"cpu", "meta"}:
         return f"native kernels run on the CPU, the tensors are on {u.device}"
@@ -45,7 +45,7 @@ BACKENDS = (
 
 
 def _grouped(name: str, weight: Tensor, u: Tensor, states: int) -> Tensor:
-    """(dim, states) as it is; (batch, states, L) or (batch, groups, states, L) to the latter."""
+    """(dim, states) unchanged; (batch, states, L) or (batch, groups, states, L) to the latter."""
     batch, dim, length = u.shape
     if weight.ndim == 2:
         check_shape(name, weight, (dim, states), "(dim, states) when it does not depend on the input")
@@ -62,7 +62,7 @@ def _grouped(name: str, weight: Tensor, u: Tensor, states: int) -> Tensor:
 
 
 def _of_equal_groups(weights_in: Tensor, weights_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (batch, groups, states, L); those of fewer groups are repeated."""
+    """Repeat the one with fewer groups, so that both are (batch, groups, states, L)."""
     given = weights_in.shape[1], weights_out.shape[1]
     if given[0] == given[1]:
         return weights_in, weights_out
@@ -144,15 +144,16 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence whose decay, input and output weights depend on the input.
 
-    Takes what mamba_ssm's `selective_scan_fn` takes, but A must be real: the complex states of S4 are not computed. The
-    state is float32 whatever the inputs are, float64 for float64. Values that are not a number are not looked for; they
-    spread as arithmetic spreads them.
+    Accepts the arguments of mamba_ssm's `selective_scan_fn`, but A must be real: the complex states of S4 are not
+    supported. The state is float32 for all inputs but float64, which stays float64. NaNs are not checked for; they
+    propagate as in ordinary arithmetic.
 
         delta = softplus(delta + delta_bias)
         h_t = exp(delta_t · A) ∘ h_{t-1} + delta_t · u_t · B_t
         out_t = (C_tᵀ h_t + D ∘ u_t) ∘ silu(z_t)
 
-    A long sequence can be scanned in pieces, each from the last state of the one before; gradients go through it.
+    A long sequence can be scanned in pieces, each starting from the last state of the one before; gradients flow
+    through the states.
 
     Args:
         u: input, (batch, dim, length).
@@ -162,21 +163,22 @@ def selective_scan(
         C: output weights, the same.
         D: skip weights, (dim,).
         z: gate, (batch, dim, length).
-        delta_bias: addition to delta, (dim,).
-        delta_softplus: whether delta goes through softplus.
-        return_last_state: whether the state after the last step is returned too.
+        delta_bias: bias added to delta, (dim,).
+        delta_softplus: whether softplus is applied to delta.
+        return_last_state: whether to return the state after the last step as well.
         initial_state: h before the first step, (batch, dim, states); None for zeros.
-        backend: "auto", or one of those that `explain` lists.
+        backend: "auto", or one of the names that `explain` lists.
 
     Returns:
-        Output, (batch, dim, length), in the dtype of `u`; with it, on demand, the last state, (batch, dim, states).
+        Output, (batch, dim, length), in the dtype of `u`; with `return_last_state` also the last state, (batch, dim,
+        states).
 
     Raises:
-        ShapeError: shapes that do not fit together.
-        TypeError: integer or complex tensors.
-        ValueError: an unknown backend; tensors on several devices.
-        BackendError: a backend that cannot run here.
-        NotImplementedError: an initial or last state while tracing for ONNX.
+        ShapeError: if the shapes do not match.
+        TypeError: if a tensor is integer or complex.
+        ValueError: if the backend is unknown or the tensors are on several devices.
+        BackendError: if the backend cannot run here.
+        NotImplementedError: if an initial or last state is used while tracing for ONNX.
 
     Example:
         >>> import torch
@@ -212,8 +214,8 @@ def selective_scan(
             raise NotImplementedError("the last state is not exported to ONNX; leave return_last_state out")
         if initial_state is not None:
             raise NotImplementedError("an initial state is not exported to ONNX; leave initial_state out")
-    # On a CPU the registered operator takes everything, so that it is in traced graphs too; without the compiled kernel
-    # it runs in torch and says so.
+    # On a CPU every call goes through the registered operator, so that traced graphs contain it too; without the
+    # compiled kernel it runs in torch and warns.
     registered = asked(BACKENDS, backend) == "auto" and u.device.type in {"cpu", "meta"}
     run = selective_scan_native if registered else choose(BACKENDS, backend, u).run
     out, state = run(u, delta, A, weights_in, weights_out, D, z, delta_bias, delta_softplus, initial_state)
@@ -224,7 +226,7 @@ def explain(u: Tensor | None = None) -> dict[str, str]:
     """Which paths can run, and why the others cannot.
 
     Args:
-        u: the input they would get; None asks for a float32 tensor on the CPU.
+        u: input of the call; None stands for a float32 tensor on the CPU.
 
     Returns:
         Backend → "can run", or the reason and what to do.

@@ -1,8 +1,8 @@
-"""Selective scan in vectorised torch: always works, differentiates itself, and needs √L steps in place of L.
+"""Selective scan in vectorised torch: always works, is differentiated by autograd, and takes √L steps instead of L.
 
 The sequence is cut into M chunks of T steps. All chunks step together from a zero state, which takes T steps; then the
-states at the ends of the chunks are carried from chunk to chunk, which takes M; then each position gets what the state
-before its chunk still contributes:
+final states are carried from chunk to chunk, which takes M steps; then the contribution of the state before its chunk
+is added at each position:
 
     h_t = h_t(from zero) + exp(A · (delta_1 + … + delta_t)) ∘ h(end of the chunk before)
 """
@@ -33,7 +33,7 @@ def selective_scan_eager(
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `selective_scan_reference`, vectorised over chunks.
+    """`selective_scan_reference`, vectorised over chunks.
 
     Args:
         u: input, (batch, dim, L).
@@ -43,8 +43,8 @@ def selective_scan_eager(
         C: output weights, the same.
         D: skip weights, (dim,).
         z: gate, (batch, dim, L).
-        delta_bias: added to delta, (dim,).
-        delta_softplus: whether delta goes through softplus.
+        delta_bias: bias added to delta, (dim,).
+        delta_softplus: whether softplus is applied to delta.
         initial_state: state before the first step, (batch, dim, states); None for zeros.
 
     Returns:
@@ -66,7 +66,7 @@ def selective_scan_eager(
         return u.clone(), first.clone().view(batch, dim, states)
     chunk = max(1, math.isqrt(length))
     chunks = -(-length // chunk)
-    # A step of 0 leaves the state as it is, so the padding changes neither outputs nor the last state.
+    # A step of 0 leaves the state unchanged, so the padding affects neither the outputs nor the last state.
     pad = chunks * chunk - length
     # (T, batch, M, groups, dim / groups, 1) and (T, batch, M, groups, 1, states)
     xs, steps = (

@@ -1,11 +1,10 @@
-"""Selective scan by the compiled kernel, registered with torch so that autograd, `torch.compile` and export see it.
+"""Selective scan with the compiled kernel, registered with torch for autograd, `torch.compile` and export.
 
-One registered operator, `foveal::selective_scan`, serves the plain scan and the one along routes over an image; the
-kernel itself, kernels/cpp/selective_scan.cpp, says how it works. Shapes here: K routes (1 for the plain scan), S places
-a route.
+One registered operator, `foveal::selective_scan`, serves the plain scan and the scan along routes over an image; see
+kernels/cpp/selective_scan.cpp for the kernel. Shapes here: K routes (1 for the plain scan), S places per route.
 
     u (batch, dim, L), delta (batch, K, dim, L), A (K, dim, states), D and bias (K, dim), start (batch, K, dim, states),
-    B and C (batch, K, groups, states, L), or (K, dim, states) where they do not depend on the input, routes (K, S)
+    B and C (batch, K, groups, states, L), or (K, dim, states) if they do not depend on the input, routes (K, S)
 """
 
 from __future__ import annotations
@@ -45,21 +44,21 @@ def along_in_torch(
     softplus: bool,
     routes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The general form in torch, around a plain scan.
+    """The general form in torch, on top of a plain scan.
 
     Args:
-        core: the plain scan, without gate, bias and softplus.
-        u: (batch, dim, L).
-        delta: (batch, K, dim, L).
-        A: (K, dim, states).
-        B: (batch, K, groups, states, L) or (K, dim, states).
-        C: the same.
-        D: (K, dim).
-        z: (batch, dim, L).
-        bias: (K, dim).
-        start: (batch, K, dim, states).
-        softplus: whether delta goes through softplus.
-        routes: (K, S).
+        core: plain scan, without gate, bias and softplus.
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, K, dim, L).
+        A: decay of each state, (K, dim, states).
+        B: input weights, (batch, K, groups, states, L) or (K, dim, states).
+        C: output weights, the same.
+        D: skip weights, (K, dim).
+        z: gate, (batch, dim, L).
+        bias: bias added to delta, (K, dim).
+        start: states before the first step, (batch, K, dim, states).
+        softplus: whether softplus is applied to delta.
+        routes: positions in the order they are visited, (K, S).
 
     Returns:
         Output, (batch, dim, L), and last states, (batch, K, dim, states).
@@ -73,7 +72,7 @@ def along_in_torch(
     if routes is not None:
         there, skipped = routes.clamp(min=0).long(), routes < 0
         place = there[None, :, None].expand(batch, -1, dim, -1)
-        # A skipped place does not step, so the state stays as it is.
+        # A skipped place has a step of 0, so the state is unchanged.
         x, steps = x.gather(3, place), steps.gather(3, place).masked_fill(skipped[:, None], 0)
         place = there[None, :, None, None].expand(batch, -1, B.shape[2], B.shape[3], -1)
         B, C = B.gather(4, place), C.gather(4, place)
@@ -98,12 +97,12 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
-    """The same values with channels, the last axis but one, next to each other in memory."""
+    """The same values with the channels, the second-to-last axis, contiguous in memory."""
     return tensor if tensor.stride(-2) == 1 else tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def _groups(B: Tensor, C: Tensor) -> int:
-    """How many groups of channels have weights of their own; constant ones ask for none."""
+    """Number of groups of channels with their own weights; constant weights need no groups."""
     return next((w.shape[2] for w in (B, C) if w.ndim == 5), 1)
 
 
@@ -120,7 +119,7 @@ def _prepared(
     softplus: bool,
     routes: Tensor | None,
 ) -> tuple[Any, Any, list[Tensor | None]]:
-    """Sizes, strides and pointers for the kernel; the tensors are returned so that they live as long as the call."""
+    """Sizes, strides and pointers for the kernel; the tensors are returned to keep them alive during the call."""
     from foveal_kernels import calls
 
     groups = _groups(B, C)
@@ -152,7 +151,7 @@ def _prepared(
 
 
 def _like(tensor: Tensor, routes: Tensor | None) -> Tensor:
-    """An output laid out as the kernel likes it for a sequence, (…, dim, L): the memory is new, float32, not filled."""
+    """Uninitialised float32 memory for a sequence, (…, dim, L), in the layout that suits the kernel."""
     if routes is None:
         return torch.empty_like(tensor, dtype=torch.float32)
     *others, dim, length = tensor.shape
@@ -160,9 +159,9 @@ def _like(tensor: Tensor, routes: Tensor | None) -> Tensor:
 
 
 def _gradients_like(inputs: Sequence[Any], routes: Tensor | None) -> list[Tensor]:
-    """Memory for a gradient of each input, float32, not filled, empty where there is no input.
+    """Uninitialised float32 memory for the gradient of each input, empty where there is no input.
 
-    Compiled code takes what the operator gives to have the strides that tracing saw: here they are, for both.
+    Compiled code assumes that the operator's outputs have the strides seen while tracing; both use this function.
     """
     u, delta, A, B, C, D, z, bias, start = inputs
     none = u.new_empty(0)
@@ -188,7 +187,7 @@ def _checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor, routes: Tensor
 
 
 def _native(u: Tensor) -> bool:
-    if u.dtype == torch.float64:  # the kernel's exponential is made for float32
+    if u.dtype == torch.float64:  # the kernel's exponential is accurate to float32 only
         return False
     if library() is None:
         tell_once("selective_scan")
@@ -224,7 +223,7 @@ def _forward(
     last = u.new_empty(u.shape[0], *A.shape, dtype=torch.float32)
     checkpoints = u.new_empty(_checkpoint_shape(u, A, B, C, routes) if keep else 0, dtype=torch.float32)
     if routes is not None:
-        out.zero_()  # routes need not come everywhere
+        out.zero_()  # routes need not visit every position
     if u.numel():
         shape.out_batch, shape.out_channel, shape.out_place = out.stride()
         data.out, data.last, data.checkpoints = _pointer(out), _pointer(last), _pointer(checkpoints)
@@ -255,7 +254,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, D, z, bias and start, empty where there is no such input."""
     inputs = (u, delta, A, B, C, D, z, bias, start)
-    if checkpoints.ndim == 1:  # torch went forward
+    if checkpoints.ndim == 1:  # the forward pass ran in torch
         leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in inputs]
         with torch.enable_grad():
             made = along_in_torch(selective_scan_eager, *leaves, softplus, routes)  # type: ignore[call-arg]
@@ -280,13 +279,13 @@ def _backward(
     if routes is not None:
         of_u.zero_()
         of_delta.zero_()
-    # One for each picture, because tasks of several pictures meet in them.
+    # One per picture, so that tasks of different pictures do not write to the same memory.
     rates = u.new_empty(batch, *A.shape, dtype=torch.float32)
     skips, biases = (u.new_empty(batch, *A.shape[:2], dtype=torch.float32) for _ in range(2))
     # (parts, batch, K, groups, L, states), and (batch, K, dim, states) of constants
     rows = (parts, batch, A.shape[0], shape.groups, length, A.shape[2])
     ins, outs = (u.new_zeros((batch, *A.shape) if w.ndim == 3 else rows, dtype=torch.float32) for w in (B, C))
-    # The kernel reads the gradient with the strides of what it writes.
+    # The kernel reads the gradient with the strides of its output.
     incoming = torch.empty_strided(of_u.shape, of_u.stride()).copy_(grad)
     ends = None if of_last is None else of_last.float().contiguous()
     shape.out_batch, shape.out_channel, shape.out_place = of_u.stride()
@@ -364,7 +363,7 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     *tensors, routes, checkpoints = ctx.saved_tensors
     grad = torch.zeros_like(tensors[0]) if grad is None else grad
-    if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+    if torch.is_grad_enabled():  # double backward, which the kernel does not support
         scan = partial(along_in_torch, selective_scan_eager, softplus=ctx.softplus, routes=routes)
         return (*differentiable_gradients(scan, tensors, (grad, of_last)), None, None, None)
     found = torch.ops.foveal.selective_scan_backward(grad, of_last, *tensors, ctx.softplus, routes, checkpoints)
@@ -376,7 +375,7 @@ torch.library.register_autograd("foveal::selective_scan", _differentiate, setup_
 
 @register_flop_formula(torch.ops.foveal.selective_scan)
 def _flops(u: Any, delta: Any, A: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """9 multiply-adds a state and step and one for the skip, as the tables of VMamba's papers count."""
+    """9 multiply-adds per state and step and one for the skip, the convention of the tables in VMamba's papers."""
     del out_shape
     batch, _, length = u
     _, dim, states = A
@@ -399,15 +398,15 @@ def selective_scan_along(
     """The registered operator, in the general form.
 
     Args:
-        u: (batch, dim, L).
-        delta: (batch, K, dim, L), in the order of u, not of the routes.
-        A: (K, dim, states).
-        B: (batch, K, groups, states, L), or (K, dim, states) where it does not depend on the input.
-        C: the same.
-        D: (K, dim).
-        bias: (K, dim).
-        softplus: whether delta goes through softplus.
-        routes: (K, S), places in the order they are visited, -1 for none; None takes them in order.
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, K, dim, L), in the order of u, not of the routes.
+        A: decay of each state, (K, dim, states).
+        B: input weights, (batch, K, groups, states, L), or (K, dim, states) if they do not depend on the input.
+        C: output weights, the same.
+        D: skip weights, (K, dim).
+        bias: bias added to delta, (K, dim).
+        softplus: whether softplus is applied to delta.
+        routes: positions in the order they are visited, (K, S), -1 for none; None visits them in order.
         z: gate, (batch, dim, L); only without routes.
         start: states before the first step, (batch, K, dim, states); None for zeros.
 
@@ -437,16 +436,16 @@ def selective_scan_native(
     """The plain scan.
 
     Args:
-        u: (batch, dim, L).
-        delta: (batch, dim, L).
-        A: (dim, states).
-        B: (batch, groups, states, L) or (dim, states).
-        C: the same.
-        D: (dim,).
-        z: (batch, dim, L).
-        delta_bias: (dim,).
-        delta_softplus: whether delta goes through softplus.
-        initial_state: (batch, dim, states).
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, dim, L).
+        A: decay of each state, (dim, states).
+        B: input weights, (batch, groups, states, L) or (dim, states).
+        C: output weights, the same.
+        D: skip weights, (dim,).
+        z: gate, (batch, dim, L).
+        delta_bias: bias added to delta, (dim,).
+        delta_softplus: whether softplus is applied to delta.
+        initial_state: state before the first step, (batch, dim, states); None for zeros.
 
     Returns:
         Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states), float32.

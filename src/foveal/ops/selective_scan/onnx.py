@@ -1,12 +1,12 @@
 """Selective scan for ONNX.
 
-Inside `lowered_later`, a scan is one node of foveal's own in the traced graph, which `foveal.export.scan` replaces by
-standard operators that step through chunks together. It is written out after tracing and not before, because every size
-in it would be an expression of the picture's height and width that the tracer must prove things about; that took longer
-than all the rest of an export.
+Inside `lowered_later`, a scan is a single custom node in the traced graph, which `foveal.export.scan` later replaces by
+standard operators that step all chunks together. The expansion happens after tracing, because otherwise every size in
+it would be an expression of the picture's height and width that the tracer must reason about; that took longer than the
+whole rest of an export.
 
-Outside, where nobody will replace a node (a plain `torch.onnx.export`), a scan is torch's own, which becomes ONNX's
-`Scan` over the length: standard too, and slower.
+Outside, where nothing would replace the node (a plain `torch.onnx.export`), torch's own scan is used, which becomes
+ONNX's `Scan` over the length: also standard, but slower.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LATER: ContextVar[bool] = ContextVar("lowered_later", default=False)
 
 @contextmanager
 def lowered_later() -> Iterator[None]:
-    """Let scans that are traced inside the block be nodes of foveal's own, which the caller replaces.
+    """Trace scans inside the block as custom nodes, which the caller replaces.
 
     Yields:
         Nothing.
@@ -42,7 +42,7 @@ def lowered_later() -> Iterator[None]:
 
 
 def _scanned(u: Tensor, delta: Tensor, rates: Tensor, weights_in: Tensor, weights_out: Tensor) -> Tensor:
-    """The scan of torch, whose body is one step; everything in float32."""
+    """The scan as torch's higher-order `scan`, whose body is one step; all in float32."""
     from torch._higher_order_ops.scan import scan
 
     groups, states = weights_in.shape[1:3]
@@ -68,22 +68,22 @@ def selective_scan_symbolic(
     D: Tensor | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What tracing for ONNX sees of a scan.
+    """The scan as traced for ONNX.
 
     Args:
-        u: (batch, dim, L).
-        delta: (batch, dim, L), steps as they are.
-        A: (dim, states).
-        B: (batch, groups, states, L) or (dim, states).
-        C: the same.
-        D: (dim,).
+        u: input, (batch, dim, L).
+        delta: final step sizes, after bias and softplus, (batch, dim, L).
+        A: decay of each state, (dim, states).
+        B: input weights, (batch, groups, states, L) or (dim, states).
+        C: output weights, the same.
+        D: skip weights, (dim,).
         initial_state: must be None.
 
     Returns:
-        Output, (batch, dim, L); in the place of the last state, which is not exported, an empty tensor.
+        Output, (batch, dim, L), and an empty tensor instead of the last state, which is not exported.
     """
-    assert initial_state is None  # `selective_scan` refuses it
-    if 2 in {B.ndim, C.ndim}:  # the node knows weights of every place only, of every channel then
+    assert initial_state is None  # `selective_scan` rejects it
+    if 2 in {B.ndim, C.ndim}:  # the node supports only per-position weights, so constant ones are expanded per channel
         B, C = (
             w[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
             if w.ndim == 2

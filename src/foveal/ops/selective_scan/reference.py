@@ -1,8 +1,8 @@
-"""Selective scan, equation by equation: the plain form that every other path is compared with.
+"""Selective scan, equation by equation: the plain form that every other backend is compared with.
 
 *Source*: A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv:2312.00752,
 section 3.2 and algorithm 2.
-*Differs from the paper*: the input matrix is discretised as delta·B (Euler), as the authors' code does, not by
+*Differs from the paper*: the input matrix is discretised as delta·B (Euler), as in the authors' code, not with
 zero-order hold.
 *Provenance*: written from the paper.
 
@@ -37,18 +37,18 @@ def selective_scan_reference(
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Step by step, in float32 (float64 when `u` is).
+    """Step by step, in float32 (float64 if `u` is).
 
     Args:
         u: input, (batch, dim, L).
         delta: step sizes, (batch, dim, L).
         A: decay of each state, (dim, states), negative.
         B: input weights, (batch, groups, states, L), each group serving dim / groups neighbouring channels, or
-            (dim, states) where they do not depend on the input.
+            (dim, states) if they do not depend on the input.
         C: output weights, the same.
         D: skip weights, (dim,).
         z: gate, (batch, dim, L).
-        delta_bias: added to delta, (dim,).
+        delta_bias: bias added to delta, (dim,).
         delta_softplus: whether equation (1) is applied.
         initial_state: h before the first step, (batch, dim, states); None for zeros.
 
@@ -72,7 +72,7 @@ def selective_scan_reference(
     weights_in, weights_out = spread(B), spread(C)
     state = x.new_zeros(batch, dim, A.shape[1]) if initial_state is None else initial_state.to(wide)
     outputs = []
-    # unbound once: the gradient of an index would be a tensor of the whole length at each step
+    # unbound once: the gradient of indexing would be a tensor of the whole length at each step
     times = (w.unbind(-1) for w in (step[:, :, None], x[:, :, None], weights_in, weights_out))
     for now, x_t, in_t, out_t in zip(*times, strict=True):
         state = torch.exp(now * decay) * state + now * x_t * in_t  # (2)

@@ -1,10 +1,10 @@
-"""Selective scan by Triton kernels, for CUDA devices: the plain scan, and the one along routes over a map.
+"""Selective scan with Triton kernels, for CUDA devices: the plain scan, and the scan along routes over a map.
 
-What the kernels do stands in `foveal.ops.selective_scan.triton_kernels`, which is imported, and compiled by Triton,
-when a scan first runs. Shapes here: K routes (1 for the plain scan), S places a route.
+The kernels are defined in `foveal.ops.selective_scan.triton_kernels`, which is imported, and compiled by Triton, on the
+first scan. Shapes here: K routes (1 for the plain scan), S places per route.
 
     u (batch, dim, L), delta (batch, K, dim, L), A (K, dim, states), D and bias (K, dim), start (batch, K, dim, states),
-    B and C (batch, K, groups, states, L), or (K, dim, states) where they do not depend on the input, routes (K, S)
+    B and C (batch, K, groups, states, L), or (K, dim, states) if they do not depend on the input, routes (K, S)
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["selective_scan_along_triton", "selective_scan_triton"]
 
-# Numbers of a tile, and its steps along the sequence, at most. With 8 numbers a thread, ten tiles fit its registers.
+# Maximum number of elements of a tile, and of its steps. With 8 elements per thread, ten tiles fit into the registers.
 TILE = 1024
 STEPS = 64
 
 
 def _power(number: int) -> int:
-    """The least power of two that is not below a number."""
+    """The smallest power of two that is at least the given number."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def _tile(channels: int, states: int, steps: int) -> tuple[int, int, int]:
-    """How many channels of a group, states and steps a program holds at once; powers of two."""
+    """Number of channels of a group, states and steps that a program holds at once; powers of two."""
     along = min(STEPS, max(16, _power(steps)), max(16, TILE // _power(states)))
     return min(_power(channels), max(1, TILE // (_power(states) * along))), _power(states), along
 
 
 def _launch(tile: tuple[int, int, int]) -> dict[str, Any]:
-    """Options of Triton: 8 numbers a thread, and products fused with sums, as it does of itself until version 3.10."""
+    """Triton options: 8 elements per thread, and fused multiply-adds, the default until version 3.10."""
     return {"num_warps": min(16, max(1, tile[0] * tile[1] * tile[2] // 256)), "enable_fp_fusion": True}
 
 
@@ -53,7 +53,7 @@ def _sum(tensor: Tensor | None, axis: int) -> Tensor | None:
 
 
 class _Along(torch.autograd.Function):
-    """Takes u, delta, A, B, C, D, z, bias, start, softplus, routes, and whether there will be gradients."""
+    """Inputs: u, delta, A, B, C, D, z, bias, start, softplus, routes, and whether gradients are needed."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
@@ -70,9 +70,9 @@ class _Along(torch.autograd.Function):
         chunks = -(-steps // tile[2])
         last = u.new_zeros(batch, count, channels, states, dtype=torch.float32)
         if start is not None:
-            last.copy_(start)  # for sequences without a step
+            last.copy_(start)  # for empty sequences
         kept = u.new_empty(batch, count, channels, chunks, states, dtype=torch.float32) if keep else None
-        # (batch, K, dim, L); routes need not come everywhere, and are summed in float32
+        # (batch, K, dim, L); routes need not visit every position, and are summed in float32
         out = u.new_empty(delta.shape) if routes is None else u.new_zeros(delta.shape, dtype=torch.float32)
         ctx.grid = (batch, count * groups, -(-channels // groups // tile[0]))
         ctx.sizes = (channels, length, steps, groups, states, chunks)
@@ -94,7 +94,7 @@ class _Along(torch.autograd.Function):
         *tensors, routes, kept = ctx.saved_tensors
         u, delta, rates, weights_in, weights_out, skip, gate, bias, start = tensors
         grad = torch.zeros_like(u) if grad is None else grad
-        if torch.is_grad_enabled():  # the gradients themselves will be differentiated, which the kernel's are not
+        if torch.is_grad_enabled():  # double backward, which the kernel does not support
             scan = partial(along_in_torch, selective_scan_eager, softplus=ctx.tile[0], routes=routes)
             return (*differentiable_gradients(scan, tensors, (grad, of_last)), None, None, None)
         batch, places = u.shape[0], delta.shape
@@ -102,7 +102,7 @@ class _Along(torch.autograd.Function):
             of_last = of_last.contiguous()
         of_u, of_delta = (u.new_zeros(places, dtype=torch.float32) for _ in range(2))
         of_gate = None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        # one for each picture, because programs of several pictures meet in them
+        # one per picture, so that programs of different pictures do not write to the same memory
         of_rates, of_skip, of_bias = (
             None if t is None else t.new_zeros(batch, *t.shape, dtype=torch.float32) for t in (rates, skip, bias)
         )
@@ -112,7 +112,7 @@ class _Along(torch.autograd.Function):
         )
         of_start = None if start is None else start.new_zeros(start.shape, dtype=torch.float32)
         if of_start is not None and of_last is not None:
-            of_start.copy_(of_last)  # for sequences without a step
+            of_start.copy_(of_last)  # for empty sequences
         if all(ctx.grid) and ctx.sizes[2]:
             from foveal.ops.selective_scan.triton_kernels import backward
 
@@ -144,16 +144,16 @@ def selective_scan_along_triton(
     """The general form.
 
     Args:
-        u: (batch, dim, L).
-        delta: (batch, K, dim, L), in the order of u, not of the routes.
-        A: (K, dim, states).
-        B: (batch, K, groups, states, L), or (K, dim, states) where it does not depend on the input.
-        C: the same.
-        D: (K, dim).
-        bias: (K, dim).
-        softplus: whether delta goes through softplus.
-        routes: (K, S), places in the order they are visited, none twice on one route, -1 for none; None takes them in
-            order.
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, K, dim, L), in the order of u, not of the routes.
+        A: decay of each state, (K, dim, states).
+        B: input weights, (batch, K, groups, states, L), or (K, dim, states) if they do not depend on the input.
+        C: output weights, the same.
+        D: skip weights, (K, dim).
+        bias: bias added to delta, (K, dim).
+        softplus: whether softplus is applied to delta.
+        routes: positions in the order they are visited, (K, S), none twice on one route, -1 for none; None visits them
+            in order.
         z: gate, (batch, dim, L); only without routes.
         start: states before the first step, (batch, K, dim, states); None for zeros.
 
@@ -181,16 +181,16 @@ def selective_scan_triton(
     """The plain scan, the same as `selective_scan_reference`.
 
     Args:
-        u: (batch, dim, L).
-        delta: (batch, dim, L).
-        A: (dim, states).
-        B: (batch, groups, states, L) or (dim, states).
-        C: the same.
-        D: (dim,).
-        z: (batch, dim, L).
-        delta_bias: (dim,).
-        delta_softplus: whether delta goes through softplus.
-        initial_state: (batch, dim, states).
+        u: input, (batch, dim, L).
+        delta: step sizes, (batch, dim, L).
+        A: decay of each state, (dim, states).
+        B: input weights, (batch, groups, states, L) or (dim, states).
+        C: output weights, the same.
+        D: skip weights, (dim,).
+        z: gate, (batch, dim, L).
+        delta_bias: bias added to delta, (dim,).
+        delta_softplus: whether softplus is applied to delta.
+        initial_state: state before the first step, (batch, dim, states); None for zeros.
 
     Returns:
         Output, (batch, dim, L), in the dtype of `u`; last state, (batch, dim, states), float32.

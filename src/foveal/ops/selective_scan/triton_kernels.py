@@ -1,21 +1,21 @@
 """The two Triton kernels of the selective scan; `foveal.ops.selective_scan.triton` launches them.
 
-A program has a few channels of one picture, route and group, and takes their sequence in chunks of T steps. A chunk is
-one tile, (channels, states, T). Pairs of a decay and a state follow one another by
+A program handles a few channels of one picture, route and group, and processes their sequence in chunks of T steps. A
+chunk is one tile, (channels, states, T). Pairs of a decay and a state compose as
 
     (a, x) then (b, y) = (a·b, x·b + y)
 
-which is associative, so that all T states come out of one parallel scan; what the state before the chunk contributes is
-added last. Forward keeps that state, one for each chunk. Backward takes the chunks from the last to the first, computes
-their states again from it, and gets the adjoint g of the state by the same scan from the other end:
+which is associative, so that one parallel scan yields all T states; the contribution of the state before the chunk is
+added last. The forward pass saves that state for each chunk. The backward pass processes the chunks from last to first,
+recomputes their states from it, and computes the adjoint g of the state by the same scan in reverse:
 
     g_t = C_t · dy_t + exp(delta_{t+1} · A) ∘ g_{t+1}
 
-Each place is scanned with a step of 0 where a route visits nothing, which leaves the state as it is. Sums over the
+Places at which a route visits nothing are scanned with a step of 0, which leaves the state unchanged. Sums over the
 channels of a group are atomic, so the last bits of the gradients of B and C differ from run to run.
 """
 
-# Triton looks up every annotation of a kernel, and knows none for a pointer that may be missing.
+# Triton resolves every annotation of a kernel, and has none for an optional pointer.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _sigmoid(x):
 def _softplus(x):
     e = tl.exp(-tl.abs(x))
     rounded = 1.0 + e
-    # log(1 + e) to the last digits though 1 + e is rounded: the logarithm over the rounded e, times e.
+    # log(1 + e) to full precision although 1 + e is rounded: divide the logarithm by the rounded e, multiply by e.
     exact = rounded == 1.0
     log1p = tl.where(exact, e, tl.log(rounded) * (e / tl.where(exact, 1.0, rounded - 1.0)))
     return tl.maximum(x, 0.0) + log1p
@@ -48,7 +48,7 @@ def _softplus(x):
 
 @triton.jit
 def _seek(routes, t, inside):
-    """Places visited at steps t, and which of them are places."""
+    """Places visited at steps t, and which of them are valid."""
     place = t.to(tl.int64)
     if routes is not None:
         place = tl.load(routes + place, mask=inside, other=-1).to(tl.int64)
@@ -63,7 +63,7 @@ def _read(start, place, stride, seen):
 
 @triton.jit
 def _step(start, bias, place, stride, seen, softplus: tl.constexpr):
-    """What softplus gets, and the step, 0 where there is none."""
+    """Argument of softplus, and the step size, 0 where masked."""
     raw = _read(start, place, stride, seen) + bias[:, None]
     size = raw
     if softplus:
@@ -73,7 +73,7 @@ def _step(start, bias, place, stride, seen, softplus: tl.constexpr):
 
 @triton.jit
 def _vector(start, row, mine):
-    """A value for each channel, 0 where there is no such input."""
+    """A value per channel, 0 if the input is missing."""
     found = tl.zeros(row.shape, tl.float32)
     if start is not None:
         found = tl.load(start + row, mask=mine, other=0.0).to(tl.float32)
@@ -82,7 +82,7 @@ def _vector(start, row, mine):
 
 @triton.jit
 def _table(start, cell, held):
-    """A value for each channel and state, 0 where there is no such input."""
+    """A value per channel and state, 0 if the input is missing."""
     found = tl.zeros(held.shape, tl.float32)
     if start is not None:
         found = tl.load(start + cell, mask=held, other=0.0).to(tl.float32)
@@ -137,7 +137,7 @@ def forward(
     STATES: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Outputs, last states and, where `checkpoints` is given, the states before the chunks."""
+    """Outputs, last states and, if `checkpoints` is given, the states before the chunks."""
     batch = tl.program_id(0).to(tl.int64)
     route = (tl.program_id(1) // groups).to(tl.int64)
     group = (tl.program_id(1) % groups).to(tl.int64)
@@ -256,7 +256,7 @@ def backward(
     STATES: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Gradients, those of u, delta and z for each route, those of A, D and the bias for each picture."""
+    """Gradients: of u, delta and z per route, of A, D and the bias per picture."""
     batch = tl.program_id(0).to(tl.int64)
     route = (tl.program_id(1) // groups).to(tl.int64)
     group = (tl.program_id(1) % groups).to(tl.int64)
@@ -301,7 +301,7 @@ def backward(
     for done in range(chunks):
         chunk = chunks - 1 - done
         t = chunk * STEPS + lane
-        # The states before each step: the scan of what the steps before it did, from the state before the chunk.
+        # The states before each step: the scan shifted by one step, from the state before the chunk.
         place, visited = _seek(routes, t - 1, (lane > 0) & (t - 1 < steps))
         seen, weighed = mine[:, None] & visited[None, :], (state < states)[:, None] & visited[None, :]
         _, step = _step(delta, offset, place, delta_place, seen, softplus)
@@ -327,7 +327,7 @@ def backward(
             entering = _read(weights_in, place, in_place, weighed)[None, :, :]
         if not out_constant:
             leaving = _read(weights_out, place, out_place, weighed)[None, :, :]
-        before *= tl.exp(step[:, None, :] * rate[:, :, None])  # what is left of it after the step
+        before *= tl.exp(step[:, None, :] * rate[:, :, None])  # decayed by the step
         reached = before + (step * x)[:, None, :] * entering
         of_y = _read(grads, place, grad_place, seen)
         if gate is not None:

@@ -1,7 +1,6 @@
-"""State space duality, the recurrence of Mamba-2: causal and without order, each behind one function.
+"""State space duality (SSD), the recurrence of Mamba-2: a causal and a non-causal form, one function each.
 
-Causal, a compiled kernel walks the sequence on a CPU. Without order there are two matrix products and nothing else, and
-those are torch's own.
+The causal form has a compiled kernel for CPUs. The non-causal form is just two matrix products, which torch computes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "ssd", "ssd_noncausal"]
 
-# Products in torch are fast on a GPU too; Triton's kernel goes before them when a measurement says so.
+# Matrix products in torch are fast on a GPU too; Triton's kernel will be preferred once a measurement shows a gain.
 BACKENDS = (
     Backend("native", partial(ssd_by, native.attend_native), native.why_not),
     Backend("eager", ssd_eager, lambda _: None),
@@ -87,13 +86,13 @@ def ssd(
     return_last_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Linear recurrence of one decay a head, whose steps, inputs and outputs depend on the input.
+    """Linear recurrence with one decay per head, whose steps, input and output weights depend on the input.
 
-    Of mamba_ssm's `mamba_chunk_scan_combined` it takes x, dt, A, B and C by place, D, dt_bias, dt_softplus and
-    chunk_size by name, `initial_states` as `initial_state` and `return_final_states` as `return_last_state`. It takes
-    no z (multiply the output by silu(z)), dt_limit (clamp dt first), seq_idx or cu_seqlens (call once a sequence).
+    Compared with mamba_ssm's `mamba_chunk_scan_combined`: x, dt, A, B and C are positional, D, dt_bias, dt_softplus and
+    chunk_size keywords, `initial_states` is called `initial_state` and `return_final_states` `return_last_state`. There
+    is no z (multiply the output by silu(z)), dt_limit (clamp dt first), seq_idx or cu_seqlens (call once per sequence).
 
-    The state is float32 whatever the inputs are (float64 for float64). Values that are not a number are not looked for.
+    The state is float32 for all inputs but float64, which stays float64. NaNs are not checked for.
 
         dt = softplus(dt + dt_bias)
         S_t = exp(dt_t · A) S_{t-1} + dt_t · x_t B_tᵀ
@@ -103,26 +102,25 @@ def ssd(
         x: input, (batch, length, heads, channels).
         dt: step sizes, (batch, length, heads).
         A: decay of each head, (heads,), real, negative for a stable recurrence.
-        B: input weights, (batch, length, groups, states); each group serves heads / groups
-            neighbouring heads.
+        B: input weights, (batch, length, groups, states); each group serves heads / groups adjacent heads.
         C: output weights, the same.
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: (heads,).
-        dt_softplus: whether dt goes through softplus.
-        chunk_size: steps that are one product of `eager`; changes the time it takes, not the result.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
+        chunk_size: number of steps per chunk of `eager`; affects the speed, not the result.
         initial_state: S before the first step, (batch, heads, channels, states); None for zero.
-        return_last_state: whether the state after the last step is returned too.
-        backend: "auto", or one of those that `explain` lists.
+        return_last_state: whether to return the state after the last step as well.
+        backend: "auto", or one of the names that `explain` lists.
 
     Returns:
-        Output, (batch, length, heads, channels), in the dtype of `x`; with it, on demand, the last state,
+        Output, (batch, length, heads, channels), in the dtype of `x`; with `return_last_state` also the last state,
         (batch, heads, channels, states).
 
     Raises:
-        ShapeError: shapes that do not fit together.
-        TypeError: integer or complex tensors.
-        ValueError: an unknown backend, or an empty chunk.
-        BackendError: a backend that cannot run here.
+        ShapeError: if the shapes do not match.
+        TypeError: if a tensor is integer or complex.
+        ValueError: if the backend is unknown, the tensors are on several devices, or `chunk_size` is below 1.
+        BackendError: if the backend cannot run here.
 
     Example:
         >>> import torch
@@ -154,7 +152,7 @@ def ssd_noncausal(
     dt_softplus: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """The same without order, for tokens of an image: one sum over all tokens, weighted by dt, that each token reads.
+    """The non-causal form, for tokens of an image: every token reads one sum over all tokens, weighted by dt.
 
         dt = softplus(dt + dt_bias)
         y_i = Σ_j (-A · dt_j) (C_i · B_j) x_j + D ∘ x_i
@@ -163,21 +161,20 @@ def ssd_noncausal(
         x: input, (batch, length, heads, channels).
         dt: step sizes, (batch, length, heads).
         A: decay of each head, (heads,), negative.
-        B: input weights, (batch, length, groups, states); each group serves heads / groups
-            neighbouring heads.
+        B: input weights, (batch, length, groups, states); each group serves heads / groups adjacent heads.
         C: output weights, the same.
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: (heads,).
-        dt_softplus: whether dt goes through softplus.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
         backend: "auto", "eager" or "reference".
 
     Returns:
         Output, (batch, length, heads, channels), in the dtype of `x`.
 
     Raises:
-        ShapeError: shapes that do not fit together.
-        TypeError: integer or complex tensors.
-        ValueError: an unknown backend.
+        ShapeError: if the shapes do not match.
+        TypeError: if a tensor is integer or complex.
+        ValueError: if the backend is unknown or the tensors are on several devices.
     """
     _check(x, dt, A, B, C, D, dt_bias)
     with in_full_precision(x):
@@ -189,7 +186,7 @@ def explain(x: Tensor | None = None) -> dict[str, str]:
     """Which paths of `ssd` can run, and why the others cannot.
 
     Args:
-        x: the input they would get; None asks for a float32 tensor on the CPU.
+        x: input of the call; None stands for a float32 tensor on the CPU.
 
     Returns:
         Backend → "can run", or the reason and what to do.

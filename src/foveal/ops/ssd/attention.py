@@ -1,18 +1,18 @@
-"""State space duality as linear attention with decay, whose gradients are the same function again.
+"""State space duality as linear attention with decay, whose gradients are the same function.
 
 With q = C, k = B, v_t = dt_t · x_t and log decays r_t = dt_t · A, the recurrence is
 
     F(q, k, v, r, S₀): S_t = exp(r_t) S_{t-1} + k_t v_tᵀ,  y_t = S_tᵀ q_t
 
-Against time, with r moved on by one step,
+In reverse time, with r shifted by one step,
 
-    dv = F(k, q, dy, r, dS_L),  dk = F(v, dy, q, r, dS_Lᵀ),  dS₀ = exp(r_0) · the last state of the former
+    dv = F(k, q, dy, r, dS_L),  dk = F(v, dy, q, r, dS_Lᵀ),  dS₀ = exp(r_0) · last state of the former
 
-along time dq = F(dy, v, k, r, S₀ᵀ); and as y depends on running sums c of r by exp(c_i - c_j) only,
+in forward time dq = F(dy, v, k, r, S₀ᵀ); and as y depends on the cumulative sums c of r only through exp(c_i - c_j),
 
-    dc = y · dy - v · dv, and dS_L · S_L more at the last step;  dr_t = Σ_{i≥t} dc_i
+    dc = y · dy - v · dv, plus dS_L · S_L at the last step;  dr_t = Σ_{i≥t} dc_i
 
-so whoever computes F, natively or on a GPU, has all, and nothing is kept but inputs and outputs.
+so an implementation of F, native or on a GPU, gives all gradients, and only inputs and outputs are saved.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    # q and k (batch, length, groups, states), v (batch, length, groups, channels), each with groups of its own, rates
-    # (batch, length, heads), start (batch, heads, states, channels), and whether it goes against time, a step then
-    # decaying what comes from the one after it
+    # q and k (batch, length, groups, states), v (batch, length, groups, channels), each with its own number of groups,
+    # rates (batch, length, heads), start (batch, heads, states, channels), and whether it runs in reverse time, where
+    # each step decays the state of the step after it
     Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 __all__ = ["attend_gradients", "moved", "ssd_by"]
@@ -42,13 +42,13 @@ def _of_groups(gradient: Tensor, groups: int) -> Tensor:
 
 
 def moved(rates: Tensor) -> Tensor:
-    """Rates of the reversed sequence, for which a walk against time is one along time.
+    """Rates of the reversed sequence, on which a pass in reverse time becomes one in forward time.
 
     Args:
         rates: log decays, (batch, length, heads).
 
     Returns:
-        The same shape; the first is 0, since nothing comes before it.
+        The same shape; the first is 0, since nothing precedes it.
     """
     return torch.cat([torch.zeros_like(rates[:, :1]), rates[:, 1:].flip(1)], 1)
 
@@ -64,13 +64,13 @@ def attend_gradients(
 
     Args:
         attend: F.
-        given: q, k, v, rates and start.
-        made: y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
-        gradients: gradients of the two.
-        backward: whether F went against time.
+        given: inputs of F: q, k, v, rates and start.
+        made: outputs of F: y, (batch, length, heads, channels), and the last state, (batch, heads, states, channels).
+        gradients: gradients of the outputs.
+        backward: whether F ran in reverse time.
 
     Returns:
-        Gradients of what was given.
+        Gradients of the inputs.
     """
     (q, k, v, rates, start), (out, last) = given, made
     if backward:
@@ -101,22 +101,22 @@ def ssd_by(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
-    chunk_size: int,  # noqa: ARG001 - who computes F cuts the sequence as suits it
+    chunk_size: int,  # noqa: ARG001 - the implementation of F chooses its own chunks
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """State space duality by F: the same as `ssd_reference`.
+    """`ssd_reference` in terms of F.
 
     Args:
-        attend: F along time, differentiable: takes q, k, v, rates and start, float32.
+        attend: F in forward time, differentiable; takes q, k, v, rates and start, float32.
         x: input, (batch, length, heads, channels).
         dt: step sizes, (batch, length, heads).
         A: decays, (heads,).
         B: input weights, (batch, length, groups, states).
         C: output weights, (batch, length, groups, states).
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: added to dt, (heads,).
-        dt_softplus: whether dt goes through softplus.
-        chunk_size: not asked.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
+        chunk_size: ignored.
         initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
     Returns:

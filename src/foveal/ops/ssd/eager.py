@@ -1,13 +1,13 @@
 """State space duality as matrix products, differentiated by torch.
 
 The sequence is cut into M chunks of T steps. With c_i = Σ_{t≤i} dt_t · A inside a chunk and X_j = dt_j · x_j, the
-output is what the chunk gives itself, a masked attention, and what the state before it still gives:
+output is the chunk's own contribution, a masked attention, plus that of the state before the chunk:
 
     Y = (C Bᵀ ∘ exp(c_i - c_j)_{i≥j}) X + exp(c) ∘ (C Sᵀ)
-    S of a chunk by itself = Xᵀ (exp(c_T - c) ∘ B)
+    S of a chunk alone = Xᵀ (exp(c_T - c) ∘ B)
 
-The states before all chunks follow from those by one more masked product, over chunks in place of steps. Each sum of
-decays is added up by itself there, not taken as a difference of long sums, which would lose digits as L grows.
+The states before all chunks follow from these by one more masked product, over chunks instead of steps. There each sum
+of decays is computed directly, not as a difference of long sums, which would lose precision as L grows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["ssd_eager", "ssd_noncausal_eager"]
 
 
 def _exp(sums: Tensor) -> Tensor:
-    """The exponential, but never below 1e-26: CPUs take ten to a hundred times as long for denormal numbers."""
+    """The exponential, clamped to at least 1e-26: CPUs are ten to a hundred times slower on denormal numbers."""
     return sums.clamp(min=-60).exp()
 
 
@@ -49,7 +49,7 @@ def ssd_eager(
     chunk_size: int,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `ssd_reference`, by chunks.
+    """`ssd_reference` in chunks.
 
     Args:
         x: input, (batch, length, heads, channels).
@@ -58,8 +58,8 @@ def ssd_eager(
         B: input weights, (batch, length, groups, states).
         C: output weights, (batch, length, groups, states).
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: added to dt, (heads,).
-        dt_softplus: whether dt goes through softplus.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
         chunk_size: T.
         initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
@@ -69,7 +69,7 @@ def ssd_eager(
     wide_x, step, decay = prepared(x, dt, A, dt_bias, dt_softplus)
     (batch, length, heads, channels), (groups, states) = x.shape, B.shape[2:]
     each = heads // groups
-    # A step of 0 leaves the state as it is, so the padding changes neither outputs nor the last state.
+    # A step of 0 leaves the state unchanged, so the padding affects neither the outputs nor the last state.
     pad = -length % chunk_size
     count = (length + pad) // chunk_size
     steps = F.pad(step, (0, 0, 0, pad)).reshape(batch, count, chunk_size, groups, each).permute(0, 1, 3, 4, 2)
@@ -95,7 +95,7 @@ def ssd_eager(
     first = own.new_zeros(batch, heads, 1, channels * states)
     if initial_state is not None:
         first = initial_state.to(own.dtype).reshape(batch, heads, 1, channels * states)
-    # (batch, heads, chunks + 1): the state before the first chunk counts as a chunk that nothing follows yet
+    # (batch, heads, chunks + 1): the initial state counts as a chunk before the first, without decay
     ends = F.pad(rates[..., -1].reshape(batch, count, heads).transpose(1, 2), (1, 0))
     # (batch, heads, chunks + 1, channels·states): the states before each chunk, and the last
     before = _decays(ends) @ torch.cat([first, own], 2)
@@ -117,7 +117,7 @@ def ssd_noncausal_eager(
     dt_bias: Tensor | None,
     dt_softplus: bool,
 ) -> Tensor:
-    """The same as `ssd_noncausal_reference`, by two products: the sum over tokens is one state, which all read.
+    """`ssd_noncausal_reference` as two products: the sum over tokens is one state, which all tokens read.
 
     Args:
         x: input, (batch, length, heads, channels).
@@ -126,8 +126,8 @@ def ssd_noncausal_eager(
         B: input weights, (batch, length, groups, states).
         C: output weights, (batch, length, groups, states).
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: added to dt, (heads,).
-        dt_softplus: whether dt goes through softplus.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
 
     Returns:
         Output, (batch, length, heads, channels), in the dtype of `x`.

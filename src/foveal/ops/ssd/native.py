@@ -1,7 +1,7 @@
-"""State space duality by the compiled kernel, registered with torch so that autograd and `torch.compile` see it.
+"""State space duality with the compiled kernel, registered with torch for autograd and `torch.compile`.
 
-The kernel, kernels/cpp/decayed_attention.cpp, computes F of `foveal.ops.ssd.attention`. Exported graphs take the
-products of `eager`, which every runtime has.
+The kernel, kernels/cpp/decayed_attention.cpp, computes F of `foveal.ops.ssd.attention`. Exported graphs use the matrix
+products of `eager`, which every runtime supports.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def why_not(x: Tensor) -> str | None:
     """Why the kernel cannot run.
 
     Args:
-        x: the input it would get.
+        x: input of the call.
 
     Returns:
-        None when it can, else the reason and what to do.
+        None if it can, else the reason and what to do.
     """
     return _unfit(x) or not_installed()
 
 
 def missing(x: Tensor) -> bool:
-    """Whether the kernel would run if only it were installed.
+    """Whether the kernel could run this call if it were installed.
 
     Args:
-        x: the input it would get.
+        x: input of the call.
 
     Returns:
-        True when nothing else speaks against it.
+        True if nothing else prevents it.
     """
     return _unfit(x) is None and not_installed() is not None
 
@@ -59,7 +59,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backw
     from foveal_kernels.calls import Attention
 
     found = library()
-    assert found is not None  # `why_not` was asked
+    assert found is not None  # guaranteed by `why_not`
     given = [t.contiguous() for t in (q, k, v, rates, start)]
     (batch, length, heads), states, channels = rates.shape, q.shape[3], v.shape[3]
     made = v.new_empty(batch, length, heads, channels), v.new_empty(start.shape)
@@ -109,12 +109,12 @@ def _flops(
 
 
 def attend_native(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """F along time, by the kernel.
+    """F in forward time, with the compiled kernel.
 
     Args:
-        q: (batch, length, groups, states).
-        k: (batch, length, groups, states).
-        v: (batch, length, groups, channels).
+        q: queries, (batch, length, groups, states).
+        k: keys, (batch, length, groups, states).
+        v: values, (batch, length, groups, channels).
         rates: log decays, (batch, length, heads).
         start: state before the first step, (batch, heads, states, channels).
 

@@ -1,19 +1,19 @@
-"""State space duality, step by step: the plain forms that the faster ones are compared with.
+"""State space duality, step by step: the plain forms that the faster backends are compared with.
 
 *Source*: T. Dao, A. Gu, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State
 Space Duality" (Mamba-2), ICML 2024, arXiv:2405.21060, sections 2 and 5, for (1) to (3); Y. Shi et al., "VSSD: Vision
 Mamba with Non-Causal State Space Duality", ICCV 2025, arXiv:2407.18559, section 3.2, for (4).
-*Differs from the paper*: in (4) a token's weight is dt_j · -A, as in the authors' code, where the paper writes 1/A_j
-and says that it is learned.
+*Differs from the paper*: in (4) a token's weight is dt_j · -A, as in the authors' code; the paper writes 1/A_j and
+calls it learned.
 *Provenance*: written from the papers.
 
-Each head has P channels and one decay A < 0; B_t and C_t, of N numbers, are shared by the heads of a group:
+Each head has P channels and one decay A < 0; B_t and C_t, of size N, are shared by the heads of a group:
 
     dt = softplus(dt + bias)                                                 (1)
     S_t = exp(dt_t · A) S_{t-1} + dt_t · x_t B_tᵀ,   S_t is P by N           (2)
     y_t = S_t C_t + D ∘ x_t                                                  (3)
 
-Without order, every token sees the same sum over all tokens, and only their relative weights are left of the decay:
+In the non-causal form, every token sees the same sum over all tokens, and the decay survives only as relative weights:
 
     y_i = Σ_j (-A · dt_j) (C_i · B_j) x_j + D ∘ x_i                          (4)
 """
@@ -38,17 +38,17 @@ def prepared(
     dt_bias: Tensor | None,
     dt_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Equation (1), in float32, or float64 when `x` is.
+    """Equation (1), in float32, or float64 if `x` is.
 
     Args:
         x: input, (batch, length, heads, channels).
         dt: step sizes, (batch, length, heads).
         A: decays, (heads,).
-        dt_bias: added to dt, (heads,).
-        dt_softplus: whether dt goes through softplus.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
 
     Returns:
-        x, dt and A, widened.
+        x, dt and A in that precision.
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     step = dt.to(wide)
@@ -58,10 +58,10 @@ def prepared(
 
 
 def skipped(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:
-    """The skip of equations (3) and (4).
+    """Add the skip of equations (3) and (4).
 
     Args:
-        y: (batch, length, heads, channels).
+        y: output without skip, (batch, length, heads, channels).
         x: input, (batch, length, heads, channels).
         D: skip weights, (heads,) or (heads, channels), or None.
 
@@ -91,13 +91,12 @@ def ssd_reference(
         x: input, (batch, length, heads, channels).
         dt: step sizes, (batch, length, heads).
         A: decays, (heads,).
-        B: input weights, (batch, length, groups, states); each group serves heads / groups
-            neighbouring heads.
+        B: input weights, (batch, length, groups, states); each group serves heads / groups adjacent heads.
         C: output weights, (batch, length, groups, states).
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: added to dt, (heads,).
-        dt_softplus: whether dt goes through softplus.
-        chunk_size: not used.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
+        chunk_size: ignored.
         initial_state: S before the first step, (batch, heads, channels, states); None for zero.
 
     Returns:
@@ -141,8 +140,8 @@ def ssd_noncausal_reference(
         B: input weights, (batch, length, groups, states).
         C: output weights, (batch, length, groups, states).
         D: skip weights, (heads,) or (heads, channels).
-        dt_bias: added to dt, (heads,).
-        dt_softplus: whether dt goes through softplus.
+        dt_bias: bias added to dt, (heads,).
+        dt_softplus: whether softplus is applied to dt.
 
     Returns:
         Output, (batch, length, heads, channels), in the dtype of `x`.

@@ -1,7 +1,7 @@
-"""State space duality by one Triton kernel, for CUDA devices, forward and backward.
+"""State space duality with one Triton kernel, for CUDA devices, forward and backward.
 
-The kernel computes F of `foveal.ops.ssd.attention`. It stands in `foveal.ops.ssd.triton_kernel`, which is imported, and
-compiled by Triton, when it first runs.
+The kernel computes F of `foveal.ops.ssd.attention`. It is defined in `foveal.ops.ssd.triton_kernel`, which is imported,
+and compiled by Triton, on the first call.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["attend_triton"]
 
-# Products fused with sums, as Triton does of itself until version 3.10.
+# Fused multiply-adds, Triton's default until version 3.10.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def _power(number: int) -> int:
-    """The least power of two that is not below a number, at least 16 as Triton's products want."""
+    """The smallest power of two that is at least the given number, and at least 16 as Triton's products require."""
     return 1 << max(4, (number - 1).bit_length())
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
-    """F: the kernel's launch."""
+    """F: launch the kernel."""
     from foveal.ops.ssd import triton_kernel
 
     if backward:
@@ -45,7 +45,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backw
 
 
 class _Attend(torch.autograd.Function):
-    """Takes q, k, v, rates, start, and whether it goes against time."""
+    """Inputs: q, k, v, rates, start, and whether it runs in reverse time."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
@@ -62,12 +62,12 @@ class _Attend(torch.autograd.Function):
 
 
 def attend_triton(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """F along time, by the kernel, in chunks that fit its registers.
+    """F in forward time, with the kernel, in chunks that fit into its registers.
 
     Args:
-        q: (batch, length, groups, states).
-        k: (batch, length, groups, states).
-        v: (batch, length, groups, channels).
+        q: queries, (batch, length, groups, states).
+        k: keys, (batch, length, groups, states).
+        v: values, (batch, length, groups, channels).
         rates: log decays, (batch, length, heads).
         start: state before the first step, (batch, heads, states, channels).
 

@@ -1,15 +1,15 @@
 """The Triton kernel of state space duality; `foveal.ops.ssd.triton` launches it.
 
-A program has some value channels of one head of one sequence, and takes the sequence in chunks of T steps with the
-state S, (states, channels), in registers. With c the running sums of the log decays inside a chunk,
+A program handles some value channels of one head of one sequence, and processes it in chunks of T steps with the state
+S, (states, channels), in registers. With c the cumulative sums of the log decays inside a chunk,
 
     Y = (Q Kᵀ ∘ exp(c_i - c_j)_{i≥j}) V + exp(c) ∘ (Q S)
     S becomes exp(c_T) S + Kᵀ (exp(c_T - c) ∘ V)
 
-Products are float32 by three passes of the tensor cores each, because one pass would keep ten bits.
+Products are float32, computed in three tensor-core passes each, because a single pass would keep only ten bits.
 """
 
-# Triton looks up every annotation of a kernel, and knows none that fits a pointer.
+# Triton resolves every annotation of a kernel, and has none for a pointer.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def chunks(
     N: tl.constexpr,
     P: tl.constexpr,
 ) -> None:
-    """All chunks of one head and P channels; every input is contiguous, (batch, length, its groups, …)."""
+    """All chunks of one head and P channels; every input is contiguous, (batch, length, own groups, …)."""
     batch, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     t, n, p = tl.arange(0, T), tl.arange(0, N), tl.program_id(1) * P + tl.arange(0, P)
     query_head = head // (heads // query_groups)
