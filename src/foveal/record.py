@@ -1,8 +1,8 @@
-"""What a method says of itself, and the words in which its evidence is written: plain data, standard library only.
+"""Records of methods and the vocabulary of claims: plain data, standard library only.
 
 A method's file ends with one constant, `METHOD = Method(...)`, whose id, name, kind and model names are literals: they
-are read from the text (`foveal.index`) without importing the file. What proves the method stands in another file,
-`foveal.evidence.<the same path>`, as `CLAIMS = (...)`, a tuple of what these functions build:
+are read from the text (`foveal.index`) without importing the file. The evidence for the method is in another file,
+`foveal.evidence.<the same path>`, as `CLAIMS = (...)`, a tuple of claims built by these functions:
 
     params   the model has this many parameters
     macs     one forward pass at this shape takes this many multiply-adds
@@ -13,9 +13,9 @@ are read from the text (`foveal.index`) without importing the file. What proves 
     grows    a cost against a size follows a power law whose exponent lies between two numbers
     bound    one number is at least, or at most, a bound
 
-The callables they hold do the work and are called only by `foveal claims`. Every claim of a row of the catalogue names
-the clause of the row's bar that it answers (`clause=`), or the promise of the paper that it checks beyond the bar
-(`beyond=`).
+Their callables do the work and are called only by `foveal claims`. Every claim of a row of the catalogue names the
+clause of the row's acceptance bar that it answers (`clause=`), or the promise of the paper that it checks beyond the
+bar (`beyond=`).
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ __all__ = [
 ]
 
 KINDS = ("model", "operator", "transform", "objective", "procedure", "benchmark", "study", "application")
-SEEDS = 3  # the fewest that a comparison of trained networks takes
+SEEDS = 3  # minimum number of seeds for a comparison of trained networks
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from.
+    """Source of a method.
 
     Args:
-        title: the title as printed.
-        authors: "First Author et al." is enough.
-        year: the year of publication.
-        identifier: "arXiv:1609.05158", a DOI, or a venue when there is neither.
+        title: title as printed.
+        authors: authors; "First Author et al." is enough.
+        year: year of publication.
+        identifier: "arXiv:1609.05158", a DOI, or a venue if there is neither.
     """
 
     title: str
@@ -71,13 +71,13 @@ class Paper:
 
 @dataclass(frozen=True)
 class Operator:
-    """A case of the common suite for operators: tensors in, tensors out, beside a plain reference.
+    """A case of the common suite for operators: a function of tensors and its plain reference.
 
     Args:
-        fast: the function users call.
-        reference: a slow, plain function of the same arguments.
-        inputs: makes the keyword arguments from a seed; floating-point tensors among them get gradients.
-        tolerance: largest difference over the reference's largest value, in float64.
+        fast: function that users call.
+        reference: slow, plain function with the same arguments.
+        inputs: function from a seed to keyword arguments; floating-point tensors among them get gradients.
+        tolerance: largest allowed difference over the reference's largest value, in float64.
     """
 
     fast: Callable[..., Any]
@@ -91,13 +91,12 @@ class Transform:
     """A case of the common suite for transforms of a model.
 
     Args:
-        apply: model → transformed model, in place or not.
-        model: builds a small model, the same for the same seed.
-        inputs: makes the model's input from a seed.
-        identity: model → transformed model, configured so that outputs stay the same; None when there is no such
-            configuration.
-        tolerance: largest difference that `identity` may make, over the largest output.
-        twice: the text of the error that a second `apply` raises, "" when it may be applied again.
+        apply: function from a model to the transformed model, in place or not.
+        model: function from a seed to a small model.
+        inputs: function from a seed to the model's input.
+        identity: `apply` configured so that outputs stay the same; None if there is no such configuration.
+        tolerance: largest allowed change of `identity`, over the largest output.
+        twice: text of the error that a second `apply` raises; "" if it may be applied again.
     """
 
     apply: Callable[[Any], Any]
@@ -113,10 +112,10 @@ class Objective:
     """A case of the common suite for training objectives.
 
     Args:
-        loss: keyword arguments → scalar tensor.
-        inputs: makes the keyword arguments from a seed.
-        learns: names of the arguments that gradients must reach; no gradient may reach the other tensors.
-        best: makes keyword arguments for which the loss is least, such as equality; None when there are none.
+        loss: function from keyword arguments to a scalar tensor.
+        inputs: function from a seed to keyword arguments.
+        learns: names of the arguments that must receive gradients; the other tensors must receive none.
+        best: function from a seed to keyword arguments with minimal loss, such as equality; None if there are none.
     """
 
     loss: Callable[..., Any]
@@ -127,12 +126,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Procedure:
-    """A case of the common suite for procedures: everything that is none of the other kinds.
+    """A case of the common suite for procedures: everything that is not one of the other kinds.
 
     Args:
-        run: seed → array, tensor or number; equal for equal seeds.
-        empty: calls the procedure with nothing to work on; None when its input cannot be empty.
-        refuses: text of the ValueError that `empty` must raise, "" when it must return without one.
+        run: function from a seed to an array, tensor or number; equal for equal seeds.
+        empty: function that calls the procedure with empty input; None if its input cannot be empty.
+        refuses: text of the ValueError that `empty` must raise; "" if it must return without one.
     """
 
     run: Callable[[int], Any]
@@ -142,19 +141,19 @@ class Procedure:
 
 @dataclass(frozen=True)
 class Claim:
-    """One promise and how to check it. Built by the functions below, not by hand.
+    """One promise and its check. Built by the functions below, not by hand.
 
     Args:
         kind: name of the function that built it.
-        says: the promise, one sentence.
-        paper: the paper's own value, in its own words; "" when it prints none.
-        check: keyword arguments for the check of that kind.
-        needs: what must be there besides the package: names of benchmark data, or "minutes" of training.
+        says: promise, one sentence.
+        paper: the paper's own value, in its own words; "" if it prints none.
+        check: keyword arguments for the runner of that kind.
+        needs: requirements besides the package: names of benchmark data, "minutes" of training, or a "gpu".
         clause: number of the clause of the row's bar that it answers, from 1; 0 for none.
-        beyond: the promise of the paper that it checks where it answers no clause.
+        beyond: promise of the paper that it checks if it answers no clause.
 
     Raises:
-        ValueError: a clause and a promise beyond the bar.
+        ValueError: both a clause and a promise beyond the bar are given.
     """
 
     kind: str
@@ -173,18 +172,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class Method:
-    """One system of the literature, or one of foveal's own.
+    """One method of the literature, or one of foveal's own.
 
     Args:
-        id: the row of the catalogue; None for foveal's own work, which has no row.
-        name: the name as the paper writes it.
+        id: number of its row in the catalogue; None for foveal's own work, which has no row.
+        name: name as the paper writes it.
         kind: model, operator, transform, objective, procedure, benchmark, study or application.
-        summary: one sentence a stranger understands.
-        paper: where it comes from.
-        models: registered name → function that builds the model (keyword arguments only).
-        cases: what the common suites run: for a model, registered name → keyword arguments of a tiny instance; else
-            any name → `Operator`, `Transform`, `Objective` or `Procedure`.
-        except_for: common check → why this method is excused from it.
+        summary: one sentence for readers who do not know the method.
+        paper: its source.
+        models: builder of each registered model name (keyword arguments only).
+        cases: inputs of the common suites: for a model, keyword arguments of a tiny instance by registered name; else
+            an `Operator`, `Transform`, `Objective` or `Procedure` under any name.
+        except_for: reason by name of the common check that this method is excused from.
 
     Raises:
         ValueError: an unknown kind, or a case for a model that is not listed.
@@ -211,16 +210,16 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def printed(text: str) -> tuple[float, float]:
-    """A number as a paper prints it, and how far the true one may lie from it by rounding.
+    """Parse a number as a paper prints it, with its rounding error.
 
     Args:
-        text: such as "4.6 G", "33 M", "239,520" or "0.063".
+        text: printed number, such as "4.6 G", "33 M", "239,520" or "0.063".
 
     Returns:
         The value and half a unit of its last digit; 0 for a whole number without a unit.
 
     Raises:
-        ValueError: the text is no number with a unit of K, M, G or T.
+        ValueError: the text is not a number with an optional unit of K, M, G or T.
     """
     found = re.fullmatch(r"([\d,]+(?:\.(\d+))?) ?([KMGT]?)", text.strip())
     if found is None:
@@ -232,7 +231,7 @@ def printed(text: str) -> tuple[float, float]:
 
 
 def _expected(expect: float | str, tolerance: float) -> dict[str, Any]:
-    """Value and relative allowance of a count."""
+    """Value and relative tolerance of a count."""
     if isinstance(expect, str):
         value, rounding = printed(expect)
         return {"expect": value, "tolerance": max(tolerance, rounding / value)}
@@ -253,11 +252,11 @@ def params(
     """The model has `expect` parameters.
 
     Args:
-        says: the promise.
-        paper: the paper's value, or where an exact count comes from: "layer sizes", "authors' code".
-        model: builds the model; built on the meta device.
-        expect: parameters: an exact number, or the number as the paper prints it ("33 M"), whose rounding is allowed.
-        tolerance: relative, where the bar allows more than the rounding.
+        says: promise, one sentence.
+        paper: the paper's value, or the source of an exact count: "layer sizes", "authors' code".
+        model: builder of the model; called on the meta device.
+        expect: exact number, or the number as the paper prints it ("33 M"), whose rounding error is allowed.
+        tolerance: relative tolerance, if the bar allows more than the rounding error.
         needs: see `Claim`.
         clause: see `Claim`.
         beyond: see `Claim`.
@@ -283,12 +282,12 @@ def macs(
     """One forward pass at `shape` takes `expect` multiply-adds.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        model: builds the model; built and run on the meta device.
+        model: builder of the model; built and run on the meta device.
         shape: shape of the input, (B, C, H, W).
-        expect: multiply-adds: an exact number, or the number as the paper prints it ("4.6 G").
-        tolerance: relative, where the bar allows more than the rounding.
+        expect: exact number, or the number as the paper prints it ("4.6 G").
+        tolerance: relative tolerance, if the bar allows more than the rounding error.
         needs: see `Claim`.
         clause: see `Claim`.
         beyond: see `Claim`.
@@ -314,10 +313,10 @@ def equal(
     """Two computations give the same numbers.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        ours: computes one tensor or array.
-        theirs: computes what it should equal.
+        ours: function that returns one tensor or array.
+        theirs: function that returns the expected one.
         tolerance: largest absolute difference over the largest absolute value of `theirs`.
         needs: see `Claim`.
         clause: see `Claim`.
@@ -342,14 +341,14 @@ def faster(
     clause: int = 0,
     beyond: str = "",
 ) -> Claim:
-    """One thing takes less time than another; both are timed in turn in one run.
+    """One computation takes less time than another; both are timed alternately in one run.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        ours: prepares and returns the function to time.
-        theirs: prepares and returns the function it is compared with.
-        at_least: time of `theirs` over time of `ours`, median of the paired ratios.
+        ours: function that prepares and returns the function to time.
+        theirs: function that prepares and returns the function to compare with.
+        at_least: lower bound on the time of `theirs` over that of `ours`, median of the paired ratios.
         threads: processor threads.
         needs: see `Claim`.
         clause: see `Claim`.
@@ -376,11 +375,11 @@ def smaller(
     """One number is less than another.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        ours: bytes, parameters or multiply-adds.
-        theirs: what it is compared with.
-        at_least: `theirs` over `ours`.
+        ours: function that returns bytes, parameters or multiply-adds.
+        theirs: function that returns the number to compare with.
+        at_least: lower bound on `theirs` over `ours`.
         needs: see `Claim`.
         clause: see `Claim`.
         beyond: see `Claim`.
@@ -407,17 +406,17 @@ def kept(
 ) -> Claim:
     """A quality, averaged over seeds on named data, is at least a bound.
 
-    The verdict is undecided where the bound lies within two standard errors of the mean, and two standard errors are
-    printed as the smallest difference that the comparison could see.
+    The verdict is "undecided" if the bound lies within two standard errors of the mean; two standard errors are printed
+    as the smallest difference that the comparison can detect.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        quality: seed → measured value, usually a difference to a rival trained or run with the same seed.
-        at_least: bound on the mean over the seeds.
+        quality: function from a seed to the measured value, usually a difference to a rival with the same seed.
+        at_least: lower bound on the mean over the seeds.
         unit: unit of the value.
-        seeds: number of seeds, from 0; at least 3.
-        data: what it is measured on.
+        seeds: number of seeds, counted from 0; at least 3.
+        data: name of the data it is measured on.
         needs: see `Claim`.
         clause: see `Claim`.
         beyond: see `Claim`.
@@ -450,13 +449,14 @@ def grows(
     """A cost follows a power of a size: cost ~ size^e with e between two numbers.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        cost: size → bytes, multiply-adds or seconds.
+        cost: function from a size to bytes, multiply-adds or seconds.
         sizes: at least three sizes, ascending.
-        of: size → the number whose power is fitted, such as pixels of a side.
-        exponent: smallest and largest exponent; `float("inf")` for no upper bound.
-        rounds: how often each cost is measured, in turn over all sizes; the median counts. 1 for counts, more for time.
+        of: function from a size to the number whose power is fitted, such as pixels per side.
+        exponent: smallest and largest allowed exponent; `float("inf")` for no upper bound.
+        rounds: number of measurements of each cost, alternating over all sizes; the median counts. 1 for counts, more
+            for time.
         needs: see `Claim`.
         clause: see `Claim`.
         beyond: see `Claim`.
@@ -488,9 +488,9 @@ def bound(
     """One number is at least, or at most, a bound.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        value: measures the number; the same each time.
+        value: function that returns the number, the same each time.
         at_least: lower bound.
         at_most: upper bound.
         unit: unit of the number.
@@ -502,7 +502,7 @@ def bound(
         The claim.
 
     Raises:
-        ValueError: no bound.
+        ValueError: neither bound is given.
     """
     if at_least is None and at_most is None:
         raise ValueError(f"{says!r}: give at_least, at_most or both")
