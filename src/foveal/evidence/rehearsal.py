@@ -1,6 +1,6 @@
-"""A rehearsal: every claim's code runs in two training steps on drawn data, so that tests try it in milliseconds.
+"""A rehearsal: the code of every claim runs with two training steps on synthetic data, in milliseconds, for tests.
 
-While one is on, `short_run` takes two steps, tasks draw their data instead of reading it, and nothing is cached.
+During a rehearsal, `short_run` takes two steps, tasks generate their data instead of reading it, and nothing is cached.
 Outcomes of a rehearsal are marked, and `foveal.evidence.results` refuses to record them.
 """
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 def rehearsing() -> bool:
-    """Whether a rehearsal is on.
+    """Whether a rehearsal is in progress.
 
     Returns:
         True inside `rehearsal()`.
@@ -33,7 +33,7 @@ def rehearsing() -> bool:
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """Two training steps and drawn data inside this context.
+    """Two training steps and synthetic data inside this context.
 
     Yields:
         Nothing.
@@ -46,10 +46,10 @@ def rehearsal() -> Iterator[None]:
 
 
 def cached(maxsize: int = 8) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """`lru_cache` that a rehearsal passes by: it neither reads nor leaves results of two steps.
+    """`lru_cache` that is bypassed in a rehearsal, so that results of two steps are neither read nor stored.
 
     Args:
-        maxsize: how many results are kept.
+        maxsize: number of results to keep.
 
     Returns:
         A decorator.
