@@ -125,7 +125,7 @@ def evidence(name: str, entry: Entry | None) -> str:
     promised = (f"{item.what}: {item.value} ({item.check})" for item in (entry.claims if entry else ()))
     promises = "".join(textwrap.indent(_filled(text, 116), "# ") + "\n" for text in promised)
     return (
-        f'"""Evidence of {name}: what is compared with what."""\n\nfrom __future__ import annotations\n\n'
+        f'"""Evidence for {name}: what is compared with what."""\n\nfrom __future__ import annotations\n\n'
         "from foveal.record import equal\n\n\ndef _unwritten() -> float:\n    raise NotImplementedError\n\n\n"
         f"{promises}CLAIMS = (\n" + "\n".join(claims) + "\n)\n"
     )

@@ -1,10 +1,10 @@
-"""foveal makes computer-vision models cost less and proves what the saving cost.
+"""foveal upscales pictures and makes computer-vision models cheaper, with every paper's claims measured again.
 
     >>> import foveal
     >>> upscale = foveal.Upscaler(scale=4)  # doctest: +SKIP
     >>> large = upscale("photo.jpg")  # doctest: +SKIP
 
-Everything here is loaded when it is first used: `import foveal` itself imports nothing but the standard library.
+Everything is loaded on first use: `import foveal` itself imports only the standard library.
 """
 
 from __future__ import annotations

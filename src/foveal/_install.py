@@ -1,4 +1,4 @@
-"""Where foveal runs from, and the command that installs an optional part of it."""
+"""Location of the running package, and the command that installs an optional part of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def checkout() -> Path | None:
-    """The repository this package runs from.
+    """The repository from which this package runs.
 
     Returns:
-        Its root, or None for an installed package.
+        Root of the repository, or None for an installed package.
     """
     return _ROOT if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "src" / "foveal").is_dir() else None
 

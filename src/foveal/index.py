@@ -1,8 +1,8 @@
-"""An index of the package's records, read from the files' text: nothing is imported until somebody asks for it.
+"""Index of the package's records, read from the text of the files without importing them.
 
-One walk serves everyone: `create_model` imports the one file that holds the model, the catalogue imports all of them,
-and a package that is missing in one file breaks no other. For that, id, name, kind and the model names of a record are
-literals.
+All callers share one walk: `create_model` imports the one file that defines the model, the catalogue imports all of
+them, and a package that one file lacks affects no other file. This requires the id, name, kind and model names of a
+record to be literals.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ __all__ = ["Indexed", "RecordError", "evidence_of", "index", "models", "scan"]
 
 ROOT = Path(__file__).resolve().parent
 _RECORD = re.compile(r"^METHOD\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
-SKIPPED = ("cli", "serve", "catalogue")  # these read records, they hold none
+SKIPPED = ("cli", "serve", "catalogue")  # these read records and define none
 
 
 class RecordError(FovealError, ValueError):
-    """A record whose id, name, kind or model names cannot be read from the text, or that contradicts another."""
+    """A record whose id, name, kind or model names cannot be read from the text, or that conflicts with another."""
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """A record, as its file's text tells it.
+    """A record as read from the text of its file.
 
     Args:
-        module: dotted name of the module that holds it.
-        path: file of that module.
-        id: the row of the catalogue, None for foveal's own work.
-        name: the method's name.
-        kind: the record's kind.
+        module: dotted name of the module that defines it.
+        path: path of that module.
+        id: number of its row in the catalogue; None for foveal's own work.
+        name: name of the method.
+        kind: kind of the record.
         models: registered model names.
     """
 
@@ -84,17 +84,17 @@ def _read(path: Path, module: str) -> Indexed | None:
 
 
 def scan(folder: Path, package: str) -> list[Indexed]:
-    """The records below a folder; imports nothing.
+    """Find the records below a folder without importing anything.
 
     Args:
-        folder: the package's folder.
-        package: the package's dotted name.
+        folder: folder of the package.
+        package: dotted name of the package.
 
     Returns:
-        One entry a file that holds a record, sorted by file.
+        One entry per file with a record, sorted by file.
 
     Raises:
-        RecordError: a record that cannot be read from the text, or two that share an id, a name or a model name.
+        RecordError: a record cannot be read from the text, or two records share an id, a name or a model name.
     """
     found = []
     for path in sorted(folder.rglob("*.py")):
@@ -120,31 +120,31 @@ def scan(folder: Path, package: str) -> list[Indexed]:
 
 @cache
 def index() -> tuple[Indexed, ...]:
-    """The records of foveal.
+    """All records of foveal.
 
     Returns:
-        One entry a record, sorted by file.
+        One entry per record, sorted by file.
     """
     return tuple(scan(ROOT, "foveal"))
 
 
 def models() -> dict[str, Indexed]:
-    """Where each registered model stands.
+    """The record of each registered model.
 
     Returns:
-        Model name → record, for records below `foveal.models`.
+        Record by model name, for records below `foveal.models`.
     """
     return {name: item for item in index() if item.module.startswith("foveal.models.") for name in item.models}
 
 
 def evidence_of(module: str) -> str:
-    """The module that holds the evidence of a method: the same path below `foveal.evidence`.
+    """The module with the evidence of a method: the same path below `foveal.evidence`.
 
     Args:
-        module: dotted name of the method's module; a study is its own evidence.
+        module: dotted name of the method's module; a study contains its own evidence.
 
     Returns:
-        Dotted name.
+        Dotted name of the evidence module.
     """
     head, _, rest = module.partition(".")
     return module if rest.startswith("evidence.") else f"{head}.evidence.{rest}"

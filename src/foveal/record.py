@@ -1,8 +1,8 @@
-"""What a method says of itself, and the words in which its evidence is written: plain data, standard library only.
+"""Records of methods and the vocabulary of claims: plain data, standard library only.
 
 A method's file ends with one constant, `METHOD = Method(...)`, whose id, name, kind and model names are literals: they
-are read from the text (`foveal.index`) without importing the file. What proves the method stands in another file,
-`foveal.evidence.<the same path>`, as `CLAIMS = (...)`, a tuple of what these functions build:
+are read from the text (`foveal.index`) without importing the file. The evidence for the method is in another file,
+`foveal.evidence.<the same path>`, as `CLAIMS = (...)`, a tuple of claims built by these functions:
 
     params   the model has this many parameters
     macs     one forward pass at this shape takes this many multiply-adds
@@ -13,9 +13,9 @@ are read from the text (`foveal.index`) without importing the file. What proves 
     grows    a cost against a size follows a power law whose exponent lies between two numbers
     bound    one number is at least, or at most, a bound
 
-The callables they hold do the work and are called only by `foveal claims`. Every claim of a row of the catalogue names
-the clause of the row's bar that it answers (`clause=`), or the promise of the paper that it checks beyond the bar
-(`beyond=`).
+Their callables do the work and are called only by `foveal claims`. Every claim of a row of the catalogue names the
+clause of the row's acceptance bar that it answers (`clause=`), or the promise of the paper that it checks beyond the
+bar (`beyond=`).
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ __all__ = [
 ]
 
 KINDS = ("model", "operator", "transform", "objective", "procedure", "benchmark", "study", "application")
-SEEDS = 3  # the fewest that a comparison of trained networks takes
+SEEDS = 3  # minimum number of seeds for a comparison of trained networks
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from.
+    """Source of a method.
 
     Args:
-        title: the title as printed.
-        authors: "First Author et al." is enough.
-        year: the year of publication.
-        identifier: "arXiv:1609.05158", a DOI, or a venue when there is neither.
+        title: title as printed.
+        authors: authors; "First Author et al." is enough.
+        year: year of publication.
+        identifier: "arXiv:1609.05158", a DOI, or a venue if there is neither.
     """
 
     title: str
@@ -67,19 +67,19 @@ class Paper:
 
 @dataclass(frozen=True)
 class Claim:
-    """One promise and how to check it. Built by the functions below, not by hand.
+    """One promise and its check. Built by the functions below, not by hand.
 
     Args:
         kind: name of the function that built it.
-        says: the promise, one sentence.
-        paper: the paper's own value, in its own words; "" when it prints none.
-        check: keyword arguments for the check of that kind.
-        needs: what must be there besides the package: names of benchmark data, or "minutes" of training.
+        says: promise, one sentence.
+        paper: the paper's own value, in its own words; "" if it prints none.
+        check: keyword arguments for the runner of that kind.
+        needs: requirements besides the package: names of benchmark data, "minutes" of training, or a "gpu".
         clause: number of the clause of the row's bar that it answers, from 1; 0 for none.
-        beyond: the promise of the paper that it checks where it answers no clause.
+        beyond: promise of the paper that it checks if it answers no clause.
 
     Raises:
-        ValueError: a clause and a promise beyond the bar.
+        ValueError: both a clause and a promise beyond the bar are given.
     """
 
     kind: str
@@ -98,11 +98,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Method:
-    """One system of the literature, or one of foveal's own.
+    """One method of the literature, or one of foveal's own.
 
     Args:
-        id: the row of the catalogue; None for foveal's own work, which has no row.
-        name: the name as the paper writes it.
+        id: number of its row in the catalogue; None for foveal's own work, which has no row.
+        name: name as the paper writes it.
         kind: model, operator, transform, objective, procedure, benchmark, study or application.
         summary: one sentence a stranger understands.
         paper: where it comes from.
@@ -136,16 +136,16 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def printed(text: str) -> tuple[float, float]:
-    """A number as a paper prints it, and how far the true one may lie from it by rounding.
+    """Parse a number as a paper prints it, with its rounding error.
 
     Args:
-        text: such as "4.6 G", "33 M", "239,520" or "0.063".
+        text: printed number, such as "4.6 G", "33 M", "239,520" or "0.063".
 
     Returns:
         The value and half a unit of its last digit; 0 for a whole number without a unit.
 
     Raises:
-        ValueError: the text is no number with a unit of K, M, G or T.
+        ValueError: the text is not a number with an optional unit of K, M, G or T.
     """
     found = re.fullmatch(r"([\d,]+(?:\.(\d+))?) ?([KMGT]?)", text.strip())
     if found is None:
@@ -157,7 +157,7 @@ def printed(text: str) -> tuple[float, float]:
 
 
 def _expected(expect: float | str, tolerance: float) -> dict[str, Any]:
-    """Value and relative allowance of a count."""
+    """Value and relative tolerance of a count."""
     if isinstance(expect, str):
         value, rounding = printed(expect)
         return {"expect": value, "tolerance": max(tolerance, rounding / value)}
@@ -210,9 +210,9 @@ def macs(
     """One forward pass at `shape` takes `expect` multiply-adds.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        model: builds the model; built and run on the meta device.
+        model: builder of the model; built and run on the meta device.
         shape: shape of the input, (B, C, H, W).
         expect: multiply-adds: an exact number, or the number as the paper prints it ("4.6 G").
         tolerance: relative, where the bar allows more than the rounding.
@@ -237,10 +237,10 @@ def equal(
     """Two computations give the same numbers.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        ours: computes one tensor or array.
-        theirs: computes what it should equal.
+        ours: function that returns one tensor or array.
+        theirs: function that returns the expected one.
         tolerance: largest absolute difference over the largest absolute value of `theirs`.
         **words: `needs`, `clause` or `beyond`, see `Claim`.
 
@@ -261,14 +261,14 @@ def faster(
     threads: int = 2,
     **words: Unpack[Words],
 ) -> Claim:
-    """One thing takes less time than another; both are timed in turn in one run.
+    """One computation takes less time than another; both are timed alternately in one run.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        ours: prepares and returns the function to time.
-        theirs: prepares and returns the function it is compared with.
-        at_least: time of `theirs` over time of `ours`, median of the paired ratios.
+        ours: function that prepares and returns the function to time.
+        theirs: function that prepares and returns the function to compare with.
+        at_least: lower bound on the time of `theirs` over that of `ours`, median of the paired ratios.
         threads: processor threads.
         **words: `needs`, `clause` or `beyond`, see `Claim`.
 
@@ -291,7 +291,7 @@ def smaller(
     """One number is less than another.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
         ours: bytes, parameters or multiply-adds.
         theirs: what it is compared with.
@@ -318,14 +318,14 @@ def kept(
 ) -> Claim:
     """A quality, averaged over seeds on named data, is at least a bound.
 
-    The verdict is undecided where the bound lies within two standard errors of the mean, and two standard errors are
-    printed as the smallest difference that the comparison could see.
+    The verdict is "undecided" if the bound lies within two standard errors of the mean; two standard errors are printed
+    as the smallest difference that the comparison can detect.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        quality: seed → measured value, usually a difference to a rival trained or run with the same seed.
-        at_least: bound on the mean over the seeds.
+        quality: function from a seed to the measured value, usually a difference to a rival with the same seed.
+        at_least: lower bound on the mean over the seeds.
         unit: unit of the value.
         seeds: number of seeds, from 0; at least 3.
         data: what it is measured on.
@@ -357,9 +357,9 @@ def grows(
     """A cost follows a power of a size: cost ~ size^e with e between two numbers.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        cost: size → bytes, multiply-adds or seconds.
+        cost: function from a size to bytes, multiply-adds or seconds.
         sizes: at least three sizes, ascending.
         of: size → the number whose power is fitted, such as pixels of a side.
         exponent: smallest and largest exponent; `float("inf")` for no upper bound.
@@ -391,9 +391,9 @@ def bound(
     """One number is at least, or at most, a bound.
 
     Args:
-        says: the promise.
+        says: promise, one sentence.
         paper: the paper's value.
-        value: measures the number; the same each time.
+        value: function that returns the number, the same each time.
         at_least: lower bound.
         at_most: upper bound.
         unit: unit of the number.
@@ -403,7 +403,7 @@ def bound(
         The claim.
 
     Raises:
-        ValueError: no bound.
+        ValueError: neither bound is given.
     """
     if at_least is None and at_most is None:
         raise ValueError(f"{says!r}: give at_least, at_most or both")

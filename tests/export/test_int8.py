@@ -146,7 +146,7 @@ def test_a_network_without_a_chain_has_none(layers, tmp_path, pictures):
 
 
 def test_without_pictures_it_says_what_they_are_for(files):
-    with pytest.raises(CalibrationError, match="int8 needs pictures that show how far activations go, got none"):
+    with pytest.raises(CalibrationError, match="int8 needs calibration pictures, got none; give at least one"):
         int8(files[0] / "u8.onnx", files[0] / "again.onnx", [])
 
 

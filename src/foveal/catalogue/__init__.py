@@ -1,6 +1,7 @@
-"""The table of methods: the literature's rows, the records beside the code, and what was measured of their claims.
+"""The catalogue of methods: the rows of the literature, the records beside the code, and the measured claims.
 
-It stands on everything and nothing stands on it. Importing it is cheap; collecting the records imports their files.
+It may import every other package and none imports it. Importing it is cheap; collecting the records imports their
+files.
 """
 
 from foveal.catalogue.collect import CatalogueError, Located, find, records

@@ -1,4 +1,4 @@
-"""`python -m foveal.catalogue FILE…` renews the catalogue's sentence in Markdown files."""
+"""`python -m foveal.catalogue FILE…` updates the catalogue's sentence in Markdown files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from foveal.catalogue.tables import refreshed
 
 
 def main(names: list[str]) -> None:
-    """Renew the sentence between the markers of each file.
+    """Update the sentence between the markers of each file.
 
     Args:
-        names: of Markdown files.
+        names: paths of Markdown files.
     """
     listed = rows()
     for name in names:

@@ -1,7 +1,7 @@
-"""Collects the records that stand beside the code and the evidence that proves them.
+"""Collects the records beside the code and their evidence.
 
-The index (`foveal.index`) says which files hold a record; they are imported when they are asked for, each with its
-evidence. A file that needs a package which is not installed is named, and keeps no other from being read.
+The index (`foveal.index`) lists the files with a record; they are imported on request, each with its evidence. A file
+that needs a missing package is reported and does not prevent others from being read.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = ["CatalogueError", "Located", "Missing", "closest", "collect", "find",
 
 
 class CatalogueError(FovealError, ValueError):
-    """The records do not fit together, or there is none of that name."""
+    """Records that contradict the catalogue, or an unknown name."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """A record, where it stands, and what proves it.
+    """A record, its location and its evidence.
 
     Args:
-        method: the record.
-        module: dotted name of the module that holds it.
-        path: file of that module.
-        claims: what its evidence claims.
-        evidence: dotted name of the module that holds the claims.
+        method: record of the method.
+        module: dotted name of the module that defines it.
+        path: path of that module.
+        claims: claims of its evidence.
+        evidence: dotted name of the module that defines the claims.
     """
 
     method: Method
@@ -51,17 +51,17 @@ class Located:
 
     @cached_property
     def source(self) -> str:
-        """Hash of the code that the claims run on."""
+        """Hash of the code that the claims run."""
         return closure_hash([self.module, self.evidence])
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A record that cannot be read, because a package that its file or its evidence needs is not installed.
+    """A record that cannot be read because a package that its file or its evidence needs is not installed.
 
     Args:
-        indexed: the record as its text tells it.
-        package: what is not installed.
+        indexed: record as read from the text of its file.
+        package: name of the missing package.
     """
 
     indexed: Indexed
@@ -81,18 +81,18 @@ def _imported(module: str) -> ModuleType:
 
 
 def locate(item: Indexed) -> Located | Missing:
-    """Import one record and its evidence, and check that they fit together.
+    """Import one record and its evidence, and check that they are consistent.
 
     Args:
-        item: as `foveal.index` gives it.
+        item: entry of `foveal.index`.
 
     Returns:
-        The record with its claims, or what it lacks.
+        The record with its claims, or the package it lacks.
 
     Raises:
-        CatalogueError: a method without evidence, or evidence without claims; an id that the catalogue does not have
-            or whose row has another name; a claim that answers no clause of the row and names no promise beyond it, or
-            a clause that the row does not have.
+        CatalogueError: a method without evidence, or evidence without claims; an id that is not in the catalogue or
+            whose row has another name; a claim that answers no clause of the row and names no promise beyond it, or
+            that answers a clause the row does not have.
     """
     evidence = evidence_of(item.module)
     try:
@@ -113,10 +113,10 @@ def collect(sources: Iterable[Indexed]) -> tuple[dict[str, Located], list[Missin
     """Import records and their evidence.
 
     Args:
-        sources: as `foveal.index.scan` gives them.
+        sources: entries of `foveal.index.scan`.
 
     Returns:
-        Records by name, sorted, and those that a missing package keeps from being read.
+        Records by name, sorted, and the records that cannot be read because of a missing package.
     """
     found = [locate(item) for item in sources]
     located = sorted((item for item in found if isinstance(item, Located)), key=lambda item: fold(item.method.name))
@@ -124,7 +124,7 @@ def collect(sources: Iterable[Indexed]) -> tuple[dict[str, Located], list[Missin
 
 
 def _check(item: Located) -> None:
-    """Raise when a record or its claims contradict the catalogue."""
+    """Raise if a record or its claims contradict the catalogue."""
     method = item.method
     if method.id is None:
         row = next((entry.id for entry in entries().values() if fold(entry.name) == fold(method.name)), None)
@@ -163,10 +163,10 @@ def _collected() -> tuple[dict[str, Located], list[Missing]]:
 
 
 def records() -> dict[str, Located]:
-    """Every record of the package that can be read with what is installed.
+    """Every record of the package that can be read with the installed packages.
 
     Returns:
-        Name → record, sorted by name.
+        Record by name, sorted by name.
     """
     return dict(_collected()[0])
 
@@ -175,27 +175,27 @@ def unreadable() -> list[Missing]:
     """Records whose file or evidence needs a package that is not installed.
 
     Returns:
-        One entry for each record.
+        One entry per record.
     """
     return list(_collected()[1])
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:
-    """The three names nearest to a misspelt one.
+    """The three names closest to a misspelt one.
 
     Args:
-        name: as typed.
+        name: name as typed.
         known: names to choose from.
 
     Returns:
-        At most three, nearest first.
+        At most three names, closest first.
     """
     by_fold = {fold(candidate): candidate for candidate in known}
     return [by_fold[near] for near in difflib.get_close_matches(fold(name), by_fold, n=3, cutoff=0.0)]
 
 
 def find(name: str) -> Located:
-    """One record by name; case, spaces, hyphens and underscores do not count. No other record is imported.
+    """Find a record by name, ignoring case, spaces, hyphens and underscores. No other record is imported.
 
     Args:
         name: name of the method.
@@ -204,8 +204,8 @@ def find(name: str) -> Located:
         The record.
 
     Raises:
-        CatalogueError: no record of that name. The text gives the three closest, or says that the row exists and has
-            no record yet, or which package the record needs.
+        CatalogueError: no record of that name. The text lists the three closest names, or says that the row exists but
+            has no record yet, or which package the record needs.
     """
     known = index()
     for item in known:

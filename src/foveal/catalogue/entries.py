@@ -1,9 +1,9 @@
-"""The 349 systems of the literature, carried as data.
+"""The 349 methods of the literature, stored as data.
 
-`catalogue.jsonl` holds one row for each: which system it is (id, name, title, family, kind, tasks), how it works
-(mechanism), what its paper says of it (claims), where else it can be had (code, library), how much work it is (effort,
-tier), and what an implementation here must show (works_when). `clauses.jsonl` splits that bar into statements that
-one measurement each can confirm or refute, numbered from 1. The split was made by hand. Its words are those of the
+`catalogue.jsonl` contains one row per method: its identity (id, name, title, family, kind, tasks), how it works
+(mechanism), what its paper promises (claims), other implementations (code, library), the amount of work (effort, tier),
+and the acceptance bar for an implementation here (works_when). `clauses.jsonl` splits that bar into statements,
+numbered from 1, that one measurement each can confirm or refute. The split was made by hand and keeps the words of the
 bar: `entries` refuses clauses that do not recompose to it.
 """
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Promise", "entries", "fold", "joined", "recomposed"]
 
-# What may stand between two clauses: punctuation, a conjunction, or both.
+# Allowed between two clauses: punctuation, a conjunction, or both.
 _JOINT = re.compile(r"[,;:.] (?:(?:and|while|but),? )?| (?:and|while|but),? ")
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a paper says of its system.
+    """A promise of a paper about its method.
 
     Args:
-        what: the quantity.
+        what: quantity.
         value: the paper's figure, or its words.
-        check: how it can be measured here.
+        check: way to measure it here.
     """
 
     what: str
@@ -45,17 +45,17 @@ class Entry:
     """One row of the literature.
 
     Args:
-        id: number of the row, the same for good.
+        id: number of the row, which never changes.
         name: short name, as the paper writes it.
         title: title of the paper.
-        family: subject it belongs to, such as "restore" or "tokens".
+        family: subject area, such as "restore" or "tokens".
         kind: architecture, training, operator, inference, transform, theory, benchmark or application.
-        tasks: uses of the system, such as "super-resolution".
-        mechanism: how it works, in a few lines.
+        tasks: uses of the method, such as "super-resolution".
+        mechanism: explanation of how it works, in a few lines.
         claims: promises of the paper.
-        code: address of the authors' code, "" when there is none.
-        library: package and object that already provide it, "" when none is known.
-        works_when: what an implementation here must show.
+        code: address of the authors' code, "" if there is none.
+        library: package and object that already provide it, "" if none is known.
+        works_when: acceptance bar for an implementation here.
         clauses: statements of `works_when`, in its order; each can be confirmed or refuted on its own.
         effort: amount of work: "S", "M" or "L".
         tier: order of work, 1 (first) to 3.
@@ -78,19 +78,19 @@ class Entry:
 
 
 def fold(name: str) -> str:
-    """A name as it is compared: case, spaces, hyphens and underscores do not count.
+    """Normalise a name for comparison, without case, spaces, hyphens and underscores.
 
     Args:
-        name: of a method.
+        name: name of a method.
 
     Returns:
-        The comparable form.
+        Normalised name.
     """
     return "".join(c for c in name.casefold() if c not in " -_")
 
 
 def _match(works_when: str, clauses: Sequence[str]) -> tuple[int, str]:
-    """How many clauses match the bar, one after the other, and what of the bar is left behind them."""
+    """Number of clauses that match the bar in sequence, and the rest of the bar after them."""
     rest = works_when.removesuffix(".")
     for number, clause in enumerate(clauses):
         joint = _JOINT.match(rest) if number else None
@@ -102,15 +102,15 @@ def _match(works_when: str, clauses: Sequence[str]) -> tuple[int, str]:
 
 
 def recomposed(works_when: str, clauses: Sequence[str]) -> bool:
-    """Whether clauses are the bar, cut at its joints.
+    """Whether clauses recompose to the bar.
 
     Args:
-        works_when: the bar of a row.
-        clauses: pieces of it.
+        works_when: acceptance bar of a row.
+        clauses: pieces of the bar.
 
     Returns:
-        True when the pieces follow each other word for word from the first word to the last, with nothing between two
-        of them but punctuation and "and", "while" or "but", and without the final full stop.
+        True if the pieces follow each other word for word from the first word to the last, with only punctuation and
+        "and", "while" or "but" between two of them, and without the final full stop.
     """
     return _match(works_when, clauses) == (len(clauses), "")
 
@@ -120,17 +120,18 @@ def _lines(text: str) -> Iterable[dict[str, Any]]:
 
 
 def joined(catalogue: str, clauses: str) -> dict[int, Entry]:
-    """Rows and their clauses, put together.
+    """Join rows and their clauses.
 
     Args:
-        catalogue: JSON lines, one for each row.
-        clauses: JSON lines, {"id": …, "clauses": […]}, one for each row.
+        catalogue: JSON lines, one per row.
+        clauses: JSON lines, {"id": …, "clauses": […]}, one per row.
 
     Returns:
-        id → row, ids ascending.
+        Row by id, ids ascending.
 
     Raises:
-        ValueError: a row has no clauses, clauses have no row, or they do not recompose to the row's `works_when`.
+        ValueError: a row without clauses, clauses without a row, two lines for one row, or clauses that do not
+            recompose to the row's `works_when`.
     """
     pieces: dict[int, tuple[str, ...]] = {}
     for line in _lines(clauses):
@@ -173,13 +174,13 @@ def joined(catalogue: str, clauses: str) -> dict[int, Entry]:
 
 @cache
 def entries() -> dict[int, Entry]:
-    """All rows.
+    """All rows of the catalogue.
 
     Returns:
-        id → row, ids ascending.
+        Row by id, ids ascending.
 
     Raises:
-        ValueError: clauses and rows of the package do not fit together, see `joined`.
+        ValueError: inconsistent clauses and rows, see `joined`.
     """
     folder = files("foveal.catalogue")
     catalogue, clauses = (

@@ -1,13 +1,13 @@
-"""Says how far each row is; derived from code, clauses and recorded results, typed nowhere.
+"""Status of each row, derived from code, clauses and recorded results, never entered by hand.
 
-    planned  no record stands for the row
-    written  a record does, but not all that its evidence claims has been run
-    runs     all of it has been run (but for what wants a GPU that is not here), and a clause of the bar is not met
+    planned  the row has no record
+    written  it has a record, but not all claims of its evidence have been run
+    runs     all claims have been run (except those that need a missing GPU), but a clause of the bar is not met
     works    every clause of the bar is met here, and the common checks passed
 
-A clause is met when at least one claim answers it and every claim that answers it holds. A claim whose words or bounds
-change is no longer the one that was run. An outcome is stale when the code it ran on has changed since, see
-`foveal.evidence.closure`; what is stale still counts and is marked.
+A clause is met if at least one claim answers it and every claim that answers it holds. A claim whose words or bounds
+change counts as not run. An outcome is stale if the code it ran has changed since, see `foveal.evidence.closure`; stale
+outcomes still count and are marked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["OWN", "STATUSES", "Clause", "Row", "pick", "rows"]
 
 STATUSES = ("works", "runs", "written", "planned")
-OWN = "foveal"  # family of the records that have no row in the literature
+OWN = "foveal"  # family of the records without a row in the literature
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Clause:
     """One statement of a row's bar.
 
     Args:
-        number: from 1.
-        text: the statement.
-        claims: numbers of the claims that answer it, from 0.
-        verdicts: their recorded verdicts, "not run" where there is none.
+        number: number of the clause, from 1.
+        text: statement.
+        claims: indices of the claims that answer it, from 0.
+        verdicts: recorded verdicts of these claims, "not run" if there is none.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Clause:
 
     @property
     def met(self) -> bool:
-        """Whether the clause is answered and everything that answers it holds."""
+        """Whether at least one claim answers the clause and all that do hold."""
         return bool(self.verdicts) and all(verdict == "holds" for verdict in self.verdicts)
 
 
@@ -61,12 +61,12 @@ class Row:
         title: title of its paper.
         family: family in the catalogue; "foveal" for its own work.
         status: planned, written, runs or works.
-        entry: the row of the literature; None for foveal's own work.
-        record: None when there is none, or it cannot be read.
-        claims: recorded outcome of each claim of its evidence, None where there is none.
-        clauses: the statements of the bar, and what answers each.
+        entry: row of the literature; None for foveal's own work.
+        record: record of the method; None if there is none or it cannot be read.
+        claims: recorded outcome of each claim of its evidence, None if there is none.
+        clauses: statements of the bar with the claims that answer them.
         checks: recorded result of each common check.
-        note: why the record cannot be read, else "".
+        note: reason why the record cannot be read, else "".
     """
 
     name: str
@@ -82,7 +82,7 @@ class Row:
 
     @property
     def hold(self) -> int:
-        """How many claims were run and hold."""
+        """Number of claims that were run and hold."""
         return sum(claim is not None and claim["verdict"] == "holds" for claim in self.claims)
 
     @property
@@ -92,7 +92,7 @@ class Row:
 
     @property
     def stale(self) -> bool:
-        """Whether the code has changed since an outcome was recorded."""
+        """Whether the code has changed since one of the outcomes was recorded."""
         record = self.record
         return record is not None and any(claim["source"] != record.source for claim in self.claims if claim)
 
@@ -116,7 +116,7 @@ def _status(
     wanting = [claim for claim, outcome in zip(record.claims, claims, strict=True) if outcome is None]
     if any("gpu" not in claim.needs for claim in wanting) or not passed:
         return "written"
-    # foveal's own work has no bar but what it claims
+    # foveal's own work has no bar except its claims
     met = all(clause.met for clause in row) if row else all(claim and claim["verdict"] == "holds" for claim in claims)
     return "works" if met else "runs"
 
@@ -152,12 +152,12 @@ def rows(
     """The whole catalogue: the rows of the literature by id, then foveal's own work by name.
 
     Args:
-        among: records; None for those of the package.
+        among: records by name; None for those of the package.
         missing: records that cannot be read; None for those of the package.
         where: folder of recorded results; None for the usual one.
 
     Returns:
-        One row for each.
+        One row per method.
     """
     held = list((records() if among is None else among).values())
     absent = {item.indexed.id: item for item in (unreadable() if missing is None else missing)}
@@ -170,17 +170,17 @@ def rows(
 
 
 def pick(name: str, among: Iterable[Row]) -> Row:
-    """One row by name; case, spaces, hyphens and underscores do not count.
+    """Find a row by name, ignoring case, spaces, hyphens and underscores.
 
     Args:
         name: name of the method.
-        among: rows to look through.
+        among: rows to search.
 
     Returns:
         The row.
 
     Raises:
-        CatalogueError: no row of that name; the text gives the three closest.
+        CatalogueError: no row of that name; the text lists the three closest names.
     """
     by_name = {fold(row.name): row for row in among}
     if row := by_name.get(fold(name)):

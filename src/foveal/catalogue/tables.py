@@ -1,6 +1,6 @@
-"""Markdown made from the catalogue: the docs page, and the sentence that README shows.
+"""Markdown generated from the catalogue: the docs page, and the sentence in README.
 
-Nothing of it is kept by hand. `python -m foveal.catalogue README.md` writes the sentence between its markers.
+Nothing is maintained by hand. `python -m foveal.catalogue README.md` writes the sentence between its markers.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[object]], *, right: Ite
 
 
 def counts(rows: Iterable[Row]) -> str:
-    """How many rows of the literature work, run, are written and are planned, kind by kind.
+    """Numbers of rows of the literature by kind and status.
 
     Args:
-        rows: of the catalogue; foveal's own work is not counted.
+        rows: rows of the catalogue; foveal's own work is not counted.
 
     Returns:
-        A Markdown table, the largest kind first.
+        Markdown table, the largest kind first.
     """
     kinds: dict[str, Counter[str]] = {}
     for row in rows:
@@ -72,10 +72,10 @@ def counts(rows: Iterable[Row]) -> str:
 
 
 def sentence(rows: Iterable[Row]) -> str:
-    """What stands, in one sentence.
+    """Summary of the catalogue in one sentence.
 
     Args:
-        rows: of the whole catalogue.
+        rows: rows of the whole catalogue.
 
     Returns:
         Plain text.
@@ -92,14 +92,14 @@ def sentence(rows: Iterable[Row]) -> str:
 
 
 def claims_table(outcomes: Iterable[Mapping[str, Any]], clauses: Iterable[int] | None = None) -> str:
-    """Paper against here, claim by claim.
+    """Table of claims: the paper's value and the value measured here.
 
     Args:
-        outcomes: recorded, as in a results file.
-        clauses: number of the clause that each answers, 0 for none; None leaves the column out.
+        outcomes: recorded outcomes, as in a results file.
+        clauses: number of the clause that each outcome answers, 0 for none; None leaves the column out.
 
     Returns:
-        A Markdown table.
+        Markdown table.
     """
     listed = list(outcomes)
     lines = [
@@ -120,7 +120,7 @@ def claims_table(outcomes: Iterable[Mapping[str, Any]], clauses: Iterable[int] |
 
 
 def _record(row: Row) -> str:
-    """One record: where it stands, its bar, and its claims."""
+    """Section of one record: its location, its bar and its claims."""
     assert row.record is not None
     method, claims = row.record.method, row.record.claims
     paper = f"{method.paper.authors}, “{method.paper.title}”, {method.paper.year} ({method.paper.identifier})"
@@ -158,7 +158,7 @@ def page(rows: Iterable[Row]) -> str:
     """The docs page.
 
     Args:
-        rows: of the whole catalogue.
+        rows: rows of the whole catalogue.
 
     Returns:
         Markdown: counts, records with their claims, then every family.
@@ -189,22 +189,22 @@ def page(rows: Iterable[Row]) -> str:
 
 
 def _anchor(name: str) -> str:
-    """The address Markdown gives a heading."""
+    """Anchor that Markdown gives a heading."""
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", name).strip().lower())
 
 
 def refreshed(text: str, rows: Iterable[Row]) -> str:
-    """A text with the sentence between its markers renewed.
+    """Update the sentence between its markers in a text.
 
     Args:
-        text: Markdown that has the markers, each on a line of its own.
-        rows: of the whole catalogue.
+        text: Markdown with the markers, each on its own line.
+        rows: rows of the whole catalogue.
 
     Returns:
-        The text, unchanged but for the lines between the markers.
+        The text with only the lines between the markers changed.
 
     Raises:
-        CatalogueError: the markers are missing or there is more than one pair.
+        CatalogueError: the markers are missing or occur more than once.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise CatalogueError(

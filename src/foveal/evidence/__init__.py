@@ -1,6 +1,6 @@
-"""What proves the methods: `foveal.evidence.<path>` proves `foveal.<path>`, and nothing that a user runs imports it.
+"""Evidence for the methods: `foveal.evidence.<path>` tests `foveal.<path>`; only the catalogue and claims import it.
 
 A method's evidence is one file of `CLAIMS`. The files share `tasks` (data, splits, floors, trained(), score(),
-better()), `rivals` (what methods are compared with) and one short trainer; they never import each other. `studies`
-hold the rows that have no code of their own.
+better()), `rivals` (baselines) and one short trainer; they never import each other. `studies` contains the rows without
+code of their own.
 """

@@ -1,8 +1,8 @@
-"""What an outcome was measured on: the code of a method, of its evidence, and of every module of foveal these import.
+"""Hash of the code that an outcome ran: the method, its evidence, and every foveal module that these import.
 
-Two trees of code are the same when their statements are: docstrings, comments, annotations, `__all__`, imports for
-type checkers and typing overloads do not count. The words of evidence (`foveal.record`) compute nothing and do not
-count either; the version of the native kernels does, through the module that names it.
+Two files are the same if their statements are: docstrings, comments, annotations, `__all__`, imports for type checkers
+and typing overloads do not count. The vocabulary of claims (`foveal.record`) computes nothing and does not count
+either; the version of the native kernels does, through the module that names it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _names(node: ast.AST) -> bool:
 
 
 def _plain(node: object) -> object:
-    """A node as nested tuples that do not depend on Python's version."""
+    """A syntax node as nested tuples that do not depend on the Python version."""
     if isinstance(node, list):
         return tuple(
             _plain(item)
@@ -56,10 +56,10 @@ def _plain(node: object) -> object:
 
 @cache
 def code_hash(path: Path) -> str:
-    """What tells whether a file computes what it did.
+    """Hash of the statements of a file.
 
     Args:
-        path: a file of Python.
+        path: path of a Python file.
 
     Returns:
         Sixteen hexadecimal digits.
@@ -78,7 +78,7 @@ def _file(module: str, root: Path) -> Path | None:
 
 @cache
 def _imports(module: str, path: Path, root: Path) -> tuple[tuple[str, Path], ...]:
-    """Modules of the package that a file imports anywhere in its code, but for type checkers."""
+    """Modules of the package that a file imports anywhere in its code, except for type checkers."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     top = module.split(".", maxsplit=1)[0]
     wanted: list[str] = []
@@ -99,14 +99,14 @@ def _imports(module: str, path: Path, root: Path) -> tuple[tuple[str, Path], ...
 
 
 def closure(modules: list[str], *, root: Path = ROOT) -> dict[str, Path]:
-    """Modules that these import, themselves among them, through any number of steps.
+    """Modules that the given ones import directly or indirectly, including themselves.
 
     Args:
         modules: dotted names of modules of the package.
-        root: the package's folder.
+        root: folder of the package.
 
     Returns:
-        Dotted name → file, sorted by name.
+        Path by dotted name, sorted by name.
     """
     found: dict[str, Path] = {}
     waiting = [(name, path) for name in modules if (path := _file(name, root)) is not None]
@@ -120,11 +120,11 @@ def closure(modules: list[str], *, root: Path = ROOT) -> dict[str, Path]:
 
 
 def closure_hash(modules: list[str], *, root: Path = ROOT) -> str:
-    """What tells whether results of these modules still stand for the code that is here.
+    """Hash that tells whether recorded results of these modules are still valid for the current code.
 
     Args:
-        modules: a method's module and its evidence's.
-        root: the package's folder.
+        modules: dotted names of a method's module and its evidence.
+        root: folder of the package.
 
     Returns:
         Sixteen hexadecimal digits.

@@ -1,4 +1,4 @@
-"""What a result was measured on: processor, cores, system, versions and commit."""
+"""Machine and software of a measurement: processor, cores, system, versions and commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("numpy", "torch", "timm", "onnxruntime", "openvino")
 
 @cache
 def describe() -> dict[str, Any]:
-    """The machine.
+    """Describe the machine.
 
     Returns:
         `processor`, `cores` and `system`.
@@ -30,10 +30,10 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of foveal, and of those measured packages that have been loaded.
+    """Versions of Python, of foveal, and of the relevant packages that are loaded.
 
     Returns:
-        Name → version.
+        Version by name.
     """
     loaded = {name: metadata.version(name) for name in PACKAGES if name in sys.modules}
     return {"python": platform.python_version(), "foveal": str(foveal.__version__), **loaded}
@@ -43,8 +43,7 @@ def commit() -> str:
     """The commit of the checkout.
 
     Returns:
-        Its short name, with "+" when code, kernels or dependencies differ from it; "" outside a checkout or without
-        git.
+        Its short hash, with "+" if code, kernels or dependencies differ from it; "" outside a checkout or without git.
     """
     root = checkout()
     if root is None:

@@ -1,4 +1,4 @@
-"""A rehearsal: every claim's code runs in two training steps on drawn data, so that tests try it in milliseconds.
+"""A rehearsal: the code of every claim runs with two training steps on synthetic data, in milliseconds, for tests.
 
 While one is on, `short_run` takes two steps, tasks draw their data instead of reading it, and what is cached is
 forgotten when it ends.
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def rehearsing() -> bool:
-    """Whether a rehearsal is on.
+    """Whether a rehearsal is in progress.
 
     Returns:
         True inside `rehearsal()`.
@@ -35,7 +35,7 @@ def rehearsing() -> bool:
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """Two training steps and drawn data inside this context.
+    """Two training steps and synthetic data inside this context.
 
     Yields:
         Nothing.
@@ -54,7 +54,7 @@ def cached(maxsize: int = 8) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """`lru_cache` that keeps the results of a rehearsal apart, and only until it ends.
 
     Args:
-        maxsize: how many results are kept.
+        maxsize: number of results to keep.
 
     Returns:
         A decorator.

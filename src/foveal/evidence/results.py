@@ -1,8 +1,8 @@
-"""Recorded results of claims: one JSON file for each record, described in `results/README.md`.
+"""Recorded results of claims: one JSON file per record, described in `results/README.md`.
 
-The files stand in `results/claims` of the repository and are carried into the wheel. A run takes the place of what was
-recorded of the claims it ran, whose value and verdict go into the outcome's history; what could not run replaces
-nothing. Only whole runs of committed code are recorded: no rehearsal, no quick run, no code that differs from its
+The files are in `results/claims` of the repository and are included in the wheel. A run replaces the recorded outcomes
+of the claims it ran, whose value and verdict go into the outcome's history; a claim that could not run replaces
+nothing. Only complete runs of committed code are recorded: no rehearsal, no quick run, no code that differs from its
 commit.
 """
 
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 __all__ = ["ResultsError", "file_name", "folder", "load", "plain", "recorded", "refusal", "save"]
 
 FORMAT = 1
-PAST = ("date", "here", "verdict", "value", "seconds", "commit", "source")  # what the history keeps of a run
+PAST = ("date", "here", "verdict", "value", "seconds", "commit", "source")  # fields of a run that the history keeps
 
 
 class ResultsError(FovealError, ValueError):
-    """A results file that cannot be read, or a run that may not be recorded."""
+    """A results file that cannot be read, or a run that must not be recorded."""
 
 
 def file_name(method: Method) -> str:
-    """Name of the file that holds the results of a record.
+    """Name of the results file of a record.
 
     Args:
-        method: the record.
+        method: record of the method.
 
     Returns:
-        The name in small letters, everything but letters and digits an underscore, with ".json".
+        The name in lower case, with underscores for everything but letters and digits, and ".json".
     """
     return re.sub(r"[^a-z0-9]+", "_", method.name.lower()).strip("_") + ".json"
 
 
 def folder(*, write: bool = False) -> Path:
-    """Where results are recorded.
+    """Folder of recorded results.
 
     Args:
-        write: the folder new results go to, rather than the one they are read from.
+        write: whether to return the folder for new results rather than the one to read from.
 
     Returns:
-        `results/claims` of the checkout; for an installed package `results/claims` below the working folder when it is
-        there or to be written, else the results that came with the package.
+        `results/claims` of the checkout; for an installed package `results/claims` in the working folder if it exists
+        or `write` is set, else the results included in the package.
     """
     root = machine.checkout()
     if root is not None:
@@ -65,17 +65,17 @@ def folder(*, write: bool = False) -> Path:
 
 
 def load(method: Method, where: Path | None = None) -> dict[str, Any]:
-    """What is recorded for a record.
+    """Load the results of a record.
 
     Args:
-        method: the record.
-        where: folder; None for the usual one.
+        method: record of the method.
+        where: folder of results; None for the default one.
 
     Returns:
-        The file's content; without a file, the same with nothing in it.
+        Content of the file; empty content if there is no file.
 
     Raises:
-        ResultsError: the file is not what `save` writes.
+        ResultsError: the file was not written by `save`.
     """
     path = (where or folder()) / file_name(method)
     empty: dict[str, Any] = {"format": FORMAT, "method": method.name, "id": method.id, "checks": {}, "claims": []}
@@ -97,27 +97,27 @@ def load(method: Method, where: Path | None = None) -> dict[str, Any]:
 
 
 def recorded(claims: Iterable[Claim], content: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """Recorded outcomes of the claims that are made now.
+    """Recorded outcomes of the current claims.
 
     Args:
-        claims: a method's claims.
-        content: as `load` gives it.
+        claims: claims of a method.
+        content: result of `load`.
 
     Returns:
-        One for each claim, in order; None where nothing is recorded or the claim has changed since.
+        One outcome per claim, in order; None if nothing is recorded or the claim has changed since.
     """
     by_key = {outcome["key"]: outcome for outcome in content["claims"]}
     return [by_key.get(key(claim)) for claim in claims]
 
 
 def refusal(outcomes: Iterable[Outcome] = ()) -> str:
-    """Why a run may not be recorded, as far as can be said: with no outcomes yet, by the state of the checkout.
+    """Reason why a run must not be recorded; before there are outcomes, judged by the state of the checkout.
 
     Args:
-        outcomes: of the run.
+        outcomes: outcomes of the run.
 
     Returns:
-        The reason and what to do, "" when it may.
+        The reason and what to do, "" if it may be recorded.
     """
     outcomes = list(outcomes)
     if any(outcome.rehearsed for outcome in outcomes):
@@ -128,13 +128,13 @@ def refusal(outcomes: Iterable[Outcome] = ()) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it.
+    """Convert a value to plain JSON data.
 
     Args:
-        value: mappings, lists and tuples of plain values, nested.
+        value: nested mappings, lists and tuples of plain values.
 
     Returns:
-        The same in dicts and lists; numbers that are not finite become None.
+        The same as dicts and lists; numbers that are not finite become None.
     """
     if isinstance(value, Mapping):
         return {str(name): plain(inner) for name, inner in value.items()}
@@ -153,20 +153,20 @@ def save(
     checks: Mapping[str, str] | None = None,
     where: Path | None = None,
 ) -> Path:
-    """Record a run; the file is replaced as a whole or not at all.
+    """Record a run; the file is replaced atomically.
 
     Args:
-        method: the record.
-        claims: all claims that are made of it now.
-        outcomes: of those that ran; those that could not run or were skipped are not recorded.
-        checks: result of each common check; None keeps what is recorded.
-        where: folder; None for the usual one.
+        method: record of the method.
+        claims: all current claims of the method.
+        outcomes: outcomes of the run; claims that could not run or were skipped are not recorded.
+        checks: result of each common check; None keeps the recorded ones.
+        where: folder of results; None for the default one.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        ResultsError: a quick or shortened run, or code that differs from its commit.
+        ResultsError: a quick run or a rehearsal, or code that differs from its commit.
     """
     outcomes = list(outcomes)
     if outcomes and (why := refusal(outcomes)):
@@ -180,7 +180,7 @@ def save(
             del now["rehearsed"], now["trace"]
             now["history"] = [*before.get("history", []), {word: before[word] for word in PAST}] if before else []
             by_key[outcome.key] = now
-    # Claims that are no longer made are dropped, the others stand in their order.
+    # Claims that no longer exist are dropped; the others keep their order.
     content["claims"] = [by_key[key(claim)] for claim in claims if key(claim) in by_key]
     content["method"], content["id"] = method.name, method.id
     if checks is not None:

@@ -1,7 +1,7 @@
-"""Runs what a record claims and says what came out, on which machine.
+"""Runs the claims of a record and reports the outcomes with the machine they ran on.
 
 Each kind of claim has one runner: plain numbers in, a `Measured` out. A claim whose data is missing, or that raises,
-could not run; it is reported with the reason, counts as not passed, and does not keep the others from running.
+could not run; it is reported with the reason, counts as not passed, and does not prevent the others from running.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = ["RECORDED", "RUNNERS", "VERDICTS", "Measured", "Outcome", "key", "run
 
 RECORDED = ("holds", "does not hold", "undecided")
 VERDICTS = (*RECORDED, "could not run", "skipped")
-MINUTES, GPU = "minutes", "gpu"  # needs that are no data
+MINUTES, GPU = "minutes", "gpu"  # needs other than data
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a runner found.
+    """Result of a runner.
 
     Args:
-        holds: whether the claim's bound is met; None where the measurement cannot tell.
-        here: the value in words.
-        value: the number that was compared with the bound.
-        detail: everything else worth keeping.
-        threads: that it ran on, None for whatever was set.
+        holds: whether the claim's bound is met; None if the measurement cannot decide.
+        here: value in words.
+        value: number that was compared with the bound.
+        detail: further figures to keep.
+        threads: number of processor threads it ran on; None for the default.
     """
 
     holds: bool | None
@@ -56,27 +56,27 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One claim, run.
+    """Outcome of one claim.
 
     Args:
-        key: identifies the claim's text and bounds; it changes when they do.
-        kind: of the claim.
-        says: the promise.
+        key: hash of the claim's text and bounds.
+        kind: kind of the claim.
+        says: promise.
         paper: the paper's value.
-        here: ours in words, "" when it could not run.
+        here: our value in words, "" if the claim could not run.
         verdict: holds, does not hold, undecided, could not run or skipped.
-        reason: why it could not run or was skipped, else "".
-        value: the number compared with the bound, None when there is none.
-        detail: ratios, times, values per seed.
-        date: year-month-day.
-        seconds: it took.
-        threads: it ran on.
+        reason: reason why it could not run or was skipped, else "".
+        value: number compared with the bound, None if there is none.
+        detail: further figures: ratios, times, values per seed.
+        date: date of the run, year-month-day.
+        seconds: duration of the run, seconds.
+        threads: number of processor threads it ran on.
         machine: processor, cores and system.
-        versions: of Python and of the packages that took part.
-        commit: of the checkout, "" outside one; "+" after it when the code was changed since.
-        source: hash of the code it ran on, see `foveal.evidence.closure`.
-        rehearsed: whether it ran in two steps on drawn data, which nobody may record.
-        trace: where it raised, "" when it did not.
+        versions: versions of Python and of the packages involved.
+        commit: commit of the checkout, "" outside one; with "+" if the code differed from it.
+        source: hash of the code it ran, see `foveal.evidence.closure`.
+        rehearsed: whether it ran with two steps on synthetic data and must not be recorded.
+        trace: traceback of its error, "" without one.
     """
 
     key: str
@@ -100,10 +100,10 @@ class Outcome:
 
 
 def key(claim: Claim) -> str:
-    """What identifies a claim in recorded results: its words and its bounds, not its code.
+    """Key of a claim in recorded results: a hash of its words and bounds, not of its code.
 
     Args:
-        claim: any claim.
+        claim: claim to identify.
 
     Returns:
         Twelve hexadecimal digits.
@@ -114,7 +114,7 @@ def key(claim: Claim) -> str:
 
 
 def _number(value: float) -> str:
-    """A count with its thousands apart, other numbers with four figures."""
+    """A count with thousands separators, other numbers with four digits."""
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
@@ -190,7 +190,7 @@ def _bound(check: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
-    """Torch on so many threads, if anything has loaded it; as before afterwards."""
+    """Limit torch, if it is loaded, to a number of threads; restored afterwards."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield
@@ -238,7 +238,7 @@ def _kept(check: Mapping[str, Any], *, quick: bool) -> Measured:
     if len(values) == 1 or math.isnan(mean):
         here = f"{mean:.3f} {check['unit']}, one seed{data}"
         return Measured(mean >= check["at_least"], here, mean, detail)
-    # Two standard errors of the mean: the smallest distance from the bound that so many seeds can see.
+    # Two standard errors of the mean: the smallest distance from the bound that this number of seeds can detect.
     sees = 2 * statistics.stdev(values) / math.sqrt(len(values))
     detail |= {"standard_deviation": statistics.stdev(values), "sees": sees}
     holds = None if abs(mean - check["at_least"]) < sees else mean >= check["at_least"]
@@ -287,7 +287,7 @@ def _threads_now() -> int:
 
 
 def _lacking(claim: Claim) -> str:
-    """Why the claim cannot run here, "" when all it needs is there."""
+    """Reason why the claim cannot run here, "" if all its requirements are met."""
     for need in claim.needs:
         if need == GPU:
             import torch
@@ -306,12 +306,12 @@ def run_one(claim: Claim, *, source: str = "", quick: bool = False) -> Outcome:
     """Run one claim.
 
     Args:
-        claim: the claim to run.
-        source: hash of the code it runs on.
-        quick: skip what needs minutes of training; fewer timings, one seed.
+        claim: claim to run.
+        source: hash of the code it runs.
+        quick: whether to skip claims that need minutes of training, with fewer timings and one seed.
 
     Returns:
-        What came out; nothing is raised.
+        The outcome; errors are part of it and never raised.
     """
     start = time.perf_counter()
     measured, verdict, reason, trace = None, "could not run", "", ""
@@ -321,7 +321,7 @@ def run_one(claim: Claim, *, source: str = "", quick: bool = False) -> Outcome:
         try:
             measured = RUNNERS[claim.kind](claim.check, quick=quick)
             verdict = "undecided" if measured.holds is None else "holds" if measured.holds else "does not hold"
-        except Exception as error:  # one broken claim must not keep the others from running
+        except Exception as error:  # one broken claim must not prevent the others from running
             reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     return Outcome(
         key=key(claim),
@@ -357,18 +357,18 @@ def run(
     """Run claims in their order.
 
     Args:
-        claims: a method's claims.
-        source: hash of the code they run on.
+        claims: claims of a method.
+        source: hash of the code they run.
         only: kind of claim to run; None runs all.
-        quick: skip what needs minutes of training; fewer timings, one seed.
-        announce: called with each claim before it runs.
-        done: called with each outcome, so that an interrupted run has kept what it finished.
+        quick: whether to skip claims that need minutes of training, with fewer timings and one seed.
+        announce: function called with each claim before it runs.
+        done: function called with each outcome, so that an interrupted run keeps the finished ones.
 
     Returns:
-        One outcome for each claim run.
+        One outcome per claim run.
 
     Raises:
-        ValueError: no kind of claim is called `only`.
+        ValueError: an unknown kind of claim in `only`.
     """
     if only is not None and only not in RUNNERS:
         raise ValueError(f"no kind of claim is called {only!r}; the kinds are {', '.join(RUNNERS)}")

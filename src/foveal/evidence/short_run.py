@@ -1,7 +1,7 @@
-"""The one small trainer of claims: minutes, not hours, and the same result for the same seed.
+"""The short trainer for claims: minutes, not hours, and the same result for the same seed.
 
-`foveal.train` is what trains networks to be used. This loop keeps no checkpoints and no running average; it answers "is
-this method better than that one after as many steps on the same batches?".
+`foveal.train` trains networks for use. This loop has no checkpoints and no running average; it answers "is this method
+better than that one after the same number of steps on the same batches?".
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ def short_run(
     betas: tuple[float, float] = (0.9, 0.99),
     clip: float | None = None,
 ) -> nn.Module:
-    """Train for a little while: AdamW, twenty steps of warm-up, half a cosine down to 0.
+    """Train briefly: AdamW, twenty steps of warm-up, half a cosine down to 0.
 
     Args:
-        model: trained in place; parameters that need no gradient are left alone.
-        batches: step, from 0 → a batch; a function of step and seed only.
-        loss: model and batch → scalar.
-        steps: number of steps; two while `rehearsal` is on. The result then depends on nothing but the arguments.
-        seconds: train for so long instead; the result then depends on the machine.
-        lr: peak step size.
-        weight_decay: on parameters of two and more axes.
-        betas: of AdamW.
+        model: network to train in place; parameters without `requires_grad` are not changed.
+        batches: function from a step, counted from 0, to a batch; it must depend on step and seed only.
+        loss: function from model and batch to a scalar.
+        steps: number of steps; two during a rehearsal. The result then depends on the arguments only.
+        seconds: duration of the training instead of `steps`; the result then depends on the machine.
+        lr: peak learning rate.
+        weight_decay: weight decay of parameters with two or more axes.
+        betas: betas of AdamW.
         clip: largest norm of the gradient; None for no limit.
 
     Returns:
         The model, in eval mode.
 
     Raises:
-        ValueError: not exactly one of `steps` and `seconds`.
+        ValueError: both or neither of `steps` and `seconds`.
     """
     if (steps is None) == (seconds is None):
         raise ValueError(f"give exactly one of steps and seconds, got {steps} and {seconds}")
@@ -65,7 +65,7 @@ def short_run(
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
     model.train()
     begun, step, share = time.perf_counter(), 0, 0.0
-    with fast_denormals():  # Adam's second moments begin as denormal numbers, slow on CPUs
+    with fast_denormals():  # Adam's second moments start as denormal numbers, slow on CPUs
         while share < 1:
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1.0, (step + 1) / 20) * learning_rate(round(share * 10_000), 10_000, 0)

@@ -1,4 +1,4 @@
-"""What claims about time run: a forward pass, a training step, or any function, prepared."""
+"""Prepared functions for claims about time: a forward pass, a training step, or any function."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["call", "seconds", "step"]
 
 
 def call(build: Callable[[], Callable[..., Any]], *shape: int, seed: int = 0) -> Callable[[], Callable[[], Any]]:
-    """A forward pass, to be given to `faster`.
+    """A forward pass, for `faster`.
 
     Args:
-        build: makes the network (put into eval mode) or any function of one tensor.
-        *shape: shape of its input, standard normal.
+        build: builder of the network (set to eval mode) or of any function of one tensor.
+        *shape: shape of its input, which is standard normal.
         seed: seed of weights and input.
 
     Returns:
-        Prepares and returns the function to time.
+        Function that prepares and returns the function to time.
     """
 
     def prepare() -> Callable[[], Any]:
@@ -44,15 +44,15 @@ def call(build: Callable[[], Callable[..., Any]], *shape: int, seed: int = 0) ->
 
 
 def step(build: Callable[[], nn.Module], *shape: int, seed: int = 0) -> Callable[[], Callable[[], Tensor]]:
-    """A forward and a backward pass, to be given to `faster`; of several outputs the first counts.
+    """A forward and a backward pass, for `faster`; with several outputs, the first one is used.
 
     Args:
-        build: makes the network.
-        *shape: shape of its input, standard normal.
+        build: builder of the network.
+        *shape: shape of its input, which is standard normal.
         seed: seed of weights and input.
 
     Returns:
-        Prepares and returns the function to time.
+        Function that prepares and returns the function to time.
     """
 
     def prepare() -> Callable[[], Tensor]:
@@ -73,11 +73,11 @@ def step(build: Callable[[], nn.Module], *shape: int, seed: int = 0) -> Callable
 
 
 def seconds(prepare: Callable[[], Callable[[], Any]], *, repeats: int = 3) -> float:
-    """Seconds of one call, the least of some: a cost for `grows`.
+    """Seconds of one call, the minimum of several: a cost for `grows`.
 
     Args:
-        prepare: as `call` gives it.
-        repeats: timed calls, after one that is not.
+        prepare: result of `call` or `step`.
+        repeats: number of timed calls, after one untimed call.
 
     Returns:
         Seconds.

@@ -1,1 +1,1 @@
-"""A trained network to ONNX and to a bundle, with a parity report."""
+"""Export of a trained network to ONNX and to a bundle, with a parity report."""

@@ -1,6 +1,6 @@
 """A trained network to a bundle: ONNX files, weights and the card that says what they are.
 
-The bundle is made beside its place and moved there when it is whole and its files agree with torch.
+The bundle is built in a temporary folder and moved into place once it is complete and its files agree with torch.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ LEAST_PSNR = 45.0  # dB; at 31 dB from the original, what lies 45 dB away costs 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export gave.
+    """The result of an export.
 
     Args:
-        folder: the bundle.
-        card: its card.
-        parity: agreement with torch, one entry a shape.
+        folder: the bundle's folder.
+        card: the bundle's card.
+        parity: agreement with torch, one entry per shape.
         fast_path: whether the 8-bit file exists.
-        int8_psnr: of what the int8 file makes of the calibration's pictures, against the 8-bit file, in dB; None
+        int8_psnr: PSNR of the int8 file's output against the 8-bit file's on the calibration pictures, in dB; None
             without an int8 file.
-        within: share of what an output pixel depends on that lies within the margin of overlapping tiles, about.
+        within: estimated share of an output pixel's dependence that lies within the margin of overlapping tiles.
     """
 
     folder: Path
@@ -68,34 +68,34 @@ def export_bundle(
     calibration: Path | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Export a network of pictures, check it against torch, and write the bundle.
+    """Export a picture network, check it against torch, and write the bundle.
 
-    Weights are rounded to half precision, in which the bundle keeps those that torch reads, so that its files agree.
+    Weights are rounded to half precision, the precision of the bundle's torch weights, so that all its files agree.
 
     Args:
         model: (B, 3, H, W) to (B, 3, s·H, s·W), RGB in [0, 1].
-        folder: the bundle's place.
+        folder: folder to write the bundle to.
         name: the bundle's name.
         model_name: registered name that `create_model` knows.
         arguments: keyword arguments for it, besides `scale`.
         scale: s; 1 for a network that restores pictures of the same size.
         purpose: what the network is for, a word of `foveal.runtime.card.PURPOSES`.
         quality: "fast", "balanced", "best" or "".
-        licence: of the weights.
-        data: what they were trained on.
+        licence: licence of the weights.
+        data: training data of the weights, in words.
         measured: figures to keep on the card, benchmark name → values.
-        calibration: folder of high-resolution pictures that show how far activations go; with it an int8 file is made
-            beside the 8-bit one, for engines that multiply bytes faster than floats.
-        overwrite: replace a bundle that stands in `folder`.
+        calibration: folder of high-resolution calibration pictures; with it an int8 file is written beside the 8-bit
+            one, for engines that are faster with int8 than with floats.
+        overwrite: replace a bundle that exists in `folder`.
 
     Returns:
         The bundle and its agreement with torch.
 
     Raises:
-        BundleError: a card that cannot be, of an unknown quality or purpose for example.
-        ExportError: something stands in `folder`, torch cannot export, or the file computes something else; a network
+        BundleError: an invalid card, for example with an unknown quality or purpose.
+        ExportError: `folder` exists, torch cannot export the network, or the file computes something else; a network
             that has no int8 form, or loses too much by it.
-        CalibrationError: no pictures in `calibration`, or none large enough.
+        CalibrationError: no pictures in `calibration`, or none that is large enough.
     """
     from safetensors.torch import save_file
 
@@ -130,7 +130,7 @@ def export_bundle(
                     "export without --int8"
                 )
             files["int8"] = "model_int8.onnx"
-        # What `create_model(..., pretrained=True)` needs; the run's folders are nobody's business.
+        # What `create_model(..., pretrained=True)` needs; the run's folders are private.
         described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
         tensors = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
         save_file(tensors, place / "model.safetensors", metadata={"recipe": described})
@@ -164,7 +164,7 @@ def export_bundle(
 
 @torch.no_grad()
 def _halved(model: nn.Module) -> nn.Module:
-    """A copy whose parameters are numbers of half precision."""
+    """A copy whose parameters are rounded to half precision."""
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.copy_(parameter.half())

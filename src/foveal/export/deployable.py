@@ -1,7 +1,7 @@
-"""What a network says of itself to become a bundle, and what is found out where it says nothing.
+"""What a network declares about itself for export, and how it is measured where it declares nothing.
 
-This is the only place that asks a network for these members. A network follows no base class: it has the members that
-are not as `Deployable` says, under these names.
+Only this file reads these members. A network has no base class: it defines the members that differ from the
+defaults of `Deployable`, under these names.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 Tiling = Literal["exact", "overlap"]
-LARGEST = 128  # radius up to which tiles are joined exactly, in input pixels
-WIDEST = 64  # widest overlap that is taken from a measurement
-SHARE = 0.999  # of what an output pixel depends on, within a measured overlap
+LARGEST = 128  # largest radius for which tiles are joined exactly, in input pixels
+WIDEST = 64  # largest overlap that is taken from a measurement
+SHARE = 0.999  # share of an output pixel's dependence that a measured overlap covers
 
 
 class ExportError(FovealError, RuntimeError):
@@ -44,56 +44,56 @@ class ExportError(FovealError, RuntimeError):
 
 @runtime_checkable
 class Plain(Protocol):
-    """A network with a form without padding, which is exported: its tiles meet without a seam, at no cost."""
+    """A network with a form without padding, which is the one exported: its tiles join without a seam, at no cost."""
 
     def plain(self) -> nn.Module:
         """The network without padding.
 
         Returns:
-            A module that computes, of a picture with `margin` pixels of its surroundings on each side, what the network
-            computes of the picture inside its own margin.
+            A module that takes a picture with `margin` pixels of context on each side and computes what the network
+            computes for the picture away from its borders.
         """
         ...
 
 
 @runtime_checkable
 class Collapsible(Protocol):
-    """A network that is trained wider than it runs."""
+    """A network that is wider in training than in use."""
 
     def collapse(self) -> nn.Module:
-        """The network as it runs.
+        """The network in the form in which it runs.
 
         Returns:
-            A network of the same outputs.
+            A network with the same outputs.
         """
         ...
 
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A network with connections that can go into its weights."""
+    """A network with connections that can be folded into its weights."""
 
     def fold(self) -> nn.Module:
-        """The network with them folded in.
+        """The network with these connections folded in.
 
         Returns:
-            A network of the same outputs.
+            A network with the same outputs.
         """
         ...
 
 
 class Deployable(Protocol):
-    """What the card of a network's bundle says; each member may be left out where the value here is right.
+    """Properties that go onto the card of a network's bundle; a member may be left out where its default is right.
 
-    Of the forms `Plain`, `Collapsible` and `Foldable` a network may offer one or more; the first is taken before the
-    others.
+    A network may offer one or more of the forms `Plain`, `Collapsible` and `Foldable`; the first takes precedence.
 
     Args:
-        margin: radius of the receptive field in input pixels (`tiling` "exact"), or the overlap at which tiles do not
-            show ("overlap"). None: measured.
-        tiling: "exact" if tiles with a margin give what the whole picture gives; "overlap" if every pixel depends on
-            the whole picture, so that tiles are near it at best. None: "exact" where the field ends within `LARGEST`.
-        multiple: the sides of the input must be a multiple of this.
+        margin: radius of the receptive field in input pixels (`tiling` "exact"), or the overlap at which tile seams are
+            invisible ("overlap"). None: measured.
+        tiling: "exact" if tiles with a margin give the same result as the whole picture; "overlap" if every pixel
+            depends on the whole picture, so that tiles only approximate it. None: "exact" where the field ends within
+            `LARGEST`.
+        multiple: number of pixels that the sides of the input must be a multiple of.
         minimum: smallest side of the input, in pixels, margins included.
         equivariant: whether a rotated or flipped input gives the rotated or flipped output.
     """
@@ -107,17 +107,17 @@ class Deployable(Protocol):
 
 @dataclass(frozen=True)
 class Deployed:
-    """The form of a network that is exported, and what its card says of it.
+    """The exported form of a network, with the properties for its card.
 
     Args:
         network: module to export, in eval mode.
         margin: radius of the receptive field, or the overlap, in input pixels.
         trims: whether the module trims that margin itself.
         tiling: "exact" or "overlap".
-        multiple: the sides of the input must be a multiple of this.
+        multiple: number of pixels that the sides of the input must be a multiple of.
         minimum: smallest side of the input, margins included.
         equivariant: whether a rotated or flipped input gives the rotated or flipped output.
-        within: share of what an output pixel depends on that lies within a measured overlap, about; else 1.
+        within: estimated share of an output pixel's dependence that lies within a measured overlap; else 1.
     """
 
     network: nn.Module
@@ -131,7 +131,7 @@ class Deployed:
 
 
 def _said(model: nn.Module) -> dict[str, Any]:
-    """The members of `Deployable`, checked, with the values of the protocol where a network has none."""
+    """The members of `Deployable`, checked, with the protocol's defaults where a network has none."""
     said = {name: getattr(model, name, getattr(Deployable, name)) for name in Deployable.__annotations__}
     whole = {"margin": 0, "multiple": 1, "minimum": 1}
     for name, low in whole.items():
@@ -150,18 +150,18 @@ def _said(model: nn.Module) -> dict[str, Any]:
 
 
 def deployed(model: nn.Module, *, channels: int = 3) -> Deployed:
-    """The form of a network that is exported: plain, collapsed or folded where it knows how.
+    """The exported form of a network: plain, collapsed or folded if the network offers that.
 
     Args:
         model: network, (B, C, H, W) to (B, C', s·H, s·W); set to eval mode.
         channels: C.
 
     Returns:
-        The form, with its margin: the network's own word, else measured.
+        The form, with its margin: as the network declares it, else measured.
 
     Raises:
-        ExportError: a member of `Deployable` with a value that cannot be, or a field that is no more "exact" than the
-            network says.
+        ExportError: a member of `Deployable` with an invalid value, a plain form without a margin or with overlapping
+            tiles, or a receptive field larger than the network's tiling allows.
     """
     said = _said(model.eval())
     multiple = said["multiple"]
@@ -197,10 +197,11 @@ def deployed(model: nn.Module, *, channels: int = 3) -> Deployed:
 
 @torch.enable_grad()
 def _rings(model: nn.Module, *, channels: int, largest: int, multiple: int, places: int | None = None) -> Tensor:
-    """How much an input pixel weighs by its distance from an output pixel, (positions, largest + 1).
+    """Weight of input pixels by their distance from an output pixel, (positions, largest + 1).
 
-    The absolute gradient of one output pixel of each position within a multiple (or of so many, evenly spaced), summed
-    over the input pixels at each distance (the larger of rows and columns); what lies beyond `largest` counts there.
+    The absolute gradient of one output pixel at each position within a multiple (or at `places` of them, evenly
+    spaced), summed over the input pixels at each distance (the larger of rows and columns); pixels beyond `largest`
+    count at `largest`.
     """
     side = (2 * largest + 1 + multiple - 1) // multiple * multiple
     x = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -224,20 +225,20 @@ def _reach(rings: Tensor) -> int:
 
 
 def _effective(rings: Tensor, share: float) -> tuple[int, float]:
-    """The distance within which so much of the weight lies, at most `WIDEST`, and how much lies within it."""
+    """The distance, at most `WIDEST`, within which `share` of the weight lies, and how much does lie within it."""
     within = rings.cumsum(1) / rings.sum(1, keepdim=True)
     radius = min(max(1, int((within < share).sum(1).max())), WIDEST)
     return radius, float(within[:, min(radius, within.shape[1] - 1)].min())
 
 
 def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = LARGEST, multiple: int = 1) -> int:
-    """How far an input pixel reaches into the output, measured by the gradient of one output pixel.
+    """Radius of the receptive field, measured by the gradient of one output pixel.
 
     Args:
-        model: network without a global dependence, (B, C, H, W) to (B, C', s·H, s·W).
+        model: network without global dependence, (B, C, H, W) to (B, C', s·H, s·W).
         channels: C.
         largest: radius at which the search gives up, in input pixels.
-        multiple: the network's sides must be a multiple of this; every position within it is tried.
+        multiple: number of pixels that the sides of the input must be a multiple of; every position within it is tried.
 
     Returns:
         Radius in input pixels.
@@ -257,22 +258,23 @@ def receptive_radius(model: nn.Module, *, channels: int = 3, largest: int = LARG
 def effective_radius(
     model: nn.Module, *, share: float = SHARE, channels: int = 3, largest: int = WIDEST, multiple: int = 1
 ) -> tuple[int, float]:
-    """How far most of what an output pixel depends on lies, measured by its gradient; an overlap for tiles.
+    """Radius that holds most of an output pixel's dependence, measured by its gradient; an overlap for tiles.
 
-    A network that scans or averages the whole picture has no receptive radius, but what it makes of a pixel depends on
-    near pixels most. It is measured with the network's weights and a picture of noise of 2·largest + 1 pixels a side:
-    an estimate.
+    A network that scans or averages the whole picture has no receptive radius, but its output depends mostly on nearby
+    pixels. The radius is measured with the network's weights on a noise picture of 2·largest + 1 pixels a side, so it
+    is an estimate.
 
     Args:
         model: network, (B, C, H, W) to (B, C', s·H, s·W).
-        share: share of the gradient's weight that is to lie within the radius, in (0, 1].
+        share: share of the gradient's weight that should lie within the radius, in (0, 1].
         channels: C.
-        largest: radius up to which is looked, in input pixels.
-        multiple: the network's sides must be a multiple of this; up to four positions within it are tried.
+        largest: largest radius that is searched, in input pixels.
+        multiple: number of pixels that the sides of the input must be a multiple of; up to four positions within it are
+            tried.
 
     Returns:
-        Radius in input pixels, from 1 to `WIDEST`; share of the weight that lies within it, which is less than asked
-        for where far pixels count nearly as much as near ones.
+        Radius in input pixels, from 1 to `WIDEST`; share of the weight that lies within it, which is less than `share`
+        where far pixels count nearly as much as near ones.
 
     Raises:
         ValueError: a share outside (0, 1].

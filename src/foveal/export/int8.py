@@ -1,21 +1,21 @@
-"""The 8-bit form of a super-resolution file with bytes inside as well: an ordinary QDQ graph that any engine can run.
+"""Int8 form of a super-resolution file: an 8-bit file with int8 activations and weights, an ordinary QDQ graph.
 
-Between two convolutions, activations become bytes. Each convolution's weights are int8 with a scale a channel of its
-output (B. Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
-CVPR 2018, arXiv:1712.05877). Channels of one tensor share scale and zero, and would share the range of the widest; but
-every channel fills its bytes here: a leaky slope lets a positive factor through, so what a channel is divided by before
-it is multiplied back in the next kernel (M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019, arXiv:1906.04721; here by measured ranges, not by weights), and what is added after the slope,
-to lift the lowest value to 0, is taken back in the next bias.
+Between two convolutions, activations become bytes. Each convolution's weights are int8 with one scale per channel of
+its output (B. Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", CVPR 2018, arXiv:1712.05877). The channels of a tensor share scale and zero point, and would share the
+widest range; but here every channel uses its full range: a leaky slope commutes with a positive factor, so a channel is
+divided before it and multiplied back in the next kernel (M. Nagel et al., "Data-Free Quantization Through Weight
+Equalization and Bias Correction", ICCV 2019, arXiv:1906.04721; here by measured ranges, not by weights), and the offset
+added after the slope, which lifts the lowest value to 0, is subtracted in the next bias.
 
-What each channel is in a flat picture is one of its 256 levels, and the next bias takes back what the rounded kernel
-would make of it: a network that leaves flat pictures alone goes on doing so, and its layers' errors have no mean where
-a picture is nearly flat. (A zero that is a level, as usual, and one correction at the end, gave `balanced_x4` a pattern
-of up to a third of a level over each 4×4 block; without it, bytes' squared error on the pictures of Set5 is 7 to 32 %
-less, the most on smooth ones.) Ranges are whole: cutting off a few
-far values makes the steps finer and smooth pictures a little better, but edges much worse.
+Each channel's value in a flat picture is one of its 256 levels, and the next bias compensates for what the rounded
+kernel makes of it: a network that leaves flat pictures unchanged still does, and its layers' errors have zero mean
+where a picture is nearly flat. (With zero as a level, as usual, and one correction at the end, `balanced_x4` had a
+pattern of up to a third of a level over each 4×4 block; without the pattern, the squared error of int8 on the pictures
+of Set5 is 7 to 32 % less, most on smooth ones.) Ranges are not clipped: cutting off a few outliers makes the steps
+finer and smooth pictures a little better, but edges much worse.
 
-The first convolution, which reads the picture, and whatever stands beside the chain stay floats.
+The first convolution, which reads the picture, and everything outside the chain stay in floating point.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class CalibrationError(ExportError, ValueError):
-    """No pictures to calibrate on, or none large enough."""
+    """No calibration pictures, or none that is large enough."""
 
 
 class _Site(NamedTuple):
-    """Where bytes go: between what makes an activation and the convolution that reads it."""
+    """Place of a quantised activation: between the node that produces it and the convolution that reads it."""
 
     maker: onnx.NodeProto
     activation: onnx.NodeProto
@@ -60,19 +60,19 @@ def int8(source: Path, target: Path, pictures: Sequence[NDArray[np.uint8]]) -> f
     """Write the int8 form of an 8-bit file.
 
     Args:
-        source: file as `foveal.export.onnx.eight_bit` writes it.
+        source: 8-bit file written by `foveal.export.onnx.eight_bit`.
         target: file to write.
-        pictures: (h, w, 3) each, larger than what the network trims: they show how far activations go.
+        pictures: calibration pictures, (h, w, 3) each, larger than the network's trimmed border.
 
     Returns:
-        PSNR of what the two files make of the pictures, in dB; None, with nothing written, where no activation stands
-        between a convolution and another without padding.
+        PSNR between the outputs of the two files on the pictures, in dB; None, with nothing written, if no activation
+        lies between a convolution and another one without padding.
 
     Raises:
         CalibrationError: no pictures.
     """
     if not pictures:
-        raise CalibrationError("int8 needs pictures that show how far activations go, got none")
+        raise CalibrationError("int8 needs calibration pictures, got none; give at least one")
     model = onnx.load(source)
     sites = _sites(model.graph)
     if not sites:
@@ -87,7 +87,7 @@ def int8(source: Path, target: Path, pictures: Sequence[NDArray[np.uint8]]) -> f
         low, high = np.min(found, 0)[0], np.max(found, 0)[1]
         rounding[name] = _round_site(model.graph, site, low, np.maximum(high, low + 1e-6), flat)
     nodes = [one for node in model.graph.node for one in (node, *rounding.get(node.output[0], ()))]
-    whole = onnx.GraphProto(node=nodes)  # a copy, which the graph's own nodes do not vanish from
+    whole = onnx.GraphProto(node=nodes)  # a copy: nodes removed from the graph stay in it
     del model.graph.node[:]
     model.graph.node.extend(whole.node)
     onnx.checker.check_model(model, full_check=True)
@@ -100,20 +100,20 @@ def int8(source: Path, target: Path, pictures: Sequence[NDArray[np.uint8]]) -> f
 def calibration_pictures(
     folder: Path, scale: int, *, least: int = 1, count: int = 128, side: int = 128
 ) -> list[NDArray[np.uint8]]:
-    """Low-resolution pictures that show a network what it will be given: the middles of reduced ones.
+    """Low-resolution calibration pictures: centre crops of reduced pictures.
 
     Args:
-        folder: high-resolution pictures in any depth, those of the training, say.
-        scale: s, by which they are reduced.
+        folder: folder of high-resolution pictures, e.g. the training set; subfolders are searched too.
+        scale: s, the factor by which they are reduced.
         least: smallest side of a reduced picture, in pixels; smaller ones are left out.
-        count: how many, at most, evenly from the folder's.
-        side: of a picture, in pixels, at most.
+        count: largest number of pictures, spread evenly over the folder.
+        side: largest side of a crop, in pixels.
 
     Returns:
-        (h, w, 3) each.
+        Crops, (h, w, 3) each.
 
     Raises:
-        CalibrationError: no picture below `folder`, or none large enough.
+        CalibrationError: no picture below `folder`, or none that is large enough.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -136,7 +136,7 @@ def calibration_pictures(
 
 
 def _sites(graph: onnx.GraphProto) -> list[_Site]:
-    """Activations that one convolution makes and one convolution without padding reads, in the graph's order."""
+    """Activations between one convolution and one convolution without padding, in the graph's order."""
     makers = {name: node for node in graph.node for name in node.output}
     readers = {name: node for node in graph.node for name in node.input}
     uses = Counter(name for node in graph.node for name in node.input)
@@ -156,7 +156,7 @@ def _sites(graph: onnx.GraphProto) -> list[_Site]:
 
 
 def _pads(conv: onnx.NodeProto) -> bool:
-    """Whether a convolution puts zeros around what it reads, which would not be those of lifted channels."""
+    """Whether a convolution pads with zeros, which would be wrong for channels with an offset."""
     values = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
     return any(values.get("pads", ())) or values.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
 
@@ -167,7 +167,7 @@ def _run(
     names: list[str],
     keep: Callable[[NDArray], Any] = lambda made: made,
 ) -> list[list[Any]]:
-    """Tensors of a graph: for each name, what is kept of it for each picture."""
+    """Run a graph; for each tensor name, the result of `keep` for each picture."""
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
     known = {value.name for value in asked.graph.output}
@@ -196,14 +196,14 @@ def _limits(made: NDArray) -> NDArray:
 def _round_site(
     graph: onnx.GraphProto, site: _Site, low: NDArray, high: NDArray, flat: NDArray
 ) -> list[onnx.NodeProto]:
-    """Bytes between two convolutions, and an int8 kernel in the second; the nodes that round, to stand between them."""
-    worth = high - low  # of all levels
+    """Quantise the activation between two convolutions and the second one's kernel; returns the rounding nodes."""
+    worth = high - low  # range of all levels
     flat = flat / worth
     lift = (np.rint((flat - low / worth) * LEVELS) / LEVELS - flat).astype(np.float32)
     _, kernel, bias = site.maker.input
     if any(tensor.name == kernel for tensor in graph.initializer):
         _set(graph, kernel, _get(graph, kernel) / worth[:, None, None, None])
-    else:  # rounded already: its channels' scales take the factor
+    else:  # rounded already: the factor goes into the scales of its channels
         _set(graph, f"{kernel}_scale", _get(graph, f"{kernel}_scale") / worth)
     _set(graph, bias, _get(graph, bias) / worth)
     made, (_, name, reader_bias) = site.activation.output[0], site.reader.input

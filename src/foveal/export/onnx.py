@@ -1,4 +1,4 @@
-"""A network to an ONNX file with free height and width, and back again to compare."""
+"""Export of a network to an ONNX file with free height and width, and comparison of the file with the network."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ ELEMENTWISE = {"Clip", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported file agrees with torch.
+    """Agreement of an exported file with torch.
 
     Args:
-        shape: of the input, (B, C, H, W).
+        shape: shape of the input, (B, C, H, W).
         largest: largest absolute difference, for values around [0, 1].
-        relative: the same over the largest absolute output.
+        relative: largest absolute difference over the largest absolute output.
     """
 
     shape: tuple[int, ...]
@@ -58,13 +58,13 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, output: str 
     """Write a network as an ONNX file whose batch, height and width are free.
 
     Args:
-        model: (N, C, H, W) to (N, C', H', W'), or to (N, classes).
+        model: network, (B, C, H, W) to (B, C', H', W') or to (B, classes).
         path: target file.
-        example: input to trace with; take two or more for a batch, which torch would else hold for one.
+        example: input to trace with; use a batch of two or more, because torch would fix a batch size of one.
         output: name of the output; the input is called "image".
 
     Raises:
-        ExportError: no folder for `path`, or torch cannot export the network.
+        ExportError: the folder of `path` does not exist, or torch cannot export the network.
     """
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
@@ -109,16 +109,16 @@ def parity(
     """Run the file in ONNX Runtime and the network in torch on the same random pictures.
 
     Args:
-        model: what was exported.
+        model: the exported network.
         path: the ONNX file.
-        shapes: inputs, (B, C, H, W); take sizes other than the traced one.
+        shapes: shapes of the inputs, (B, C, H, W); use sizes other than the traced one.
         tolerance: largest relative difference allowed.
 
     Returns:
-        One comparison a shape.
+        One comparison per shape.
 
     Raises:
-        ExportError: a difference above `tolerance`.
+        ExportError: an output of another shape, or a difference above `tolerance`.
     """
     path = Path(path)
     session = load_onnxruntime().InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -140,18 +140,18 @@ def parity(
 
 
 def eight_bit(source: Path, target: Path) -> bool:
-    """Write the 8-bit form of a super-resolution file: bytes in, bytes out, the last shuffle left to the caller.
+    """Write the 8-bit form of a super-resolution file: uint8 in, uint8 out, the last shuffle left to the caller.
 
     The caller's shuffle moves s·3 bytes at a time instead of 4-byte floats one by one; rounding and clipping become
-    the one `QuantizeLinear` that engines vectorise. Input "image" uint8 (N, H, W, 3); output "upscaled" uint8
-    (N, H', W', s²·3), the last axis ordered by row in the block, column in the block, colour.
+    one `QuantizeLinear`, which engines vectorise. Input "image" uint8 (B, H, W, 3); output "upscaled" uint8
+    (B, H', W', s²·3), the last axis ordered by row in the block, column in the block, colour.
 
     Args:
         source: float file whose graph ends in a depth-to-space of a convolution or of a sum of convolutions.
         target: file to write.
 
     Returns:
-        False, with nothing written, when the graph does not end that way.
+        True; False, with nothing written, if the graph does not end that way.
     """
     model = onnx.load(source)
     graph = model.graph
@@ -195,7 +195,7 @@ def eight_bit(source: Path, target: Path) -> bool:
 
 
 def _reorder(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto], name: str, order: NDArray[np.intp]) -> bool:
-    """Permute the channels of a tensor by permuting the kernels and biases that make it."""
+    """Permute the channels of a tensor by permuting the kernels and biases that produce it."""
     node = makers.get(name)
     uses = Counter(i for n in graph.node for i in n.input)
     if node is None or uses[name] != 1:

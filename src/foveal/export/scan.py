@@ -1,7 +1,7 @@
-"""Standard operators in the place of the scans that `foveal.ops.selective_scan` leaves in a traced graph.
+"""Replaces the scans that `foveal.ops.selective_scan` leaves in a traced graph by standard ONNX operators.
 
-ONNX has a `Scan` operator, and one pass over L steps would be L small steps in the engine. The sequence is cut into M
-chunks of T = 64 steps instead, all chunks step together, and L is free:
+ONNX has a `Scan` operator, but one pass over L steps would be L small steps in the engine. Instead, the sequence is cut
+into M chunks of T = 64 steps, all chunks step together, and L is free:
 
     T steps from zero, of all chunks       the state each chunk ends with
     M steps                                the state each chunk begins with
@@ -31,7 +31,7 @@ class _Nodes:
         self.made: list[NodeProto] = []
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node of one output; its name is returned."""
+        """Add a node with one output; returns the output's name."""
         name = f"{self.prefix}{len(self.made)}"
         self.made.append(helper.make_node(operator, list(inputs), [name], name=f"node_{name}", **attributes))
         return name
@@ -40,7 +40,7 @@ class _Nodes:
         return self("Constant", value=numpy_helper.from_array(np.array(values, np.int64)))
 
     def scan(self, body: GraphProto, inputs: list[str], *, outputs: int, scanned: int) -> str:
-        """Add a `Scan`; the last of its outputs is returned."""
+        """Add a `Scan`; returns the name of its last output."""
         names = [f"{self.prefix}{len(self.made)}_{i}" for i in range(outputs)]
         self.made.append(
             helper.make_node("Scan", inputs, names, name=f"node_{names[0]}", body=body, num_scan_inputs=scanned)
@@ -68,7 +68,7 @@ def _advance(prefix: str, rates: str, *, seen: bool) -> GraphProto:
 
 
 def _carry(prefix: str) -> GraphProto:
-    """One chunk: the state before it is put out, h' = left ∘ h + end goes on."""
+    """One chunk: outputs the state before it and passes on h' = left ∘ h + end."""
     node = _Nodes(prefix)
     state, left, end = (f"{prefix}{n}" for n in ("h", "left", "end"))
     after = node("Add", node("Mul", left, state), end)
@@ -76,18 +76,18 @@ def _carry(prefix: str) -> GraphProto:
 
 
 def _written_out(scan: NodeProto, prefix: str) -> list[NodeProto]:
-    """Standard nodes that compute what a node of foveal's own stands for."""
+    """Standard nodes that compute one of foveal's own nodes."""
     u, delta, rates, weights_in, weights_out = scan.input
     sizes = {a.name: helper.get_attribute_value(a) for a in scan.attribute}
     groups, dim, states = sizes["groups"], sizes["channels"], sizes["states"]
     inside = (groups, dim // groups)
     node = _Nodes(prefix)
     batch, length = node("Shape", u, start=0, end=1), node("Shape", u, start=2, end=3)
-    # A step of 0 leaves the state as it is.
+    # A step of 0 leaves the state unchanged.
     pad = node("Mod", node("Neg", length), node.numbers(CHUNK))
 
     def chunked(value: str, rank: int, rows: tuple[int, int], unsqueezed: int) -> str:
-        """(B, …, L) to (T, B, M, rows…), with an axis of 1 put in."""
+        """(B, …, L) to (T, B, M, rows…), with an axis of size 1 inserted."""
         pads = node("Concat", node.numbers(*[0] * (2 * rank - 1)), pad, axis=0)
         shape = node("Concat", batch, node.numbers(*rows, -1, CHUNK), axis=0)
         cut = node("Reshape", node("Pad", value, pads), shape)
@@ -116,13 +116,13 @@ def _written_out(scan: NodeProto, prefix: str) -> list[NodeProto]:
 
 
 def lower_scans(model: ModelProto) -> int:
-    """Put standard operators in the place of each node of foveal's own, in place.
+    """Replace each of foveal's own nodes by standard operators, in place.
 
     Args:
-        model: as torch exported it.
+        model: model exported by torch.
 
     Returns:
-        How many were replaced.
+        Number of nodes replaced.
     """
     nodes: list[NodeProto] = []
     count = 0

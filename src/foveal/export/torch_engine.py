@@ -1,7 +1,7 @@
 """The torch engine: a bundle's ONNX graph, computed operator by operator with PyTorch.
 
-There to compare with, and for machines where torch is the one library that runs. It knows the operators that plain
-super-resolution networks are exported to; a graph with another one is refused when it is opened, by that one's name.
+It serves for comparison, and on machines where torch is the only library that runs. It knows the operators that plain
+super-resolution networks are exported to; a graph with another operator is refused by name when it is opened.
 Imported only when this engine is asked for.
 """
 
@@ -30,7 +30,7 @@ _TYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: to
 
 
 def _pairs(pads: list[int], rank: int) -> list[int]:
-    """ONNX pads (all begins, then all ends, first axis first) as torch wants them (pairs, last axis first)."""
+    """ONNX pads (all begins, then all ends, first axis first) in torch's order (pairs, last axis first)."""
     return [value for axis in reversed(range(rank)) for value in (pads[axis], pads[axis + rank])]
 
 
@@ -50,7 +50,7 @@ def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **_: Any) 
 def _quantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **_: Any) -> Tensor:
     kind = torch.uint8 if zero is None else zero.dtype
     limits = torch.iinfo(kind)
-    # Halves to even, as the operator is defined.
+    # Rounds halves to even, as the operator is defined.
     y = torch.round(x / scale) + (0 if zero is None else zero.float())
     return y.clamp(limits.min, limits.max).to(kind)
 
@@ -83,7 +83,7 @@ def _pad(
     flat = _pairs(pads.tolist(), x.ndim)
     if mode == "constant":
         return functional.pad(x, flat, value=0.0 if value is None else value.item())
-    # torch pads at most the last two axes by repeating
+    # torch's replication padding works on the last two axes only
     return functional.pad(x, flat[:4], mode={"edge": "replicate", "reflect": "reflect"}[mode])
 
 
@@ -112,14 +112,14 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 
 
 class TorchEngine:
-    """An ONNX file, run by PyTorch on the CPU.
+    """An ONNX file run by PyTorch on the CPU.
 
     Args:
         path: path of the ONNX file.
         threads: processor threads.
 
     Raises:
-        EngineError: the graph has an operator that is not known here.
+        EngineError: the graph has an unsupported operator.
     """
 
     name = "torch"
@@ -146,7 +146,7 @@ class TorchEngine:
         self._input = next(i.name for i in graph.input if i.name not in self._values)
         self._output = graph.output[0].name
         last: dict[str, int] = {name: i for i, step in enumerate(self._steps) for name in step[1]}
-        # What is not read any more is dropped at once: the activations are most of the memory.
+        # Tensors are freed after their last use: activations are most of the memory.
         self._done = [
             [name for name, at in last.items() if at == i and name not in self._values] for i in range(len(self._steps))
         ]

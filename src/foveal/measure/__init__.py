@@ -1,1 +1,1 @@
-"""What models cost and how well they do: parameters, multiply-adds, time, memory, PSNR, SSIM."""
+"""Cost and quality of models: parameters, multiply-adds, time, memory, PSNR, SSIM."""

@@ -1,6 +1,6 @@
 """Finds benchmark data on this machine: pictures and labels that are never part of the package.
 
-A set is looked for below the folder named by `FOVEAL_DATA`, then below `data` and `../shared/data` beside the working
+A set is searched for in the folder named by `FOVEAL_DATA`, then in `data` and `../shared/data` relative to the working
 folder.
 """
 
@@ -13,7 +13,7 @@ from foveal.errors import FovealError
 
 __all__ = ["SETS", "DataError", "find", "folders"]
 
-# Name → places it may have below a data folder, first match wins.
+# Name → possible paths below a data folder, first match wins.
 SETS: dict[str, tuple[str, ...]] = {
     "Set5": ("sr/Set5", "Set5"),
     "Set14": ("sr/Set14", "Set14"),
@@ -29,11 +29,11 @@ SETS: dict[str, tuple[str, ...]] = {
 
 
 class DataError(FovealError, FileNotFoundError):
-    """Benchmark data that is not on this machine, or a name that no set has."""
+    """Benchmark data that is not on this machine, or an unknown set."""
 
 
 def folders() -> list[Path]:
-    """Where data is looked for.
+    """Folders that are searched for data.
 
     Returns:
         Folders in order, whether they exist or not.
@@ -56,7 +56,7 @@ def find(name: str) -> Path:
         An existing path.
 
     Raises:
-        DataError: no set has that name, or it is not on this machine; the text says where it was looked for.
+        DataError: an unknown set, or one that is not on this machine; the text lists the folders searched.
     """
     if name not in SETS:
         raise DataError(f"no benchmark set is called {name!r}; known are {', '.join(SETS)}")

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, time and memory, each measured or counted, none guessed."""
+"""Cost of a model: parameters, multiply-adds, time and memory, each measured or counted, none estimated."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one call, from several.
+    """Time of one call, measured over several.
 
     Args:
-        median: seconds.
+        median: median, seconds.
         lower: first quartile, seconds.
         upper: third quartile, seconds.
-        repeats: calls that were timed.
+        repeats: number of timed calls.
         threads: processor threads.
     """
 
@@ -54,22 +54,22 @@ class Latency:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles over the median."""
+        """Interquartile range over the median."""
         return (self.upper - self.lower) / self.median if self.median else 0.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass takes.
+    """Cost of one forward pass.
 
     Args:
-        name: of the model.
-        shape: of the input.
-        parameters: how many.
-        macs: multiply-adds of convolutions and matrix products; None when they were not counted.
-        latency: time.
-        peak_memory: bytes above the loaded model; None when it was not measured.
-        versions: of Python and of the engine that ran it.
+        name: name of the model.
+        shape: shape of the input.
+        parameters: number of parameters.
+        macs: multiply-adds of convolutions and matrix products; None if not counted.
+        latency: time of one call.
+        peak_memory: bytes above the loaded model; None if not measured.
+        versions: versions of Python and of the engine that ran it.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Cost:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data.
+        """The cost as plain data.
 
         Returns:
             The fields, times in seconds, memory in bytes.
@@ -91,10 +91,10 @@ class Cost:
         return data
 
     def table(self) -> str:
-        """As lines for people.
+        """The cost as text.
 
         Returns:
-            One quantity a line.
+            One quantity per line.
         """
         t = self.latency
         rows = {
@@ -110,13 +110,13 @@ class Cost:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters; one that is used twice counts once.
+    """Number of parameters; a shared parameter counts once.
 
     Args:
         model: any module.
 
     Returns:
-        The number.
+        Number of parameters.
     """
     return sum(p.numel() for p in model.parameters())
 
@@ -124,15 +124,15 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of one forward pass: convolutions, linear layers, matrix products and attention.
 
-    Additions of biases, activations, pooling and resizing are not counted, as in the literature. A copy of the model
-    is run on torch's meta device, so the count takes neither time nor memory at any shape.
+    Bias additions, activations, pooling and resizing are not counted, as in the literature. A copy of the model is run
+    on torch's meta device, so the count takes neither time nor memory at any shape.
 
     Args:
-        model: one input, one output.
-        shape: of the input.
+        model: network with one input and one output.
+        shape: shape of the input.
 
     Returns:
-        The number.
+        Number of multiply-adds.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -147,10 +147,10 @@ def latency(fn: Callable[[], Any], *, threads: int = 2, repeats: int = 15, warmu
     """Time a function.
 
     Args:
-        fn: what to call; if it uses torch, torch is given `threads` threads for as long.
-        threads: processor threads; for other engines, what they were told.
-        repeats: timed calls.
-        warmup: calls before, not timed.
+        fn: function to time; if it uses torch, torch is limited to `threads` threads while it runs.
+        threads: processor threads; for other engines, the number they were created with.
+        repeats: number of timed calls.
+        warmup: number of untimed calls before them.
 
     Returns:
         Median and quartiles.
@@ -162,7 +162,7 @@ def latency(fn: Callable[[], Any], *, threads: int = 2, repeats: int = 15, warmu
         raise ValueError(
             f"threads and repeats must be at least 1 and warmup at least 0, got {threads}, {repeats} and {warmup}"
         )
-    torch = sys.modules.get("torch")  # whoever has not loaded it does not use it
+    torch = sys.modules.get("torch")  # code that has not loaded it does not use it
     before = torch.get_num_threads() if torch else threads
     if torch:
         torch.set_num_threads(threads)
@@ -182,14 +182,14 @@ def latency(fn: Callable[[], Any], *, threads: int = 2, repeats: int = 15, warmu
 
 
 def high_water() -> int:
-    """Most memory this process ever held.
+    """Peak memory of this process so far.
 
     Returns:
         Bytes.
     """
     status = Path("/proc/self/status")
     if status.exists():
-        # Not getrusage: on Linux its maximum survives exec and so begins with that of the parent process.
+        # Not getrusage: on Linux its maximum survives exec, so it starts at the parent process's peak.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -200,7 +200,7 @@ def high_water() -> int:
 
 
 def _child() -> None:
-    """Body of the process that `peak_memory` starts: read a pickled function, call it, answer with two numbers."""
+    """Body of the process that `peak_memory` starts: reads a pickled function, calls it, answers with two numbers."""
     paths, threads, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by our own parent process
     sys.path[:] = paths
     fn = pickle.loads(pickled)  # noqa: S301 - see above
@@ -212,14 +212,14 @@ def _child() -> None:
 
 
 def peak_memory(fn: Callable[[], Any], *, threads: int = 2) -> int:
-    """Memory that a call takes, measured in a process of its own.
+    """Peak memory of a call, measured in a separate process.
 
-    The figure is how far the call raises the process's high-water mark above what loading the function took: what
-    loading itself briefly took beyond what stayed hides as much of it, so it is a lower bound, near for calls that
-    take much.
+    The figure is how far the call raises the process's peak memory above the peak of loading the function. Memory that
+    loading used and freed again hides as much of the call's, so the figure is a lower bound, close for calls that take
+    a lot.
 
     Args:
-        fn: a function that can be pickled: of a module, or a `functools.partial` of one; no lambda.
+        fn: picklable function: a module-level function or a `functools.partial` of one, no lambda.
         threads: processor threads for torch.
 
     Returns:
@@ -227,7 +227,7 @@ def peak_memory(fn: Callable[[], Any], *, threads: int = 2) -> int:
 
     Raises:
         ValueError: the function cannot be pickled.
-        RuntimeError: the function failed in its process.
+        RuntimeError: the function failed in the separate process.
     """
     try:
         pickled = pickle.dumps(fn)
@@ -252,7 +252,7 @@ def peak_memory(fn: Callable[[], Any], *, threads: int = 2) -> int:
 
 
 class _Forward:
-    """One forward pass, as something that can be pickled."""
+    """One forward pass, picklable."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
         import torch
@@ -267,7 +267,7 @@ class _Forward:
 
 
 class _Session:
-    """One run of an ONNX file by ONNX Runtime, as something that can be pickled."""
+    """One run of an ONNX file by ONNX Runtime, picklable."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], threads: int) -> None:
         self.path, self.shape, self.threads = path, shape, threads
@@ -306,13 +306,13 @@ def measure(
     """Count and time one forward pass of a network in eval mode.
 
     Args:
-        model: one input, one output; put back in its mode afterwards.
-        shape: of the input, (B, C, H, W) for pictures.
+        model: network with one input and one output; its mode is restored afterwards.
+        shape: shape of the input, (B, C, H, W) for pictures.
         threads: processor threads.
-        repeats: timed calls.
-        warmup: calls before, not timed.
-        name: for the report; "" takes the class's.
-        memory: measure peak memory too, which starts another process.
+        repeats: number of timed calls.
+        warmup: number of untimed calls before them.
+        name: name for the report; "" takes the class's.
+        memory: whether to measure peak memory too, which starts another process.
 
     Returns:
         The cost.
@@ -347,13 +347,13 @@ def measure_onnx(
 
     Args:
         path: ONNX file with one input.
-        shape: of the input.
-        parameters: how many it has, from its card.
+        shape: shape of the input.
+        parameters: number of its parameters, from its card.
         threads: processor threads.
-        repeats: timed calls.
-        warmup: calls before, not timed.
-        name: for the report; "" takes the file's.
-        memory: measure peak memory too, which starts another process.
+        repeats: number of timed calls.
+        warmup: number of untimed calls before them.
+        name: name for the report; "" takes the file's.
+        memory: whether to measure peak memory too, which starts another process.
 
     Returns:
         The cost, without multiply-adds.

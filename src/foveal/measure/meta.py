@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["without_storage"]
 
-# In-place operations that constructors fill parameters with. On the meta device they change nothing, and random ones
-# are decomposed in Python there, which takes seconds in large networks.
+# In-place operations that constructors initialise parameters with. On the meta device they change nothing, and random
+# ones are decomposed in Python there, which takes seconds in large networks.
 FILLS = frozenset(
     f"{name}_"
     for name in (
@@ -35,7 +35,7 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def without_storage() -> Iterator[None]:
-    """Build modules on the meta device, without filling their parameters.
+    """Build modules on the meta device, without initialising their parameters.
 
     Yields:
         Nothing.

@@ -1,9 +1,9 @@
-"""How near an enlarged picture is to the original: PSNR and SSIM by the literature's protocol. NumPy only.
+"""Quality of an upscaled picture against the original: PSNR and SSIM by the literature's protocol. NumPy only.
 
-Both are taken on luminance (BT.601, 16 to 235), from pictures rounded to 8 bits, without the outermost `scale` pixels.
+Both are computed on luminance (BT.601, 16 to 235) of pictures rounded to 8 bits, without the outermost `scale` pixels.
 
 Source of SSIM: Z. Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP
-13(4), 2004: Gaussian window of 11×11 and σ = 1.5, K₁ = 0.01, K₂ = 0.03, averaged where the window lies inside.
+13(4), 2004: Gaussian window of 11×11 with σ = 1.5, K₁ = 0.01, K₂ = 0.03, averaged where the window lies inside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BT601 = (65.481, 128.553, 24.966)  # luminance of full red, green and blue, abov
 
 
 def luma(rgb: NDArray) -> NDArray[np.float64]:
-    """Luminance as MATLAB's `rgb2ycbcr` weighs it, not rounded.
+    """Luminance with the weights of MATLAB's `rgb2ycbcr`, not rounded.
 
     Args:
         rgb: picture in 0 to 255, (H, W, 3); (H, W) and (H, W, 1) are taken to be luminance already.
@@ -62,7 +62,7 @@ def psnr(a: NDArray, b: NDArray, *, shave: int) -> float:
 
     Args:
         a: picture in 0 to 255, (H, W, 3), or its luminance, (H, W).
-        b: the same size.
+        b: picture of the same size.
         shave: pixels left out on every side.
 
     Returns:
@@ -77,7 +77,7 @@ def psnr(a: NDArray, b: NDArray, *, shave: int) -> float:
 
 
 def _blurred(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted mean under the window at every place where all of it lies inside, (H - 10, W - 10)."""
+    """Weighted mean under the window at every position where it lies inside, (H - 10, W - 10)."""
     weights = np.exp(-np.square(np.arange(WINDOW) - WINDOW // 2) / (2 * SIGMA**2))
     weights /= weights.sum()
     rows = sum(w * x[i : x.shape[0] - WINDOW + 1 + i] for i, w in enumerate(weights))
@@ -89,11 +89,11 @@ def ssim(a: NDArray, b: NDArray, *, shave: int) -> float:
 
     Args:
         a: picture in 0 to 255, (H, W, 3), or its luminance, (H, W).
-        b: the same size.
+        b: picture of the same size.
         shave: pixels left out on every side.
 
     Returns:
-        At most 1, which only equal pictures reach.
+        Similarity, at most 1, which only equal pictures reach.
 
     Raises:
         ValueError: different sizes, or less than the window of 11×11 left inside.
@@ -115,11 +115,11 @@ class Score:
     """Mean quality over a folder of pictures.
 
     Args:
-        name: of the folder's benchmark.
-        scale: how many times the pictures were enlarged.
-        pictures: how many.
-        psnr: dB.
-        ssim: at most 1; None when it was not asked for.
+        name: name of the benchmark.
+        scale: upscaling factor.
+        pictures: number of pictures.
+        psnr: mean PSNR, dB.
+        ssim: mean SSIM, at most 1; None if it was not computed.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Score:
     ssim: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data.
+        """The score as plain data.
 
         Returns:
             The fields.
@@ -149,13 +149,13 @@ def benchmark_pairs(
 ) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
     """Low- and high-resolution pictures of a benchmark.
 
-    Pairs given as `x4/001_LR.png` and `x4/001_HR.png` are used as they are. At a scale that is not given, and in a
+    Pairs stored as `x4/001_LR.png` and `x4/001_HR.png` are used unchanged. At a scale that is not stored, and in a
     plain folder of pictures, the low-resolution picture is made by `imresize`.
 
     Args:
-        folder: of the benchmark.
+        folder: folder of the benchmark.
         scale: s.
-        limit: at most so many pictures, in the order of their names.
+        limit: largest number of pictures, in the order of their names.
 
     Yields:
         Name, low resolution (h, w, 3) and high resolution (s·h, s·w, 3).
@@ -191,12 +191,13 @@ def evaluate(
     """Mean PSNR and SSIM over a benchmark.
 
     Args:
-        upscale: makes (h, w, 3) 8-bit pictures s times larger: (s·h, s·w, 3), or only their luminance, (s·h, s·w).
-        folder: of the benchmark.
-        scale: s, and the border left out.
-        name: of the benchmark; "" takes the folder's.
-        structure: compute SSIM too, which takes longer.
-        limit: at most so many pictures.
+        upscale: function of an 8-bit picture (h, w, 3) that returns it s times larger, (s·h, s·w, 3), or only its
+            luminance, (s·h, s·w).
+        folder: folder of the benchmark.
+        scale: s, also the width of the border left out.
+        name: name of the benchmark; "" takes the folder's.
+        structure: whether to compute SSIM too, which takes longer.
+        limit: largest number of pictures.
 
     Returns:
         The means.
@@ -211,7 +212,7 @@ def evaluate(
 
 
 def bicubic(scale: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-    """The baseline of every table.
+    """Bicubic upscaling, the baseline of every table.
 
     Args:
         scale: s.
@@ -223,11 +224,11 @@ def bicubic(scale: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
 
 
 def from_torch(model: Any, *, luminance: bool = False) -> Callable[[NDArray[np.uint8]], NDArray]:
-    """Let a network enlarge arrays.
+    """Wrap a network as a function of 8-bit arrays.
 
     Args:
-        model: `nn.Module`, (1, C, h, w) to (1, C, s·h, s·w) in [0, 1].
-        luminance: C = 1: feed it luminance and return luminance.
+        model: network, (1, C, h, w) to (1, C, s·h, s·w) in [0, 1].
+        luminance: whether the network has C = 1 and takes and returns luminance.
 
     Returns:
         A function of (h, w, 3) 8-bit pictures; the result is rounded to 8 bits, (s·h, s·w, 3) or (s·h, s·w).

@@ -1,7 +1,7 @@
-"""What every step of shrinking is: a frozen dataclass that turns a model into a cheaper one.
+"""Protocol of compression steps: frozen dataclasses that turn a model into a cheaper one.
 
-A step's fields are all that it needs to know, so its `repr` is what a report prints. `apply` may change the model in
-place or wrap it; callers go on with what it returns.
+A step's fields are its whole configuration, so its `repr` can be printed in a report. `apply` may change the model in
+place or wrap it; callers continue with the model it returns.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Step(Protocol):
         """Apply the step to a model.
 
         Args:
-            model: the model, in eval mode for steps that look at activations.
-            data: inputs that the step may look at, such as calibration pictures.
+            model: model to change; in eval mode for steps that observe activations.
+            data: inputs for calibration, such as pictures.
 
         Returns:
-            The cheaper model; the same object where the step works in place.
+            The cheaper model; the same object if the step works in place.
         """
         ...

@@ -1,1 +1,1 @@
-"""Training: the loop, objectives, optimisers and the folder of a run; `restore` trains networks of pictures."""
+"""Training: the loop, objectives, optimisers and run folders; `restore` trains super-resolution and denoising."""

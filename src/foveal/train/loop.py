@@ -1,9 +1,9 @@
-"""The training loop, read from top to bottom.
+"""The training loop.
 
-It knows a model, an objective, optimisers and batches, and nothing of what they are about. A batch depends on its step
+It takes a model, an objective, optimisers and batches, whatever the task. A batch depends on its step
 only, random numbers drawn by the model or the objective depend on seed and step only, and the state handed to `save`
-holds everything else that changes (weights, their running average, the optimisers), so a training that was stopped and
-resumed ends with the same weights, bit for bit, as one that was not.
+holds everything else that changes (weights, their running average, the optimisers), so a training that was interrupted
+and resumed ends with the same weights, bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a training after a step.
+    """Progress of a training after a step.
 
     Args:
         step: steps done.
-        steps: steps in all.
-        loss: mean since the last checkpoint.
+        steps: total number of steps.
+        loss: mean loss since the last checkpoint.
         rate: steps per second since the training began or resumed.
-        left: seconds left at that rate.
+        left: estimated seconds left at that rate.
         seconds: seconds since the training began or resumed.
         saved: whether a checkpoint was written at this step.
         quality: result of `validate`; None where it was not called at this step.
@@ -70,15 +70,15 @@ class Progress:
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak step size: a straight rise, then half a cosine down to 0.
+    """Share of the peak learning rate: a linear warm-up, then half a cosine down to 0.
 
     Args:
-        step: from 0.
-        steps: in all.
-        warmup: steps of the rise.
+        step: number of the step, from 0.
+        steps: total number of steps.
+        warmup: number of warm-up steps.
 
     Returns:
-        A number in [0, 1].
+        Share in [0, 1].
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -89,12 +89,12 @@ def muon_and_adam(model: nn.Module, *, lr: float = 2e-3, muon_lr: float = 1e-2) 
     """Muon for kernels and matrices, Adam for the rest.
 
     Args:
-        model: network to train; parameters named in its `linear` are left to Adam whatever their shape.
-        lr: Adam's peak step size.
-        muon_lr: Muon's peak step size.
+        model: network to train; parameters named in its `linear` go to Adam whatever their shape.
+        lr: Adam's peak learning rate.
+        muon_lr: Muon's peak learning rate.
 
     Returns:
-        One or two optimisers, which together hold every parameter once.
+        One or two optimisers, which together hold every parameter exactly once.
     """
     linear = set(model.linear) if isinstance(model, LinearKernels) else set()
     kernels = [p for n, p in model.named_parameters() if p.ndim >= 2 and n not in linear]
@@ -105,15 +105,16 @@ def muon_and_adam(model: nn.Module, *, lr: float = 2e-3, muon_lr: float = 1e-2) 
 
 @contextmanager
 def fast_denormals() -> Iterator[None]:
-    """Flush denormal numbers to zero inside the block and restore the former setting after it.
+    """Flush denormal numbers to zero inside the block and restore the previous setting after it.
 
-    Adam's second moments begin as denormal numbers, which a CPU handles a hundred times slower. The setting is one of
-    the calling thread; worker threads that torch starts inside the block inherit it and keep it.
+    Adam's second moments start as denormal numbers, which a CPU handles a hundred times slower. The setting belongs to
+    the calling thread; worker threads that torch starts inside the block inherit and keep it.
 
     Yields:
         Nothing.
     """
-    # `set_flush_denormal` returns whether the processor can, not what was set before: a denormal product tells.
+    # `set_flush_denormal` returns whether the processor supports it, not the previous setting; a denormal product
+    # shows that one.
     flushed = float(torch.full((), 2e-38).mul(0.1)) == 0
     torch.set_flush_denormal(True)
     try:
@@ -124,10 +125,10 @@ def fast_denormals() -> Iterator[None]:
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Ask glibc inside the block not to hand freed memory back; elsewhere than on Linux, do nothing.
+    """Ask glibc inside the block not to return freed memory to the system; do nothing outside Linux.
 
-    Every step allocates the same large tensors, and page faults cost. Afterwards glibc's documented defaults hold again
-    and what is free is handed back; an environment that had set others is not restored.
+    Every step allocates the same large tensors, and page faults are slow. Afterwards glibc's documented defaults apply
+    again and free memory is returned; other settings made by the environment are not restored.
 
     Yields:
         Nothing.
@@ -151,10 +152,10 @@ def kept_memory() -> Iterator[None]:
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
-    """A batch whose arrays and tensors are tensors on a device.
+    """Move a batch's arrays and tensors to a device, as tensors.
 
     Args:
-        batch: tensor, NumPy array, or a tuple, list or dict of batches; anything else is returned as it is.
+        batch: tensor, NumPy array, or a tuple, list or dict of batches; anything else is returned unchanged.
         device: target device.
 
     Returns:
@@ -173,7 +174,7 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
 
 
 def _ahead(batches: Callable[[int], Any], steps: range) -> Iterator[tuple[int, Any]]:
-    """Steps and their batches, each made in another thread while the one before it is used."""
+    """Steps and their batches; each batch is prepared in another thread while the previous one is used."""
     with ThreadPoolExecutor(1) as thread:
         waiting = [thread.submit(batches, step) for step in steps[:1]]
         for step in steps:
@@ -183,7 +184,7 @@ def _ahead(batches: Callable[[int], Any], steps: range) -> Iterator[tuple[int, A
 
 
 def _seed(seed: int, step: int, device: torch.device) -> None:
-    """Let random numbers begin anew; torch's generator on the CPU looks at 32 bits only, so both numbers are mixed."""
+    """Seed torch from seed and step; its CPU generator uses 32 bits of the seed only, so both numbers are mixed."""
     mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     torch.default_generator.manual_seed(mixed)
     if device.type == "cuda":
@@ -195,7 +196,7 @@ def _autocast(precision: str, device: torch.device) -> Any:
 
 
 def _precision(asked: str, loss: Callable[[], Tensor], model: nn.Module, device: torch.device) -> str:
-    """The faster of fp32 and bf16 autocast for one forward and backward pass here, timed in turn."""
+    """The faster of fp32 and bf16 autocast for a forward and backward pass on this machine, timed alternately."""
     if asked != "auto":
         return asked
     buffers = [b.clone() for b in model.buffers()]
@@ -208,13 +209,13 @@ def _precision(asked: str, loss: Callable[[], Tensor], model: nn.Module, device:
             value.backward()
             taken.append(time.perf_counter() - begun)
     model.zero_grad()
-    for buffer, kept in zip(model.buffers(), buffers, strict=True):  # statistics that a pass has moved
+    for buffer, kept in zip(model.buffers(), buffers, strict=True):  # statistics that a pass has changed
         buffer.copy_(kept)
     return min(times, key=lambda name: min(times[name]))
 
 
 class _State:
-    """Weights, their running average and the optimisers, to be written and read as one."""
+    """Weights, their running average and the optimisers, saved and loaded together."""
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], saved: dict[str, Any] | None) -> None:
         self.model, self.optimizers, self.step = model, optimizers, 0
@@ -258,7 +259,7 @@ class _State:
             self.exchange()
 
     def update(self, loss: Tensor, share: float, clip: float | None, ema: float) -> None:
-        """One step down the gradient of `loss`, and the average after it."""
+        """One optimiser step on `loss`, then the update of the average."""
         for group, peak in zip(self.groups, self.peaks, strict=True):
             group["lr"] = peak * share
         for optimizer in self.optimizers:
@@ -268,7 +269,7 @@ class _State:
             nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         for optimizer in self.optimizers:
             optimizer.step()
-        # The average follows faster at the beginning, when the weights still run.
+        # The average follows faster at the beginning, while the weights still change fast.
         keep = min(ema, (self.step + 1) / (self.step + 10))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - keep)
         self.step += 1
@@ -296,24 +297,25 @@ def fit(
     """Train a model.
 
     Args:
-        model: network to train in place, on the device where it is to be trained.
+        model: network to train, in place, on the device it is already on.
         objective: loss of the model on a batch.
-        batches: makes the batch of a step, from 0; called one step ahead in another thread, and to depend on nothing
-            but the step. Arrays and tensors in it are moved to the model's device.
-        optimizers: optimisers that hold the model's parameters; their step sizes now are the peaks of the schedule.
+        batches: function that returns the batch of a step, from 0; called one step ahead in another thread, so it must
+            depend on nothing but the step. Arrays and tensors in the batch are moved to the model's device.
+        optimizers: optimisers that hold the model's parameters; their current learning rates are the peaks of the
+            schedule.
         steps: number of steps.
-        warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
-        ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
-        clip: largest norm of the gradient; None leaves it as it is.
-        precision: "fp32", "bf16" (autocast), or "auto": whichever is faster here, timed over a few steps.
-        seed: seed of the random numbers that the model and the objective draw (dropout, noise).
-        every: steps between two checkpoints.
-        state: state that an earlier training handed to `save`, to go on from; None begins anew.
-        save: called at every checkpoint with the state: plain values and tensors, which are the ones in use, so that
-            they must be written or copied at once.
-        validate: quality of the model, called after each checkpoint with its averaged weights.
-        report: called about once a second and at every checkpoint.
-        stop_after: save and return after this step, as a stop by hand would.
+        warmup: number of steps over which the learning rate rises to its peak; a cosine then brings it to 0.
+        ema: decay of the running average of the weights, in [0, 1); 0 turns it off.
+        clip: largest norm of the gradient; None for no limit.
+        precision: "fp32", "bf16" (autocast), or "auto": whichever is faster on this machine, timed over a few steps.
+        seed: seed of the random numbers drawn by the model and the objective (dropout, noise).
+        every: number of steps between two checkpoints.
+        state: state to resume from, as an earlier training passed it to `save`; None starts from step 0.
+        save: function called at every checkpoint with the state: plain values and tensors, which are the ones in use
+            and must be written or copied at once.
+        validate: quality measure, called after each checkpoint with the model's averaged weights.
+        report: function called about once a second and at every checkpoint.
+        stop_after: step after which to save and return, as an interruption would.
 
     Returns:
         The model with its averaged weights, in eval mode.
@@ -326,7 +328,7 @@ def fit(
     device = next(model.parameters()).device
     training = _State(model.train(), optimizers, state)
     first = training.step
-    # The state of random numbers outside is left as it is.
+    # The caller's random state is left unchanged.
     drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with fast_denormals(), kept_memory(), drawing:
         if precision == "auto" and first < steps:

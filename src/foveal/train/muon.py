@@ -1,9 +1,9 @@
-"""Muon: gradient steps whose matrix is made orthogonal before it is applied.
+"""Muon: gradient steps whose matrix is orthogonalised before it is applied.
 
 *Source*: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the quintic Newton–Schulz
 coefficients (3.4445, -4.7750, 2.0315) are the authors'. A kernel (C', C, k, k) is taken as the matrix (C', C·k²).
 
-`torch.optim.Muon` does the same for two-dimensional parameters only and refuses convolutions; hence this one.
+`torch.optim.Muon` takes two-dimensional parameters only and refuses convolutions, hence this one.
 docs/train.md compares it with Adam on a small super-resolution network.
 """
 
@@ -25,10 +25,10 @@ def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
 
     Args:
         matrix: (m, n), or several of one shape, (..., m, n).
-        steps: Newton–Schulz iterations; five bring the singular values into about 0.7 to 1.2.
+        steps: number of Newton–Schulz iterations; five bring the singular values to about 0.7 to 1.2.
 
     Returns:
-        As many, with the same singular vectors.
+        Matrices of the same shape, with the same singular vectors.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
@@ -44,8 +44,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: matrices and convolution kernels.
-        lr: step size; about 0.01 where Adam takes 0.002.
-        momentum: share of the last direction that is kept, in [0, 1).
+        lr: learning rate; about 0.01 where Adam takes 0.002.
+        momentum: share of the previous direction that is kept, in [0, 1).
 
     Raises:
         ValueError: a parameter with fewer than two dimensions.
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
         """Apply one update.
 
         Args:
-            closure: must be None; it is there for the optimiser interface.
+            closure: None; present for the optimiser interface only.
         """
         del closure
         for group in self.param_groups:
@@ -77,7 +77,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].mul_(group["momentum"]).add_(p.grad)
                 matrix = p.grad.add(state["momentum"], alpha=group["momentum"]).flatten(1)
                 alike.setdefault((matrix.shape[0], matrix.shape[1]), []).append((p, matrix))
-            # All of one shape at once: small products cost more in calls than in arithmetic.
+            # All parameters of one shape at once: small products cost more in calls than in arithmetic.
             for (rows, columns), found in alike.items():
                 made = orthogonalise(torch.stack([matrix for _, matrix in found]))
                 stretch = max(1.0, rows / columns) ** 0.5

@@ -1,6 +1,6 @@
-"""The folder of a run: what is trained, how far it is, and at the end the weights.
+"""The folder of a run: recipe, checkpoint, log and, at the end, the weights.
 
-recipe.json        the recipe, written when the run begins or goes on
+recipe.json        the recipe, written when the run starts or resumes
 checkpoint.pt      everything that the next step depends on
 log.csv, log.png   loss and quality at each checkpoint
 model.safetensors  the averaged weights at the end, the recipe in their header
@@ -31,18 +31,18 @@ __all__ = ["CheckpointError", "Run", "start_from"]
 
 
 class CheckpointError(FovealError, RuntimeError):
-    """A checkpoint that does not belong to this training or cannot be read."""
+    """A checkpoint that belongs to another training or cannot be read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder in which one recipe is trained.
+    """Folder of one training run.
 
     Args:
-        folder: folder of the run; made when something is written.
-        recipe: dataclass instance whose fields decide what the training gives, as plain values.
-        free: fields that may change between two calls without making it another training (number of steps, folders).
-        quality: what the log calls the quality, with its unit for the plot in `unit`.
+        folder: folder of the run; created when something is written.
+        recipe: dataclass instance whose fields, plain values, determine the result of the training.
+        free: fields that may change when a training is resumed (number of steps, folders).
+        quality: name of the quality in the log.
         unit: label of the quality in the plot.
     """
 
@@ -54,32 +54,32 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint's file, which need not exist."""
+        """Path of the checkpoint, which need not exist."""
         return self.folder / "checkpoint.pt"
 
     @property
     def weights(self) -> Path:
-        """The file of the trained weights, which need not exist."""
+        """Path of the trained weights, which need not exist."""
         return self.folder / "model.safetensors"
 
     def resume(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The state of the last checkpoint.
+        """Load the state of the last checkpoint.
 
         Args:
-            device: device that its tensors are loaded to.
+            device: device to load its tensors to.
 
         Returns:
-            The state that was saved; None when there is no checkpoint.
+            The saved state; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: a checkpoint that was made by another recipe, or is damaged.
+            CheckpointError: the checkpoint belongs to another recipe, or is damaged.
         """
         path = self.checkpoint
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-            made = self._defaults() | state["recipe"]  # by a foveal that knew fewer keys, perhaps
+            made = self._defaults() | state["recipe"]  # an older foveal may have known fewer keys
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be read ({type(error).__name__}); remove it to train from the beginning"
@@ -98,7 +98,7 @@ class Run:
         return given | made
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint; a stop in the middle leaves the last one whole.
+        """Write the checkpoint; an interruption leaves the previous one intact.
 
         Args:
             state: state from `foveal.train.loop.fit`.
@@ -108,10 +108,10 @@ class Run:
         part.replace(self.checkpoint)
 
     def begin(self, step: int) -> None:
-        """Write recipe.json and a log without what lies behind a step: it will be trained again.
+        """Write recipe.json and remove from the log the steps that will be trained again.
 
         Args:
-            step: step that is trained next, from 0.
+            step: next step to train, from 0.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2) + "\n")
@@ -123,10 +123,10 @@ class Run:
             csv.writer(file).writerows([("step", "loss", self.quality, "seconds"), *rows])
 
     def log(self, progress: Progress) -> None:
-        """Add a line to the log.
+        """Append a line to the log.
 
         Args:
-            progress: state of the training.
+            progress: progress of the training.
         """
         quality = "" if progress.quality is None else f"{progress.quality:.3f}"
         with (self.folder / "log.csv").open("a", newline="") as file:
@@ -135,7 +135,7 @@ class Run:
             os.fsync(file.fileno())
 
     def finish(self, model: nn.Module) -> None:
-        """Write the weights, with the recipe in their header, and the log as a plot.
+        """Write the weights, with the recipe in their header, and a plot of the log.
 
         Args:
             model: the trained model.
@@ -168,18 +168,19 @@ class Run:
 def start_from(path: Path, model: nn.Module) -> str:
     """Copy every weight of the same name and shape from a file of weights or a checkpoint.
 
-    A network of another scale gives its body, and one of fewer layers gives them all where the new network can let its
-    others pass (`Deepened`). Of a checkpoint, whose training may not have ended, the running average is taken.
+    A network of another scale gives its body, and one with fewer layers gives all of them if the new network can make
+    its other layers identities (`Deepened`). From a checkpoint, whose training may not have ended, the running average
+    is taken.
 
     Args:
         path: `.safetensors` file or checkpoint.
-        model: network whose weights are changed.
+        model: network whose weights are overwritten.
 
     Returns:
-        A line for the user where something was left over, "" otherwise.
+        A line for the user if some weights did not fit, "" otherwise.
 
     Raises:
-        CheckpointError: no such file, one that cannot be read, or none of its weights fits.
+        CheckpointError: no such file, an unreadable file, or none of its weights fits.
     """
     from safetensors.torch import load_file
 

@@ -1,7 +1,7 @@
-"""The checks that every record must pass, one suite for each kind of method.
+"""The common checks that every record must pass, one suite per kind of method.
 
-`tests/test_methods.py` runs them over all records; `foveal claims` runs them too and records the result, because a row
-of the catalogue works only when they pass. A record is excused from a check by `except_for`, with the reason.
+`tests/test_methods.py` runs them on all records; `foveal claims` runs them too and records the result, because a row of
+the catalogue has the status "works" only if they pass. `except_for` excuses a record from a check, with the reason.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CASES = {"operator": Operator, "transform": Transform, "objective": Objective}
 
 
 def fields(method: Method, case: str = "") -> None:
-    """The record says what it must: a one-sentence summary, a paper, a case of its kind.
+    """The record has all required fields: a one-sentence summary, a paper, a case of its kind.
 
     Args:
-        method: the record.
+        method: record to check.
         case: not used; this check looks at the record as a whole.
 
     Raises:
@@ -65,13 +65,13 @@ def fields(method: Method, case: str = "") -> None:
 
 
 def pairs(method: Method) -> list[tuple[str, str]]:
-    """Checks that apply to a record, each with the case it is run on ("" for the record as a whole).
+    """Checks that apply to a record, each with the case it runs on ("" for the record as a whole).
 
     Args:
-        method: the record.
+        method: record to check.
 
     Returns:
-        Name of the check and name of the case; excused checks are left out.
+        Pairs of check name and case name; excused checks are left out.
     """
     found = [("fields", "")]
     for name in SUITES[method.kind]:
@@ -81,10 +81,10 @@ def pairs(method: Method) -> list[tuple[str, str]]:
 
 
 def check(method: Method, name: str, case: str) -> None:
-    """Run one check; raises `CheckError` when the record fails it.
+    """Run one check; raises `CheckError` if the record fails it.
 
     Args:
-        method: the record.
+        method: record to check.
         name: name of the check.
         case: one of the record's cases, "" for `fields`.
     """
@@ -95,10 +95,10 @@ def run(method: Method) -> dict[str, str]:
     """Run all checks of a record.
 
     Args:
-        method: the record.
+        method: record to check.
 
     Returns:
-        Check → "passed", "excused: why" or "failed: what".
+        "passed", "excused: why" or "failed: what" by name of the check.
     """
     said = {name: f"excused: {reason}" for name, reason in method.except_for.items()}
     for name, case in pairs(method):
@@ -112,6 +112,6 @@ def _outcome(method: Method, name: str, case: str) -> str:
         check(method, name, case)
     except CheckError as error:
         return f"failed: {error}"
-    except Exception as error:  # a method that raises fails the check; the others are still run
+    except Exception as error:  # a method that raises fails the check; the others still run
         return f"failed: {method.name}, {case}: {type(error).__name__}: {error}"
     return "passed"

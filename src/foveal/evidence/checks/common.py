@@ -1,4 +1,4 @@
-"""What the suites share: the error they raise, and words for a difference."""
+"""Shared parts of the suites: the error they raise, and descriptions of differences."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ __all__ = ["CheckError", "difference", "fail", "floating", "outputs", "relative"
 
 
 class CheckError(AssertionError):
-    """A record fails a common check; the text says where and by how much."""
+    """A failed common check; the text says where and by how much."""
 
 
 def fail(method: Method, case: str, text: str) -> CheckError:
-    """The error of a record and a case.
+    """Create the error for a record and a case.
 
     Args:
         method: the record.
         case: one of its cases, "" for the record as a whole.
-        text: what was wanted and what came.
+        text: expected and actual result.
 
     Returns:
-        To be raised.
+        The error to raise.
     """
     return CheckError(f"{method.name}, {case}: {text}" if case else f"{method.name}: {text}")
 
 
 def difference(a: Tensor, b: Tensor) -> str:
-    """Where two tensors of one shape differ most.
+    """Describe the largest difference of two tensors of one shape.
 
     Args:
-        a: one tensor.
-        b: the other.
+        a: first tensor.
+        b: second tensor.
 
     Returns:
-        Words.
+        Description with place and size of the difference.
     """
     gap = (a - b).abs()
     at = tuple(int(i) for i in (gap == gap.max()).nonzero()[0])
@@ -48,10 +48,10 @@ def difference(a: Tensor, b: Tensor) -> str:
 
 
 def outputs(value: Any) -> list[Tensor]:
-    """The tensors of a result.
+    """The tensors in a result.
 
     Args:
-        value: a tensor, an array, a number, or any nesting of tuples, lists and mappings of them.
+        value: tensor, array, number, or nested tuples, lists and mappings of them.
 
     Returns:
         Tensors, in order.
@@ -69,14 +69,14 @@ def outputs(value: Any) -> list[Tensor]:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest value of the second.
+    """Largest difference over the largest value of the second tensor.
 
     Args:
-        a: one tensor.
-        b: the other, of the same shape.
+        a: first tensor.
+        b: second tensor, of the same shape.
 
     Returns:
-        0 for equal tensors.
+        Relative difference, 0 for equal tensors.
     """
     if not a.numel():
         return 0.0
@@ -84,14 +84,14 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two results are equal to the bit; NaN equals NaN.
+    """Whether two results are equal bit for bit; NaN equals NaN.
 
     Args:
-        first: see `outputs`.
-        second: see `outputs`.
+        first: result, see `outputs`.
+        second: result, see `outputs`.
 
     Returns:
-        True when all tensors are.
+        True if all tensors are equal.
     """
     a, b = outputs(first), outputs(second)
     pairs = zip(a, b, strict=False)
@@ -107,7 +107,7 @@ def floating(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         inputs: keyword arguments.
 
     Returns:
-        Name → tensor.
+        Tensor by name.
     """
     import torch
 

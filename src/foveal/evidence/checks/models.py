@@ -1,7 +1,7 @@
-"""The suite of networks: kind "model".
+"""Checks of networks: kind "model".
 
-Models are fed (B, C, H, W) = (2, in_channels, 16, 12): uneven, so that swapped axes show, and small. The scale, the
-channels and the classes are read from the case, else from the defaults of what builds the model, else from the model
+Models are given (B, C, H, W) = (2, in_channels, 16, 12): unequal sides, so that swapped axes show, and small. The
+scale, the channels and the classes are read from the case, else from the builder's defaults, else from the model
 itself.
 """
 
@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 16, 12
 
 
 def _stated(method: Method, case: str, model: nn.Module, word: str) -> Any:
-    """Value of a shared argument: from the case, the builder's default, or the model; None when nobody states it."""
+    """Value of a shared argument: from the case, the builder, or the model; None if none of them states it."""
     if word in method.cases[case]:
         return method.cases[case][word]
     parameter = inspect.signature(method.models[case]).parameters.get(word)
@@ -43,7 +43,7 @@ def _build(method: Method, case: str, *, seed: int = 0) -> nn.Module:
 
 
 def _input(method: Method, case: str, model: nn.Module, *, seed: int = 1) -> Tensor:
-    """Values in [0, 1], (2, in_channels, 16, 12), or square when the model states an `img_size`."""
+    """Values in [0, 1], (2, in_channels, 16, 12), or square if the model states an `img_size`."""
     import torch
 
     side = _stated(method, case, model, "img_size")
@@ -57,11 +57,11 @@ def builds(method: Method, case: str) -> None:
     """The case builds a module with parameters, and so does the registered size, on the meta device.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: it is no module, or has nothing to learn.
+        CheckError: the result is not a module, or has no parameters.
     """
     from torch import nn
 
@@ -80,11 +80,11 @@ def shape(method: Method, case: str) -> None:
     """The output is `scale` times as large as the input, or (B, num_classes), and finite.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: another shape, a value that is not finite, or nothing to compare with.
+        CheckError: a wrong shape, a value that is not finite, or neither `scale` nor `num_classes` to compare with.
     """
     import torch
 
@@ -111,11 +111,11 @@ def gradients(method: Method, case: str) -> None:
     """Every parameter gets a finite gradient.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: names the parameters that get none.
+        CheckError: a parameter without a finite gradient; the text names it.
     """
     import torch
 
@@ -131,20 +131,20 @@ def gradients(method: Method, case: str) -> None:
 
 
 def state(method: Method, case: str) -> None:
-    """A second instance given the first one's state computes the same.
+    """A second instance with the first one's state computes the same.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: names the missing or left-over keys, or where outputs differ.
+        CheckError: missing or unexpected keys, or different outputs.
     """
     import torch
 
     first, second = _build(method, case, seed=0).eval(), _build(method, case, seed=1).eval()
     with torch.no_grad():
-        # Moved away from the initial values: those may be the same in every instance.
+        # Changed from the initial values, which may be the same in every instance.
         for value in first.parameters():
             value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(3)).to(value) * 0.01)
         keys = second.load_state_dict(first.state_dict(), strict=False)
@@ -157,14 +157,14 @@ def state(method: Method, case: str) -> None:
 
 
 def deterministic(method: Method, case: str) -> None:
-    """Built twice with one seed and run twice, a model gives the same numbers.
+    """Built twice with one seed and run twice, a model gives identical results.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: says where two runs differ.
+        CheckError: two runs differ.
     """
     import torch
 
@@ -181,11 +181,11 @@ def dtype(method: Method, case: str) -> None:
     """In float64 the model computes in float64.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: the output has another type.
+        CheckError: the output has another dtype.
     """
     import torch
 
@@ -204,15 +204,15 @@ CHECKS: dict[str, Callable[[Method, str], None]] = {
     "deterministic": deterministic,
     "dtype": dtype,
 }
-# Checks of code, not of sizes: on the first case of each class; the other sizes are built whole, without storage.
+# Checks of code, not of sizes: run on the first case of each class; other sizes are only built, without storage.
 ONCE = ("shape", "gradients", "state", "deterministic", "dtype")
 
 
 def cases(method: Method, check: str) -> list[str]:
-    """The cases that a check is run on: all of them, or the first one of each class of network.
+    """The cases that a check runs on: all of them, or the first one of each network class.
 
     Args:
-        method: the record.
+        method: record to check.
         check: name of a check.
 
     Returns:

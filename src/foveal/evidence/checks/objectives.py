@@ -34,11 +34,11 @@ def finite(method: Method, case: str) -> None:
     """The loss is a finite scalar, in float32 and in float64, and the same each time.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: it is not.
+        CheckError: the loss has another shape or dtype, is not finite, or changes.
     """
     import torch
 
@@ -55,14 +55,14 @@ def finite(method: Method, case: str) -> None:
 
 
 def learns(method: Method, case: str) -> None:
-    """Gradients reach what is to learn, finite and not all zero, and nothing else.
+    """Gradients, finite and not all zero, reach exactly the arguments that should learn.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: names what gets none, or gets one that it must not.
+        CheckError: an argument lacks a gradient or must not have one; the text names it.
     """
     objective = method.cases[case]
     inputs = _learning(objective.inputs(0))
@@ -76,11 +76,11 @@ def learns(method: Method, case: str) -> None:
 
 
 def best(method: Method, case: str) -> None:
-    """The loss is least where it should be: no small step away from there lowers it.
+    """The loss is minimal where it should be: no small step away lowers it.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
         CheckError: a lower value was found.

@@ -22,14 +22,14 @@ def _double(inputs: dict[str, Any], *, gradients: bool) -> dict[str, Any]:
 
 
 def equals(method: Method, case: str) -> None:
-    """The function gives what its reference gives, in float64.
+    """The function agrees with its reference, in float64.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: another shape, or values too far apart.
+        CheckError: a wrong shape, or a difference above the tolerance.
     """
     operator = method.cases[case]
     inputs = _double(operator.inputs(0), gradients=False)
@@ -54,14 +54,14 @@ def _gradients(function: Callable[..., Any], inputs: dict[str, Any]) -> dict[str
 
 
 def gradients(method: Method, case: str) -> None:
-    """Every floating-point input gets the gradient that the reference gives it.
+    """Every floating-point input gets the same gradient as from the reference.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: a gradient is missing or too far from the reference's.
+        CheckError: a missing gradient, or a difference above the tolerance.
     """
     operator = method.cases[case]
     ours, theirs = (

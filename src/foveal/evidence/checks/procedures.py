@@ -1,4 +1,4 @@
-"""The suite of everything else: kinds "procedure", "benchmark", "study" and "application", cases `Procedure`."""
+"""Checks of all other kinds: "procedure", "benchmark", "study" and "application", cases `Procedure`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["CHECKS"]
 
 
 def seeded(method: Method, case: str) -> None:
-    """Run twice with one seed, it gives the same.
+    """Run twice with one seed, it gives identical results.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: it does not, or gives nothing.
+        CheckError: different results, or none.
     """
     procedure = method.cases[case]
     first, again = procedure.run(0), procedure.run(0)
@@ -33,11 +33,11 @@ def seeded(method: Method, case: str) -> None:
 
 
 def empty(method: Method, case: str) -> None:
-    """With nothing to work on it raises what it promises, or returns.
+    """With empty input it raises the promised error, or returns.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
         CheckError: another error, or none.

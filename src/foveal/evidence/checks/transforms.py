@@ -32,8 +32,8 @@ def identity(method: Method, case: str) -> None:
     """Configured to change nothing, it changes nothing.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
         CheckError: outputs differ.
@@ -51,14 +51,14 @@ def identity(method: Method, case: str) -> None:
 
 
 def changes(method: Method, case: str) -> None:
-    """It does something: outputs, or what the model holds, are not what they were; outputs are finite.
+    """It has an effect: outputs or state change, and outputs are finite.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: nothing changed, or a value is not finite.
+        CheckError: no change, or a value that is not finite.
     """
     transform = method.cases[case]
     before, model = transform.model(0).eval(), _applied(transform, 0)
@@ -71,14 +71,14 @@ def changes(method: Method, case: str) -> None:
 
 
 def state(method: Method, case: str) -> None:
-    """The transformed model's state loads into another one, which then computes the same.
+    """The transformed model's state loads into another instance, which then computes the same.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
-        CheckError: keys are missing or left over, or outputs differ.
+        CheckError: missing or unexpected keys, or different outputs.
     """
     transform = method.cases[case]
     first, second = (_applied(transform, seed) for seed in (0, 5))
@@ -91,11 +91,11 @@ def state(method: Method, case: str) -> None:
 
 
 def twice(method: Method, case: str) -> None:
-    """Applied again it raises what it promises, or works.
+    """Applied again it raises the promised error, or works.
 
     Args:
-        method: the record.
-        case: one of its cases.
+        method: record to check.
+        case: name of one of its cases.
 
     Raises:
         CheckError: another error, or none.

@@ -1,1 +1,1 @@
-"""Evidence of foveal.models."""
+"""Evidence for foveal.models."""

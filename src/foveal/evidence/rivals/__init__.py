@@ -1,1 +1,1 @@
-"""Networks and procedures that methods are compared with: plain, a file each."""
+"""Plain networks and procedures that methods are compared with, one file each."""

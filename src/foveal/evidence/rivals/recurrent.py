@@ -1,4 +1,4 @@
-"""What the recurrences are compared with: a convolutional LSTM, attention to all frames before, attention alone."""
+"""Rivals of recurrences: a convolutional LSTM, attention to all previous frames, attention alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ __all__ = ["ConvLSTM", "FrameAttention", "attention_step"]
 
 
 class ConvLSTM(nn.Module):
-    """A convolution of input and state to four gates (arXiv:1506.04214), (B, T, C, H, W) to the same and the state.
+    """ConvLSTM: a convolution of input and state to four gates (arXiv:1506.04214).
+
+    (B, T, C, H, W) to the same and the state.
 
     Args:
-        dim: C.
+        dim: number of channels, C.
     """
 
     def __init__(self, dim: int) -> None:
@@ -39,10 +41,10 @@ class ConvLSTM(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Attention of one frame's places to those of all frames so far, (B, 1, C, H, W) to the same and keys and values.
+    """Attention of one frame's positions to all frames so far, (B, 1, C, H, W) to the same and keys and values.
 
     Args:
-        dim: C, one head.
+        dim: number of channels, C; one head.
     """
 
     def __init__(self, dim: int) -> None:
@@ -58,12 +60,12 @@ class FrameAttention(nn.Module):
 
 
 def attention_step(tokens: int, history: int, dim: int) -> Callable[[], Tensor]:
-    """Softmax attention of new tokens to kept keys and values, in heads of up to 64 channels, without projections.
+    """Softmax attention of new tokens to cached keys and values, in heads of up to 64 channels, without projections.
 
     Args:
         tokens: number of new tokens.
-        history: number of kept ones.
-        dim: C.
+        history: number of cached tokens.
+        dim: number of channels, C.
 
     Returns:
         The function to time.

@@ -1,4 +1,4 @@
-"""Static int8 of weights and activations by ONNX Runtime: what int8 costs a network as users have it."""
+"""Static int8 quantisation by ONNX Runtime: the loss that int8 causes with standard tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["static_int8"]
 
 
 class _Calibration:
-    """The calibration pictures, as ONNX Runtime asks for them."""
+    """The calibration pictures, in ONNX Runtime's interface."""
 
     def __init__(self, pictures: Tensor) -> None:
         self.left = iter(pictures.split(1))
@@ -45,7 +45,7 @@ def static_int8(model: nn.Module, pictures: Tensor) -> nn.Module:
     """Quantise an exportable network.
 
     Args:
-        model: (B, C, H, W) to anything, exportable.
+        model: exportable network, (B, C, H, W) to anything.
         pictures: calibration pictures, (n, C, H, W).
 
     Returns:
@@ -56,7 +56,7 @@ def static_int8(model: nn.Module, pictures: Tensor) -> nn.Module:
     with tempfile.TemporaryDirectory() as place:
         plain, eight = Path(place) / "model.onnx", Path(place) / "model_int8.onnx"
         to_onnx(model, plain, torch.rand(1, pictures.shape[1], 24, 20))
-        logging.disable(logging.WARNING)  # it recommends a pass for graphs that are not folded yet; ours is
+        logging.disable(logging.WARNING)  # it recommends a pass for unfolded graphs; ours is folded
         try:
             quantization.quantize_static(
                 plain,

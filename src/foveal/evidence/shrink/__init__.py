@@ -1,1 +1,1 @@
-"""Evidence of foveal.shrink."""
+"""Evidence for foveal.shrink."""

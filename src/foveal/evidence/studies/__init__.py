@@ -1,1 +1,1 @@
-"""Rows without code of their own: theories, surveys, benchmarks and applications; a file holds METHOD and CLAIMS."""
+"""Rows without code of their own: theory, surveys, benchmarks and applications; a file has METHOD and CLAIMS."""

@@ -1,1 +1,1 @@
-"""Small honest tasks that many rows share, a file each: data, splits, the floor, trained(), score(), better()."""
+"""Small tasks shared by many rows, one file each: data, splits, floor, trained(), score(), better()."""

@@ -1,7 +1,7 @@
-"""Blobs on waves and noise: which pixels of a drawn 32×32 picture are filled, Dice in percent over 400 pictures.
+"""Blobs: segmentation of synthetic 32×32 pictures with waves and noise, Dice in percent over 400 pictures.
 
-Pictures are drawn, so no data is needed: 4,000 for training, others for each seed, and 400 that no training sees. The
-floor, all pixels called filled, is 31 %.
+Pictures are generated, so no data is needed: 4,000 for training, different for each seed, and 400 for testing. The
+floor, all pixels predicted as filled, is 31 %.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["NEEDS", "better", "dice", "floor", "pictures", "score", "trained"]
 
 NEEDS = ("minutes",)
-TEST = 1000  # the seed of the pictures that are scored
+TEST = 1000  # seed of the test pictures
 
 
 @cached(maxsize=4)
@@ -33,12 +33,12 @@ def pictures(count: int, *, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
     """Pictures of one or two ragged blobs on waves and noise.
 
     Args:
-        count: n; a tenth of them while rehearsing.
-        seed: of all that is drawn.
-        side: S, in pixels.
+        count: number of pictures, n; a tenth of it in a rehearsal.
+        seed: seed of the pictures.
+        side: side S of a picture, in pixels.
 
     Returns:
-        Pictures, (n, 1, S, S), and which pixels are filled, (n, S, S), 0 or 1.
+        Pictures, (n, 1, S, S), and masks of the filled pixels, (n, S, S), 0 or 1.
     """
     count = count // 10 if rehearsing() else count
     draw = torch.Generator().manual_seed(seed)
@@ -60,23 +60,23 @@ def pictures(count: int, *, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def dice(found: Tensor, filled: Tensor) -> float:
-    """Twice the pixels that two masks share over the pixels of both.
+    """Dice of two masks: twice their intersection over the sum of their sizes.
 
     Args:
-        found: 0 or 1, any shape.
-        filled: the same shape.
+        found: predicted mask, 0 or 1, any shape.
+        filled: true mask of the same shape.
 
     Returns:
-        Percent.
+        Dice, percent.
     """
     return 200 * float((found * filled).sum() / (found.sum() + filled.sum()))
 
 
 def floor() -> float:
-    """Dice of calling every pixel filled.
+    """Dice of predicting every pixel as filled.
 
     Returns:
-        Percent.
+        Dice, percent.
     """
     masks = pictures(400, seed=TEST)[1]
     return dice(torch.ones_like(masks), masks)
@@ -84,15 +84,15 @@ def floor() -> float:
 
 @cached(maxsize=4)
 def trained(build: Callable[..., nn.Module], *, steps: int, seed: int) -> nn.Module:
-    """Build a network under a seed and train it with the cross-entropy of each pixel; claims on it share it.
+    """Build a network under a seed and train it with pixelwise cross-entropy; claims about one network share it.
 
     Args:
-        build: called with `in_channels=1` and `num_classes=2`; (B, 1, S, S) to (B, 2, S, S).
+        build: builder of the network, called with `in_channels=1` and `num_classes=2`; (B, 1, S, S) to (B, 2, S, S).
         steps: number of steps of 16 pictures.
         seed: seed of weights, pictures and batches.
 
     Returns:
-        The network in eval mode; not to be changed.
+        The network in eval mode; do not modify it.
     """
     inputs, masks = pictures(4000, seed=seed)
 
@@ -110,13 +110,13 @@ def trained(build: Callable[..., nn.Module], *, steps: int, seed: int) -> nn.Mod
 
 
 def score(model: nn.Module) -> float:
-    """Dice of a network on the 400 pictures that no training sees.
+    """Dice of a network on the 400 test pictures.
 
     Args:
-        model: (B, 1, S, S) to (B, 2, S, S).
+        model: network, (B, 1, S, S) to (B, 2, S, S).
 
     Returns:
-        Percent.
+        Dice, percent.
     """
     inputs, masks = pictures(400, seed=TEST)
     with torch.inference_mode():
@@ -136,13 +136,13 @@ def better(
     """`kept`: the paired difference of two networks under the same seeds, pictures and steps.
 
     Args:
-        build: see `trained`.
-        says: the promise.
-        than: makes the rival.
+        build: builder of the network, see `trained`.
+        says: promise, one sentence.
+        than: builder of the rival.
         steps: number of training steps of each.
         paper: the paper's value.
-        by: points of Dice; negative for "at most so much worse".
-        **words: `clause` or `beyond`, `seeds`.
+        by: lower bound on the difference, points of Dice; negative for "at most this much worse".
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

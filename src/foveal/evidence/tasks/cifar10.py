@@ -1,7 +1,7 @@
-"""CIFAR-10 in minutes: ten classes of 32×32 pictures; accuracy in percent of the first 2,000 test pictures.
+"""CIFAR-10 in minutes: ten classes of 32×32 pictures; accuracy in percent on the first 2,000 test pictures.
 
-The pictures are JPEG-coded (see the data's own README), so figures stand beside each other, never beside a paper's.
-The floor is chance, 10 %.
+The pictures are JPEG-compressed (see the data's README), so figures can be compared with each other but not with a
+paper's. The floor is chance, 10 %.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def pictures(part: str, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
 
     Args:
         part: "train" or "test".
-        limit: number of pictures, from the start (they are shuffled); None takes all.
+        limit: number of pictures to take from the start (they are shuffled); None takes all.
 
     Returns:
-        Pictures, (n, 3, 32, 32), zero mean and unit variance over the set's usual figures; labels, (n,) int64.
+        Pictures, (n, 3, 32, 32), normalised with the usual mean and deviation of the set; labels, (n,) int64.
 
     Raises:
         DataError: the data is not on this machine.
@@ -75,15 +75,15 @@ def train_classifier(
     """Build a network under a seed and train it: AdamW, cross-entropy, half a cosine.
 
     Args:
-        build: makes the network, (B, …) to (B, classes).
+        build: builder of the network, (B, …) to (B, classes).
         steps: number of steps.
-        seconds: train for so long instead; the result then depends on the machine.
+        seconds: duration of the training instead of `steps`; the result then depends on the machine.
         seed: seed of weights and batches.
-        batch: B.
-        lr: peak step size.
-        weight_decay: on weights of two and more axes.
+        batch: batch size, B.
+        lr: peak learning rate.
+        weight_decay: weight decay of parameters with two or more axes.
         data: inputs and labels; None takes CIFAR-10's training pictures.
-        flip: whether half of the inputs are mirrored along their last axis.
+        flip: whether half of the inputs are flipped along their last axis.
 
     Returns:
         The network in eval mode.
@@ -118,29 +118,29 @@ def train_classifier(
 
 @cached(maxsize=4)
 def trained(build: Callable[[], nn.Module], *, steps: int, seed: int) -> nn.Module:
-    """A network trained on CIFAR-10; claims about the same network share it.
+    """A network trained on CIFAR-10; claims about one network share it.
 
     Args:
-        build: makes the network, (B, 3, 32, 32) to (B, 10).
+        build: builder of the network, (B, 3, 32, 32) to (B, 10).
         steps: number of steps of 64 pictures.
         seed: seed of weights and batches.
 
     Returns:
-        The network in eval mode; not to be changed.
+        The network in eval mode; do not modify it.
     """
     return train_classifier(build, steps=steps, seed=seed)
 
 
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor] | None = None, *, batch: int = 100) -> float:
-    """Share of inputs whose class the network names.
+    """Share of inputs that the network classifies correctly.
 
     Args:
-        model: (B, …) to (B, classes).
+        model: network, (B, …) to (B, classes).
         data: inputs and labels; None takes the first 2,000 of CIFAR-10's test pictures.
-        batch: B.
+        batch: batch size, B.
 
     Returns:
-        Percent.
+        Accuracy, percent.
     """
     inputs, labels = pictures("test", limit=2000) if data is None else data
     with torch.inference_mode():
@@ -163,13 +163,13 @@ def better(
     """`kept`: the paired difference of two networks under the same seeds, batches and steps.
 
     Args:
-        build: makes the network.
-        says: the promise.
-        than: makes the rival.
+        build: builder of the network.
+        says: promise, one sentence.
+        than: builder of the rival.
         steps: number of training steps of each.
         paper: the paper's value.
-        by: points; negative for "at most so much worse".
-        **words: `clause` or `beyond`, `seeds`.
+        by: lower bound on the difference, percentage points; negative for "at most this much worse".
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

@@ -1,4 +1,4 @@
-"""A small Vim trained on CIFAR-10: the state-space model that transforms are tried on. 4,000 test pictures.
+"""A small Vim trained on CIFAR-10: the state-space model on which transforms are tested, with 4,000 test pictures.
 
 Accuracy is in percent; the floor is chance, 10 %.
 """
@@ -29,22 +29,22 @@ small_vim = partial(vim, 64, depth=4, state=8, patch_size=4, grid=(8, 8), num_cl
 
 
 def trained(seed: int) -> nn.Module:
-    """The trained network; not to be changed.
+    """The trained network; do not modify it.
 
     Args:
         seed: seed of weights and batches.
 
     Returns:
-        (B, 3, 32, 32) to (B, 10), in eval mode.
+        Network, (B, 3, 32, 32) to (B, 10), in eval mode.
     """
     return cifar10.trained(small_vim, steps=STEPS, seed=seed)
 
 
 def calibration() -> Tensor:
-    """Pictures that a transform may look at.
+    """Calibration pictures for transforms.
 
     Returns:
-        (512, 3, 32, 32), of the training.
+        Training pictures, (512, 3, 32, 32).
     """
     return cifar10.pictures("train")[0][:512]
 
@@ -54,11 +54,11 @@ def accuracy(seed: int, step: Step | None) -> float:
     """Accuracy after a step.
 
     Args:
-        seed: see `trained`.
-        step: what is done to the trained network; None for nothing.
+        seed: seed of the network, see `trained`.
+        step: step to apply to the trained network; None for none.
 
     Returns:
-        Percent of 4,000 test pictures.
+        Accuracy on 4,000 test pictures, percent.
     """
     return cifar10.accuracy(transformed(seed, step), cifar10.pictures("test", limit=4000))
 
@@ -67,26 +67,26 @@ def transformed(seed: int, step: Step | None) -> nn.Module:
     """A copy of the trained network after a step.
 
     Args:
-        seed: see `trained`.
-        step: what is done to it; None for nothing.
+        seed: seed of the network, see `trained`.
+        step: step to apply to it; None for none.
 
     Returns:
-        The network.
+        Transformed network.
     """
     model = copy.deepcopy(trained(seed))
     return model if step is None else step.apply(model, calibration())
 
 
 def difference(says: str, step: Step, *, than: Step | None, at_least: float, paper: str, **words: Any) -> Claim:
-    """`kept`: accuracy after one step less accuracy after another, same trained network.
+    """`kept`: accuracy after one step minus accuracy after another, with the same trained network.
 
     Args:
-        says: the promise.
-        step: the step.
-        than: the rival; None for the network as it was.
-        at_least: points.
+        says: promise, one sentence.
+        step: step to test.
+        than: rival step; None for the unchanged network.
+        at_least: lower bound on the difference, percentage points.
         paper: the paper's value.
-        **words: `clause` or `beyond`, `seeds`.
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

@@ -1,7 +1,8 @@
-"""Deblurring in minutes: luminance of photographs behind a Gaussian blur of 2 pixels, rounded to 8 bits.
+"""Deblurring in minutes: luminance of photographs after a Gaussian blur of 2 pixels, rounded to 8 bits.
 
-Trained on bsds400, judged on the upper left corners of the first 30 pictures of BSD100. The score is luminance PSNR
-above the blurred picture, the floor, which scores 0 dB by definition; borders of the blur's radius are shaved.
+Networks are trained on bsds400 and tested on the upper left corners of the first 30 pictures of BSD100. The score is
+the gain in luminance PSNR over the blurred picture, which is the floor, 0 dB by definition; borders of the blur's
+radius are shaved.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["NEEDS", "batches", "better", "blurred", "gain", "trained"]
 
 NEEDS = ("minutes", "bsds400", "BSD100")
-SIGMA, RADIUS = 2.0, 6  # of the blur, in pixels
-SIDE = 192  # of the corners that are judged, in pixels
+SIGMA, RADIUS = 2.0, 6  # standard deviation and radius of the blur, in pixels
+SIDE = 192  # side of the test crops, in pixels
 
 
 def blurred(x: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def blurred(x: Tensor) -> Tensor:
         x: sharp pictures, (B, C, H, W) in [0, 1], at least 7 pixels a side.
 
     Returns:
-        The same shape; whole multiples of 1/255.
+        Blurred pictures of the same shape; multiples of 1/255.
     """
     place = torch.arange(2 * RADIUS + 1.0) - RADIUS
     weights = torch.exp(-place.square() / (2 * SIGMA**2))
@@ -59,10 +60,10 @@ def batches(seed: int, *, patch: int = 64, batch: int = 8) -> Callable[[int], tu
     Args:
         seed: seed of the choice of patches.
         patch: side of a patch, in pixels.
-        batch: B.
+        batch: batch size, B.
 
     Returns:
-        Step → blurred and sharp luminance, (B, 1, H, W) each.
+        Function from a step to blurred and sharp luminance, (B, 1, H, W) each.
     """
     load = photos.batches(1, seed, fraction=1.0, luminance=True, patch=patch, batch=batch)
 
@@ -75,15 +76,15 @@ def batches(seed: int, *, patch: int = 64, batch: int = 8) -> Callable[[int], tu
 
 @cached(maxsize=8)
 def trained(build: Callable[..., nn.Module], *, steps: int, seed: int) -> nn.Module:
-    """Build a network under a seed and train it to undo the blur.
+    """Build a network under a seed and train it to remove the blur.
 
     Args:
-        build: called with `in_channels`; makes a network (B, 1, H, W) to the same.
-        steps: number of training steps, of eight patches.
+        build: builder of the network, called with `in_channels`; (B, 1, H, W) to the same.
+        steps: number of training steps of eight patches.
         seed: seed of weights and batches.
 
     Returns:
-        The network in eval mode; not to be changed.
+        The network in eval mode; do not modify it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,7 +99,7 @@ def _psnr(luminance: Tensor, sharp: NDArray[np.uint8]) -> float:
 
 @cached(maxsize=1)
 def _held_out() -> tuple[tuple[Tensor, NDArray[np.uint8], float], ...]:
-    """Blurred luminance, sharp picture and the blurred one's PSNR of each picture."""
+    """Blurred luminance, sharp picture and PSNR of the blurred picture, for each test picture."""
     if rehearsing():
         pictures = [photos.patches(1, patch=24).batch(1, np.random.default_rng(7))[1][0]]
     else:
@@ -109,10 +110,10 @@ def _held_out() -> tuple[tuple[Tensor, NDArray[np.uint8], float], ...]:
 
 
 def gain(model: nn.Module) -> float:
-    """How far a network is above the blurred picture on pictures it has not seen.
+    """Gain of a network over the blurred picture on the test pictures.
 
     Args:
-        model: blurred luminance (1, 1, H, W) in [0, 1] to sharp luminance, in eval mode.
+        model: network in eval mode, blurred luminance (1, 1, H, W) in [0, 1] to sharp luminance.
 
     Returns:
         Difference of luminance PSNR, dB, averaged over all pictures.
@@ -134,13 +135,13 @@ def better(
     """`kept`: the paired difference of two networks under the same seeds, patches and steps.
 
     Args:
-        build: called with `in_channels`.
-        says: the promise.
-        than: builds the rival.
+        build: builder of the network, called with `in_channels`.
+        says: promise, one sentence.
+        than: builder of the rival.
         steps: number of training steps of each.
         paper: the paper's value.
-        by: decibels; negative for "at most so much worse".
-        **words: `clause` or `beyond`, `seeds`.
+        by: lower bound on the difference, dB; negative for "at most this much worse".
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

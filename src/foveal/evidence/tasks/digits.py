@@ -1,8 +1,8 @@
-"""Sequential digits in minutes: drawn digits of 16×16 pixels, read as 256 places; accuracy in percent of 1,000.
+"""Sequential digits in minutes: rendered digits of 16×16 pixels, read as 256 positions; accuracy in percent on 1,000.
 
-They are drawn by the font renderer, without a download. Every picture is its own: turned, slanted, scaled, shifted, of
-another brightness, with noise. Those of the test are drawn in the same fonts and are none of the training's. The floor
-is chance, 10 %.
+They are drawn by a font renderer, without a download. Every picture is different: rotated, slanted, scaled, shifted,
+with its own brightness and noise. Test pictures use the same fonts but are not in the training set. The floor is
+chance, 10 %.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ COUNT = {"train": 6000, "test": 1000}
 
 @lru_cache(maxsize=1)
 def glyphs(size: int = 48) -> list[tuple[int, Image.Image]]:
-    """Each digit in each font, white on black, in the middle of a square twice as large.
+    """Each digit in each font, white on black, centred in a square twice as large.
 
     Args:
         size: font size, in pixels.
 
     Returns:
-        Digits with their pictures.
+        Pairs of digit and picture.
     """
     import matplotlib
 
@@ -61,15 +61,15 @@ def glyphs(size: int = 48) -> list[tuple[int, Image.Image]]:
 
 
 def drawn(glyph: Image.Image, side: int, generator: np.random.Generator) -> np.ndarray:
-    """One picture of a digit.
+    """One random picture of a digit.
 
     Args:
         glyph: one of `glyphs`.
-        side: of the picture, in pixels.
-        generator: source of turn, slant, size and place.
+        side: side of the picture, in pixels.
+        generator: random generator for rotation, slant, size and position.
 
     Returns:
-        (side, side), values in [0, 1].
+        Picture, (side, side), values in [0, 1].
     """
     turn, slant = generator.uniform(-0.25, 0.25), generator.uniform(-0.3, 0.3)
     wide, high = generator.uniform(0.75, 1.15, 2)
@@ -77,7 +77,7 @@ def drawn(glyph: Image.Image, side: int, generator: np.random.Generator) -> np.n
     zoom = 44 / side  # a digit of about 36 pixels in 48 fills four fifths of the picture
     matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, slant], [0, 1]]) @ np.diag([zoom / wide, zoom / high])
     x, y = centre - matrix @ (np.full(2, side / 2) + generator.uniform(-1.5, 1.5, 2) * side / 16)
-    # Drawn at twice the side and halved, because a reducing transform would skip pixels.
+    # Drawn at twice the side and halved, because a transform that reduces would skip pixels.
     twice = glyph.transform(
         (2 * side, 2 * side),
         Image.Transform.AFFINE,
@@ -92,8 +92,8 @@ def pictures(part: str, *, side: int = 16) -> tuple[Tensor, Tensor]:
     """Pictures of single digits.
 
     Args:
-        part: "train", 6,000 in 17 fonts, or "test", 1,000.
-        side: of a picture, in pixels.
+        part: "train" (6,000 in 17 fonts) or "test" (1,000).
+        side: side of a picture, in pixels.
 
     Returns:
         Pictures, (n, 1, side, side), about zero mean and unit variance; labels, (n,) int64.
@@ -110,28 +110,28 @@ def pictures(part: str, *, side: int = 16) -> tuple[Tensor, Tensor]:
 
 @cached(maxsize=8)
 def trained(build: Callable[[], nn.Module], *, steps: int, seed: int) -> nn.Module:
-    """A network trained on the digits; claims about the same network share it.
+    """A network trained on the digits; claims about one network share it.
 
     Args:
-        build: makes the network, (B, 1, 16, 16) to (B, 10).
+        build: builder of the network, (B, 1, 16, 16) to (B, 10).
         steps: number of steps of 64 pictures.
         seed: seed of weights and batches.
 
     Returns:
-        The network in eval mode; not to be changed.
+        The network in eval mode; do not modify it.
     """
     data = pictures("train")
     return cifar10.train_classifier(build, steps=steps, seed=seed, data=data, flip=False, lr=1e-2, weight_decay=0.01)
 
 
 def score(model: nn.Module) -> float:
-    """Share of the test pictures whose digit the network names.
+    """Share of the test pictures that the network classifies correctly.
 
     Args:
-        model: (B, 1, 16, 16) to (B, 10).
+        model: network, (B, 1, 16, 16) to (B, 10).
 
     Returns:
-        Percent.
+        Accuracy, percent.
     """
     return cifar10.accuracy(model, pictures("test"))
 
@@ -144,12 +144,12 @@ def above(build: Callable[[], nn.Module], says: str, *, steps: int, at_least: fl
     """`kept`: accuracy after a short training.
 
     Args:
-        build: makes the network.
-        says: the promise.
+        build: builder of the network.
+        says: promise, one sentence.
         steps: number of training steps.
-        at_least: percent.
+        at_least: lower bound on the accuracy, percent.
         paper: the paper's value.
-        **words: `clause` or `beyond`, `seeds`.
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.
@@ -175,13 +175,13 @@ def better(
     """`kept`: the paired difference of two networks under the same seeds, batches and steps.
 
     Args:
-        build: makes the network.
-        says: the promise.
-        than: makes the rival.
+        build: builder of the network.
+        says: promise, one sentence.
+        than: builder of the rival.
         steps: number of training steps of each.
         paper: the paper's value.
-        by: points; negative for "at most so much worse".
-        **words: `clause` or `beyond`, `seeds`.
+        by: lower bound on the difference, percentage points; negative for "at most this much worse".
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

@@ -1,8 +1,8 @@
-"""Moving digits in minutes: films of two drawn digits, 32×32, that move straight on and bounce off the borders.
+"""Moving digits in minutes: 32×32 videos of two rendered digits that move straight and bounce off the borders.
 
-The score is the squared error of what a network predicts, on 60 films not trained on, in decibels below that of the
-last frame repeated, which is the floor: 0 dB by definition. The mean picture of the training films, which sees nothing
-of a film, is a second floor, with the smaller error; a claim that a network foresees anything takes both.
+The score is the squared error of a network's predictions on 60 test videos, in decibels below that of repeating the
+last frame, which is the floor: 0 dB by definition. The mean picture of the training videos, which ignores the video, is
+a second floor with a smaller error; a claim that a network predicts anything must beat both.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ __all__ = ["NEEDS", "above_floors", "better", "films", "mean_score", "score", "t
 
 NEEDS = ("minutes",)
 COUNT = {"train": 400, "test": 60}
-SEEN = 12  # of 20 frames; the others are generated
+SEEN = 12  # given frames of 20; the others are generated
 BATCH = 4
 
 
 @cached(maxsize=2)
 def films(part: str, *, frames: int = 20, side: int = 32) -> Tensor:
-    """Films of two digits that move straight on and bounce off the borders.
+    """Videos of two digits that move straight and bounce off the borders.
 
     Args:
-        part: "train", 400, or "test", 60.
-        frames: T of each.
-        side: of a frame, in pixels.
+        part: "train" (400) or "test" (60).
+        frames: number of frames of each video, T.
+        side: side of a frame, in pixels.
 
     Returns:
-        (n, T, 1, side, side), values in [0, 1].
+        Videos, (n, T, 1, side, side), values in [0, 1].
     """
     generator, found, digit = np.random.default_rng(2 if part == "train" else 3), glyphs(), side // 2
     made = np.zeros((2 if rehearsing() else COUNT[part], frames, side, side), np.float32)
@@ -55,7 +55,7 @@ def films(part: str, *, frames: int = 20, side: int = 32) -> Tensor:
             angle, speed = generator.uniform(0, 2 * np.pi), generator.uniform(1.0, 3.0)
             start, moved = generator.uniform(0, room, 2), speed * np.array([np.cos(angle), np.sin(angle)])
             for t, frame in enumerate(film):
-                # A place that runs on is folded back between the borders.
+                # A straight path is folded back between the borders.
                 x, y = np.rint(room - np.abs((start + t * moved) % (2 * room) - room)).astype(int)
                 place = frame[y : y + digit, x : x + digit]
                 np.maximum(place, sprite, out=place)
@@ -64,15 +64,15 @@ def films(part: str, *, frames: int = 20, side: int = 32) -> Tensor:
 
 @cached(maxsize=8)
 def trained(build: Callable[[], nn.Module], *, steps: int, seed: int) -> nn.Module:
-    """A network trained to predict each frame from those before it; claims about the same network share it.
+    """A network trained to predict each frame from the previous ones; claims about one network share it.
 
     Args:
-        build: makes the network, (B, T, 1, H, W) to the frames that follow, (B, T, 1, H, W).
-        steps: number of steps of four films.
+        build: builder of the network, (B, T, 1, H, W) to the next frames, (B, T, 1, H, W).
+        steps: number of steps of four videos.
         seed: seed of weights and batches.
 
     Returns:
-        The network in eval mode; not to be changed.
+        The network in eval mode; do not modify it.
     """
     made = films("train")
 
@@ -96,21 +96,21 @@ def _decibels(predicted: Tensor, wanted: Tensor, last: Tensor) -> float:
 
 
 def _parts(*, generated: bool) -> tuple[Tensor, Tensor]:
-    """What is to be predicted of the test films, and the last frame seen before it."""
+    """The part of the test videos to predict, and the last frame before it."""
     tests = films("test")
     return (tests[:, SEEN:], tests[:, SEEN - 1 : SEEN]) if generated else (tests[:, 5:], tests[:, 4:-1])
 
 
 def score(model: Any, *, generated: bool = False) -> float:
-    """How far a network's squared error is below that of the last frame repeated.
+    """Reduction of a network's squared error relative to repeating the last frame.
 
     Args:
-        model: predicts the next frames; for generated ones it has `generate(film, frames)`.
-        generated: whether the last eight frames are generated, each from those made before, rather than each frame
-            after the fifth predicted from the true ones before it.
+        model: network that predicts the next frames; for `generated` it has `generate(film, frames)`.
+        generated: whether the last eight frames are generated, each from the generated ones before it, instead of each
+            frame after the fifth predicted from the true ones before it.
 
     Returns:
-        Decibels; 0 for the last frame repeated.
+        Decibels; 0 for repeating the last frame.
     """
     wanted, last = _parts(generated=generated)
     tests = films("test")
@@ -120,10 +120,10 @@ def score(model: Any, *, generated: bool = False) -> float:
 
 
 def mean_score(*, generated: bool = False) -> float:
-    """The same of one picture for all films: the mean of all frames trained on.
+    """Score of a constant prediction: the mean of all training frames.
 
     Args:
-        generated: see `score`.
+        generated: whether frames are generated, see `score`.
 
     Returns:
         Decibels.
@@ -146,16 +146,16 @@ def above_floors(
     generated: bool = False,
     **words: Any,
 ) -> Claim:
-    """`kept`: after a short training the error is below the last frame's, and below the mean picture's.
+    """`kept`: after a short training the error is below those of the last frame and of the mean picture.
 
     Args:
-        build: makes the network.
-        says: the promise.
+        build: builder of the network.
+        says: promise, one sentence.
         steps: number of training steps.
         paper: the paper's value.
-        by: decibels below the lower of the two.
-        generated: see `score`.
-        **words: `clause` or `beyond`, `seeds`.
+        by: lower bound on the distance below the smaller of the two errors, dB.
+        generated: whether frames are generated, see `score`.
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.
@@ -183,14 +183,14 @@ def better(
     """`kept`: the paired difference of two networks under the same seeds, films and steps.
 
     Args:
-        build: makes the network.
-        says: the promise.
-        than: makes the rival.
+        build: builder of the network.
+        says: promise, one sentence.
+        than: builder of the rival.
         steps: number of training steps of each.
         paper: the paper's value.
-        by: decibels; negative for "at most so much worse".
-        generated: see `score`.
-        **words: `clause` or `beyond`, `seeds`.
+        by: lower bound on the difference, dB; negative for "at most this much worse".
+        generated: whether frames are generated, see `score`.
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

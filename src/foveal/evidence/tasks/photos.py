@@ -1,7 +1,7 @@
-"""Photographs ×2 to ×4 in minutes: trained on bsds400, judged on pictures of Set5, Set14 and BSD100.
+"""Photographs ×2 to ×4 in minutes: trained on bsds400, tested on pictures of Set5, Set14 and BSD100.
 
-The score is luminance PSNR above bicubic on the first 30 pictures of each set, borders of `scale` pixels shaved. The
-floor is bicubic, 0 dB by definition.
+The score is the gain in luminance PSNR over bicubic on the first 30 pictures of each set, with borders of `scale`
+pixels shaved. The floor is bicubic, 0 dB by definition.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = ["HELD_OUT", "NEEDS", "above_bicubic", "batches", "better", "gain", "p
 
 HELD_OUT = ("Set5", "Set14", "BSD100")
 NEEDS = ("minutes", "bsds400", *HELD_OUT)
-LIMIT = 30  # pictures of each set: a third of BSD100 tells as much as all of it, in a third of the time
+LIMIT = 30  # pictures of each set: a third of BSD100 is as informative as all of it, in a third of the time
 
 
 def tensor(pictures: NDArray[np.uint8], *, luminance: bool = False) -> Tensor:
-    """Pictures as the networks take them.
+    """Convert pictures to the networks' input.
 
     Args:
-        pictures: (B, H, W, 3).
-        luminance: whether to reduce them to one channel.
+        pictures: pictures, (B, H, W, 3).
+        luminance: whether to convert them to luminance.
 
     Returns:
-        (B, 3, H, W), or (B, 1, H, W) of luminance, in [0, 1].
+        Colours, (B, 3, H, W), or luminance, (B, 1, H, W), in [0, 1].
     """
     if luminance:
         flat = luma(pictures.reshape(-1, pictures.shape[2], 3))
@@ -60,7 +60,7 @@ def _drawn(count: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 class _DrawnPairs:
-    """Stands in for `Pairs` in a rehearsal."""
+    """Replacement for `Pairs` in a rehearsal."""
 
     def __init__(self, scale: int, patch: int) -> None:
         self.scale, self.patch = scale, patch
@@ -71,15 +71,15 @@ class _DrawnPairs:
 
 
 def patches(scale: int, *, patch: int = 24, fraction: float = 1.0) -> Any:
-    """The training patches.
+    """Source of the training patches.
 
     Args:
         scale: s.
         patch: side of a low-resolution patch, in pixels.
-        fraction: most informative share of each picture's patches that is drawn from, in (0, 1]; 1 is uniform.
+        fraction: most informative share of each picture's patches to draw from, in (0, 1]; 1 is uniform.
 
     Returns:
-        An object whose `batch(count, generator)` gives low and high resolution, (B, H, W, 3) uint8.
+        Object whose `batch(count, generator)` returns low and high resolution, (B, H, W, 3) uint8.
     """
     if rehearsing():
         return _DrawnPairs(scale, patch)
@@ -94,13 +94,13 @@ def batches(
     Args:
         scale: s.
         seed: seed of the choice of patches.
-        fraction: see `patches`.
-        luminance: whether pictures have one channel.
-        patch: see `patches`.
-        batch: B.
+        fraction: most informative share of the patches, see `patches`.
+        luminance: whether to use luminance only.
+        patch: side of a low-resolution patch, in pixels.
+        batch: batch size, B.
 
     Returns:
-        Step → low and high resolution, (B, C, H, W) and (B, C, s·H, s·W).
+        Function from a step to low and high resolution, (B, C, H, W) and (B, C, s·H, s·W).
     """
     pairs = patches(scale, patch=patch, fraction=fraction)
 
@@ -112,14 +112,14 @@ def batches(
 
 
 def absolute_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean absolute error of the enlarged picture.
+    """Mean absolute error of the upscaled picture.
 
     Args:
-        model: the network.
-        batch: low and high resolution.
+        model: network to train.
+        batch: low- and high-resolution pictures.
 
     Returns:
-        Scalar.
+        Loss, a scalar.
     """
     return F.l1_loss(model(batch[0]), batch[1])
 
@@ -141,18 +141,18 @@ def trained(
     fraction: float = 0.5,
     luminance: bool = False,
 ) -> nn.Module:
-    """Build a network under a seed and train it; claims about the same network share it.
+    """Build a network under a seed and train it; claims about one network share it.
 
     Args:
-        build: called with `scale` and `in_channels`.
+        build: builder of the network, called with `scale` and `in_channels`.
         scale: s.
-        steps: number of training steps, of eight patches.
+        steps: number of training steps of eight patches.
         seed: seed of weights and batches.
-        fraction: see `patches`.
-        luminance: whether pictures have one channel.
+        fraction: most informative share of the patches, see `patches`.
+        luminance: whether to use luminance only.
 
     Returns:
-        The network in eval mode; not to be changed.
+        The network in eval mode; do not modify it.
     """
     with _seeded(seed):
         model: Any = build(scale, in_channels=1 if luminance else 3)
@@ -161,7 +161,7 @@ def trained(
 
 @cached(maxsize=4)
 def _held_out(name: str, scale: int) -> tuple[tuple[NDArray[np.uint8], NDArray[np.uint8], float], ...]:
-    """Low resolution, high resolution and bicubic's PSNR of each picture."""
+    """Low resolution, high resolution and PSNR of bicubic, for each test picture."""
     if rehearsing():
         (high,) = _drawn(1, 12 * scale, 10 * scale, 7)
         found = [(name, np.ascontiguousarray(high[::scale, ::scale]), high)]
@@ -171,13 +171,13 @@ def _held_out(name: str, scale: int) -> tuple[tuple[NDArray[np.uint8], NDArray[n
 
 
 def gain(model: nn.Module, scale: int, *, luminance: bool = False, sets: Sequence[str] = HELD_OUT) -> float:
-    """How far a network is above bicubic on pictures it has not seen.
+    """Gain of a network over bicubic on the test pictures.
 
     Args:
-        model: (1, C, h, w) to (1, C, s·h, s·w) in [0, 1].
+        model: network, (1, C, h, w) to (1, C, s·h, s·w) in [0, 1].
         scale: s.
-        luminance: whether C is 1.
-        sets: benchmark names; the first 30 pictures of each are taken.
+        luminance: whether the network works on luminance, C = 1.
+        sets: names of benchmark sets; the first 30 pictures of each are used.
 
     Returns:
         Difference of luminance PSNR, dB, averaged over all pictures.
@@ -203,17 +203,17 @@ def above_bicubic(
     luminance: bool = False,
     **words: Any,
 ) -> Claim:
-    """`kept`: after a short training a network is above bicubic by some decibels.
+    """`kept`: after a short training a network exceeds bicubic by some decibels.
 
     Args:
-        build: called with `scale` and `in_channels`.
-        says: the promise.
+        build: builder of the network, called with `scale` and `in_channels`.
+        says: promise, one sentence.
         scale: s.
         steps: number of training steps.
-        by: decibels.
+        by: lower bound on the gain, dB.
         paper: the paper's value.
         luminance: whether the network works on luminance alone.
-        **words: `clause` or `beyond`, `seeds`.
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.
@@ -241,15 +241,15 @@ def better(
     """`kept`: the paired difference of two networks under the same seeds, patches and steps.
 
     Args:
-        build: called with `scale` and `in_channels`.
-        says: the promise.
-        than: builds the rival.
+        build: builder of the network, called with `scale` and `in_channels`.
+        says: promise, one sentence.
+        than: builder of the rival.
         scale: s.
         steps: number of training steps of each.
         paper: the paper's value.
-        by: decibels; negative for "at most so much worse".
+        by: lower bound on the difference, dB; negative for "at most this much worse".
         luminance: whether the networks work on luminance alone.
-        **words: `clause` or `beyond`, `seeds`.
+        **words: further arguments of the claim: `clause` or `beyond`, `seeds`.
 
     Returns:
         The claim.

@@ -1,1 +1,1 @@
-"""Evidence of foveal.train."""
+"""Evidence for foveal.train."""

@@ -1,1 +1,1 @@
-"""Quantisation: weights and intermediate values in few bits."""
+"""Quantisation: weights and activations in few bits."""

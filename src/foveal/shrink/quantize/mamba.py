@@ -1,14 +1,14 @@
-"""A Mamba mixer in simulated integer arithmetic: weights are kept as codes, values are rounded at named points.
+"""A Mamba mixer in simulated integer arithmetic: weights are stored as codes, values are rounded at named points.
 
-What a method decides is where the scales come from; `Quamba` and `Quamba2` do so. Here is what they share. With the
-names of `foveal.nn.mamba.Mamba` and of its points in brackets:
+A method decides where the scales come from, as `Quamba` and `Quamba2` do; this file contains what they share. With the
+names of `foveal.nn.mamba.Mamba`, and the points in brackets:
 
     [tokens] → in_proj → [x], [z];  silu(conv1d(x)) → [u];  x_proj(u) → [step], [B], [C];  dt_proj(step) → [delta]
     scan of u with delta, A, B, C, D, gated by z, ways summed → [y] → out_proj
 
-Each way of a mixer that reads in both directions has points and weights of its own; those of the way back end in `_b`.
+Each direction of a bidirectional mixer has its own points and weights; those of the backward direction end in `_b`.
 A point rounds to `scale · {-2^(b-1) … 2^(b-1) - 1}`. Arithmetic between points is floating point, as in kernels that
-read integers and keep the state wide.
+read integers and keep the state in high precision.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LINEAR = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
 def levels(bits: int) -> int:
-    """Greatest code of a signed integer.
+    """Largest code of a signed integer.
 
     Args:
-        bits: b.
+        bits: number of bits, b.
 
     Returns:
         2^(b-1) - 1.
@@ -43,25 +43,25 @@ def levels(bits: int) -> int:
 
 
 def round_to(x: Tensor, scale: Tensor, *, bits: int = 8) -> Tensor:
-    """Codes of a tensor.
+    """Round a tensor to codes.
 
     Args:
-        x: any shape.
+        x: tensor of any shape.
         scale: value of one code, broadcast over `x`.
-        bits: b.
+        bits: number of bits, b.
 
     Returns:
-        Whole numbers in floating point, the shape of `x`.
+        Integers in floating point, the shape of `x`.
     """
     return torch.round(x / scale).clamp(-levels(bits) - 1, levels(bits))
 
 
 def per_tensor(weight: Tensor, *, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Round a weight with one scale, that of its largest value.
+    """Round a weight with a single scale, given by its largest value.
 
     Args:
-        weight: any shape.
-        bits: b.
+        weight: tensor of any shape.
+        bits: number of bits, b.
 
     Returns:
         Codes, int8, the shape of `weight`; scale, ().
@@ -71,10 +71,10 @@ def per_tensor(weight: Tensor, *, bits: int = 8) -> tuple[Tensor, Tensor]:
 
 
 class Watch:
-    """What a point saw while calibrating.
+    """Statistics of a point during calibration.
 
     Args:
-        percentile: share of a batch's values, in (0, 1], whose largest is kept.
+        percentile: share of a batch's absolute values, in (0, 1], whose largest is kept.
         gram: whether to sum the products of all pairs of channels.
     """
 
@@ -87,10 +87,10 @@ class Watch:
         self.count = 0
 
     def update(self, x: Tensor) -> None:
-        """Look at a batch.
+        """Add a batch to the statistics.
 
         Args:
-            x: (n, C).
+            x: values, (n, C).
         """
         size = x.abs()
         rank = min(size.numel(), max(1, round(self.percentile * size.numel())))
@@ -103,21 +103,21 @@ class Watch:
         self.count += len(x)
 
     def clip(self) -> Tensor:
-        """The percentile, averaged over batches; of all values, the largest of them.
+        """The percentile, averaged over batches; at percentile 1, the maximum over all batches.
 
         Returns:
-            ().
+            Clipping value, ().
         """
         clips = torch.stack(self.clips)
         return clips.max() if self.percentile == 1 else clips.mean()
 
 
 class Point(nn.Module):
-    """Rounds what passes, once it has a scale; before, lets it through.
+    """Rounds its input once it has a scale; before that, passes it through.
 
     Args:
-        axis: of the channels.
-        bits: b.
+        axis: axis of the channels.
+        bits: number of bits, b.
     """
 
     scale: Tensor | None
@@ -129,16 +129,16 @@ class Point(nn.Module):
         self.register_buffer("scale", None)
 
     def set(self, clip: Tensor) -> None:
-        """Fix the scale.
+        """Set the scale.
 
         Args:
-            clip: largest value to be kept, () or one for each channel, (C,).
+            clip: largest value that is not clipped, () or one per channel, (C,).
         """
         scale = clip.float().clamp(min=1e-5) / levels(self.bits)
         self.scale = scale[:, None] if scale.ndim and self.axis == 1 else scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        # A point of a model that is not calibrated has no scale to load into.
+        # A point of an uncalibrated model has no scale to load into.
         self.scale = state_dict.get(f"{prefix}scale")
         if self.scale is not None:
             self.scale = self.scale.clone()
@@ -151,16 +151,16 @@ class Point(nn.Module):
 
 
 class Codes(nn.Module):
-    """A weight as integers: one byte a code of 8 bits, two codes of 4 bits a byte.
+    """A weight stored as integers: one byte per 8-bit code, one byte per two 4-bit codes.
 
     Args:
-        codes: int8, (rows, columns) with an even number of columns for 4 bits, any shape for 8.
-        scale: value of one code, () or (rows, groups) with equal groups of columns, the last may be shorter.
-        bits: 4 or 8.
-        group_size: columns that share a scale; 0 for all.
+        codes: int8 codes, (rows, columns) with an even number of columns for 4 bits, any shape for 8.
+        scale: value of one code, () or (rows, groups) with equal groups of columns, of which the last may be shorter.
+        bits: bits per code, 4 or 8.
+        group_size: number of columns that share a scale; 0 for all.
 
     Raises:
-        ValueError: codes that do not fit into bytes.
+        ValueError: an odd number of columns with 4 bits.
     """
 
     packed: Tensor
@@ -177,18 +177,18 @@ class Codes(nn.Module):
             codes = halves[:, ::2] | halves[:, 1::2] << 4
         self.register_buffer("packed", codes)
         self.register_buffer("scale", scale)
-        self.register_buffer("group", torch.tensor(group_size))  # for who loads the codes
+        self.register_buffer("group", torch.tensor(group_size))  # so that a loader can read it from the state
 
     @classmethod
     def stored(cls, state_dict: Mapping[str, Tensor], prefix: str) -> Codes:
-        """Codes with room for stored ones.
+        """Create codes from a stored state.
 
         Args:
             state_dict: state of a model.
-            prefix: name of the codes in it, with a dot at its end.
+            prefix: name of the codes in it, with a trailing dot.
 
         Returns:
-            Codes of the same shape, number of bits and groups; their values are those stored.
+            Codes with the stored shape, number of bits, groups and values.
         """
         packed, scale = state_dict[f"{prefix}packed"], state_dict[f"{prefix}scale"]
         found = cls(packed.clone(), scale.clone(), group_size=int(state_dict[f"{prefix}group"]))
@@ -197,14 +197,14 @@ class Codes(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Codes and scales."""
+        """Bytes of codes and scales."""
         return self.packed.nbytes + self.scale.nbytes
 
     def codes(self) -> Tensor:
-        """Unpacked.
+        """Unpack the codes.
 
         Returns:
-            int8, the shape of the weight.
+            Codes, int8, the shape of the weight.
         """
         if self.bits == 8:
             return self.packed
@@ -220,7 +220,7 @@ class Codes(nn.Module):
 
 
 class _Plain(nn.Module):
-    """A weight as it is."""
+    """A weight in floating point."""
 
     value: Tensor
 
@@ -233,13 +233,13 @@ class _Plain(nn.Module):
 
 
 class IntegerMamba(nn.Module):
-    """`foveal.nn.mamba.Mamba` taken apart, (B, N, dim) to (B, N, dim); it does not learn.
+    """`foveal.nn.mamba.Mamba` with separate steps, (B, N, dim) to (B, N, dim); not trainable.
 
-    A stored state can be loaded into any mixer of the same sizes: it takes the codes, scales and rotation of the state,
-    so `integers_(fresh)` and `load_state_dict` give a quantised model back.
+    A stored state can be loaded into any mixer of the same sizes: it takes over the codes, scales and rotation of the
+    state, so `integers_(fresh)` and `load_state_dict` restore a quantised model.
 
     Args:
-        mixer: whose weights are copied.
+        mixer: mixer whose weights are copied.
     """
 
     rotated: Tensor
@@ -285,14 +285,14 @@ class IntegerMamba(nn.Module):
             self.rotation = Rotation() if self.rotated else nn.Identity()
 
     def weight(self, name: str) -> Tensor:
-        """A weight, made from its codes if it has any.
+        """A weight, dequantised if it is stored as codes.
 
         Args:
             name: "in_proj", "conv1d", "x_proj", "dt_proj", "dt_bias", "conv_bias", "A_log", "D" or "out_proj", with
-                "_b" for the way back.
+                "_b" for the backward direction.
 
         Returns:
-            Floating point.
+            The weight in floating point.
         """
         return self.weights[name]()
 
@@ -300,16 +300,16 @@ class IntegerMamba(nn.Module):
         """Replace a weight.
 
         Args:
-            name: as in `weight`.
-            value: a tensor, or codes of the same shape.
+            name: name of the weight, see `weight`.
+            value: tensor, or codes of the same shape.
         """
         self.weights[name] = value if isinstance(value, Codes) else _Plain(value)
 
     def point(self, name: str) -> Point:
-        """Where values are rounded.
+        """The point of a name.
 
         Args:
-            name: in brackets above, with "_b" for the way back.
+            name: name in brackets in the head of this file, with "_b" for the backward direction.
 
         Returns:
             The point.
@@ -352,16 +352,16 @@ class IntegerMamba(nn.Module):
 
 
 def integers_(model: nn.Module) -> list[IntegerMamba]:
-    """Take every Mamba mixer of a model apart, in place; the model computes what it did.
+    """Replace every Mamba mixer of a model by `IntegerMamba`, in place; outputs stay the same.
 
     Args:
-        model: holds mixers of `foveal.nn.mamba`, and is not one itself.
+        model: network that contains mixers of `foveal.nn.mamba`, not a bare mixer.
 
     Returns:
-        Its mixers, in order, those that were taken apart before included.
+        Its mixers, in order, including those that were replaced before.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: a model without mixers, or a bare mixer.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -377,18 +377,18 @@ def integers_(model: nn.Module) -> list[IntegerMamba]:
 
 
 def watched(model: nn.Module, calibration: Iterable[Tensor], watches: dict[Point, Watch]) -> dict[Point, Watch]:
-    """Run batches through a model and look at its points.
+    """Run batches through a model and collect the statistics of its points.
 
     Args:
-        model: in which the points lie.
-        calibration: batches that it takes.
-        watches: what to look for at each point.
+        model: network that contains the points.
+        calibration: batches of its inputs.
+        watches: statistics to collect at each point.
 
     Returns:
-        The watches, filled.
+        The same statistics, filled.
 
     Raises:
-        ValueError: no batch came.
+        ValueError: no batch.
     """
 
     def batches() -> Iterator[Tensor]:

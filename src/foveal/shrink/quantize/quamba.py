@@ -1,13 +1,13 @@
 """Quamba: eight bits for a Mamba mixer, with the scan's input clipped and its output rotated.
 
 *Source*: H.-Y. Chiang et al., "Quamba: A Post-Training Quantization Recipe for Selective State Space Models", ICLR 2025
-(arXiv:2410.13229), section 4. Every tensor has one scale, found on calibration data beforehand. Two tensors are treated
-apart. Of the scan's input u, on which the recurrence is sensitive, the few largest values are given up:
+(arXiv:2410.13229), section 4. Every tensor has one scale, found on calibration data. Two tensors are treated
+specially. The few largest values of the scan's input u, to which the recurrence is sensitive, are clipped:
 
     scale_u = (percentile p of |u|) / 127
 
-The gated output y has large outliers in a few channels. A Hadamard transform spreads them over all, and its inverse is
-folded into the projection, so that nothing but rounding changes:
+The gated output y has large outliers in a few channels. A Hadamard transform spreads them over all channels, and its
+inverse is folded into the projection, so that only rounding changes:
 
     out = W_out y = (W_out Hᵀ)(H y),   H Hᵀ = 1
 
@@ -45,16 +45,17 @@ ROUNDED = ("in_proj", "out_proj", "conv1d", "x_proj", "dt_proj", "dt_bias", "A_l
 def hadamard(size: int) -> Tensor:
     """The small factor of a Hadamard matrix whose order is not a power of two.
 
-    Paley: for a prime q of the form 4k + 3, the matrix of residues modulo q with a border has order q + 1.
+    Paley's construction: for a prime q of the form 4k + 3, the bordered matrix of residues modulo q has order q + 1.
 
     Args:
-        size: n.
+        size: width of the transform, n.
 
     Returns:
-        ±1, (m, m), with the least m for which n / m is a power of two. Kept between calls: do not write into it.
+        Matrix of ±1, (m, m), with the least m for which n / m is a power of two. Cached between calls: do not modify
+        it.
 
     Raises:
-        ValueError: no such matrix is built here.
+        ValueError: no construction for this size.
     """
     odd = size
     while odd % 2 == 0:
@@ -66,7 +67,7 @@ def hadamard(size: int) -> Tensor:
             residues = {d * d % prime for d in range(1, prime)}
             sign = [0] + [1 if d in residues else -1 for d in range(1, prime)]
             below = [[-1] + [sign[(i - j) % prime] + (i == j) for j in range(prime)] for i in range(prime)]
-            with torch.inference_mode(False):  # what is kept must also serve where gradients are wanted
+            with torch.inference_mode(False):  # the cached tensor must also work with gradients
                 return torch.tensor([[1] * order, *below])
         order *= 2
     if odd == 1:
@@ -82,10 +83,10 @@ def rotate(x: Tensor) -> Tensor:
     """Orthonormal Hadamard transform of the last axis, in n·log n additions.
 
     Args:
-        x: (…, n).
+        x: values, (…, n).
 
     Returns:
-        (…, n), of the same length.
+        Transformed values, (…, n), of the same norm.
     """
     size = x.shape[-1]
     small = hadamard(size).to(x)
@@ -110,10 +111,10 @@ def rotate_(model: nn.Module) -> nn.Module:
     """Fold the transform into every mixer of a model, in place and without rounding.
 
     Args:
-        model: holds mixers of `foveal.nn.mamba`.
+        model: network that contains mixers of `foveal.nn.mamba`.
 
     Returns:
-        The model, which computes what it did.
+        The model, with the same outputs.
     """
     for mixer in integers_(model):
         if not isinstance(mixer.rotation, Rotation):
@@ -123,16 +124,16 @@ def rotate_(model: nn.Module) -> nn.Module:
 
 
 def floating(model: nn.Module) -> list[IntegerMamba]:
-    """The mixers of a model that was not quantised yet, ready to be.
+    """The mixers of a model in floating point, prepared for quantisation.
 
     Args:
-        model: a model that holds mixers of `foveal.nn.mamba`.
+        model: network that contains mixers of `foveal.nn.mamba`.
 
     Returns:
         Its mixers.
 
     Raises:
-        ValueError: it was quantised before.
+        ValueError: the model is already quantised, or has no mixers.
     """
     mixers = integers_(model)
     if any(isinstance(part, Codes) for mixer in mixers for part in mixer.modules()):
@@ -141,16 +142,16 @@ def floating(model: nn.Module) -> list[IntegerMamba]:
 
 
 def given(data: Inputs | None) -> Inputs:
-    """Calibration inputs, or an error where there are none.
+    """Check that there are calibration inputs.
 
     Args:
-        data: as `Step.apply` takes it.
+        data: argument of `Step.apply`.
 
     Returns:
-        The same.
+        `data`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `data` is None.
     """
     if data is None:
         raise ValueError(
@@ -164,8 +165,8 @@ class Quamba:
     """Quantise the Mamba mixers of a trained model to eight bits; `Quamba(1.0, rotate=False)` is plain rounding.
 
     Args:
-        percentile: p, share of the scan's input in (0, 1] that is not clipped.
-        rotate: whether the scan's output is rotated.
+        percentile: p, share of the scan's input that is not clipped, in (0, 1].
+        rotate: whether to rotate the scan's output.
 
     Raises:
         ValueError: a percentile out of range.
@@ -182,14 +183,14 @@ class Quamba:
         """Quantise the Mamba mixers of a trained model to eight bits, in place.
 
         Args:
-            model: a model that holds mixers of `foveal.nn.mamba`.
+            model: network that contains mixers of `foveal.nn.mamba`.
             data: calibration inputs of the model, as one tensor or in batches.
 
         Returns:
             The model.
 
         Raises:
-            ValueError: no calibration inputs, or a model that was quantised before.
+            ValueError: no calibration inputs, or a model that is already quantised.
         """
         mixers = floating(model)
         data = given(data)
@@ -210,13 +211,13 @@ class Quamba:
 
 
 def tiny_mixers(seed: int) -> nn.Module:
-    """Two small mixers, for the common suite.
+    """Two small mixers for the common suite.
 
     Args:
         seed: seed of their weights.
 
     Returns:
-        (B, N, 16) to the same.
+        Network, (B, N, 16) to the same.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -224,13 +225,13 @@ def tiny_mixers(seed: int) -> nn.Module:
 
 
 def tiny_tokens(seed: int) -> Tensor:
-    """Inputs of `tiny_mixers`.
+    """Inputs for `tiny_mixers`.
 
     Args:
         seed: seed of the values.
 
     Returns:
-        (2, 9, 16).
+        Tokens, (2, 9, 16).
     """
     return torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(seed))
 

@@ -1,21 +1,21 @@
 """Quamba2: four-bit weights for a Mamba mixer, with the scan's channels sorted and clustered to share scales.
 
 *Source*: H.-Y. Chiang et al., "Quamba2: A Robust and Scalable Post-training Quantization Framework for Selective State
-Space Models", ICML 2025 (arXiv:2503.22879), section 3. The scan treats every channel by itself, so its channels can
-stand in any order, and large ones stay large. They are sorted by their largest value while calibrating, and every
-weight with them, which leaves the output as it is; then neighbours are clustered, and each cluster has a scale:
+Space Models", ICML 2025 (arXiv:2503.22879), section 3. The scan processes every channel independently, so its channels
+can be in any order, and large ones stay large. They are sorted by their largest value during calibration, together with
+every weight, which leaves the output unchanged; then neighbours are clustered, and each cluster has one scale:
 
     order = argsort(max_c);   k-means of max_c → clusters;   scale_g = (largest in cluster g) / 127
 
-B and C have a scale for each group of states. Weights of four bits have a scale for each output and `group_size`
+B and C have one scale per group of states. Four-bit weights have one scale per output and `group_size`
 inputs. They are rounded input by input as in GPTQ (E. Frantar et al., arXiv:2210.17323): with M the upper Cholesky
-factor of the inverse of the damped Hessian X Xᵀ, the error of input i is made good by those that follow,
+factor of the inverse of the damped Hessian X Xᵀ, the error of input i is compensated by the following inputs,
 
     e = (w_i - round(w_i)) / M_ii;   w_j ← w_j - e · M_ij,  j > i
 
 The output is rotated as in Quamba.
 
-*Differs from the paper*: for Mamba-1, whose channels are not bound in heads and whose states are one group: the
+*Differs from the paper*: for Mamba-1, whose channels are not grouped into heads and whose states are one group: the
 channels are clustered in one step, and groups of states are neighbours among the D. The Hessians of all layers come
 from the network in floating point. The residual stream is not rotated. Integer arithmetic is simulated.
 
@@ -49,19 +49,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Quamba2", "clips", "cluster", "clustered", "gptq", "packed_bytes", "permute_", "sort_"]
 
-SEEN_BY = {"in_proj": "tokens", "x_proj": "u", "out_proj": "y"}  # weights of four bits and the point before them
+SEEN_BY = {"in_proj": "tokens", "x_proj": "u", "out_proj": "y"}  # four-bit weights and the points before them
 
 
 def cluster(largest: Tensor, groups: int, *, rounds: int = 50) -> Tensor:
-    """Clusters of neighbours in a sorted list: k-means on the line, begun with equal parts.
+    """Clusters of neighbours in a sorted list: one-dimensional k-means, initialised with equal parts.
 
     Args:
-        largest: sorted, (C,).
-        groups: how many, at most C.
-        rounds: of k-means at most.
+        largest: sorted values, (C,).
+        groups: number of clusters, at most C.
+        rounds: largest number of k-means iterations.
 
     Returns:
-        Cluster of each, int64 from 0 upward, (C,).
+        Cluster of each value, int64 from 0 upward, (C,).
     """
     count = len(largest)
     label = torch.arange(count, device=largest.device) * groups // count
@@ -70,7 +70,7 @@ def cluster(largest: Tensor, groups: int, *, rounds: int = 50) -> Tensor:
         sizes = largest.new_zeros(groups).index_add_(0, label, torch.ones_like(largest))
         centre = sums / sizes
         nearest = (largest[:, None] - centre).abs().argmin(1)
-        # An empty cluster would have no centre; the clusters found so far are kept then.
+        # An empty cluster would have no centre; the last clusters without an empty one are kept.
         if len(nearest.unique()) < groups or torch.equal(nearest, label):
             break
         label = nearest
@@ -80,14 +80,14 @@ def cluster(largest: Tensor, groups: int, *, rounds: int = 50) -> Tensor:
 def gptq(
     weight: Tensor, hessian: Tensor, *, bits: int = 4, group_size: int = 128, damping: float = 0.01
 ) -> tuple[Tensor, Tensor]:
-    """Round a weight so that its outputs change little.
+    """Round a weight so that its layer's outputs change little.
 
     Args:
-        weight: W, (outputs, inputs).
-        hessian: X Xᵀ of calibration inputs, (inputs, inputs).
-        bits: of a code.
-        group_size: inputs that share a scale.
-        damping: added to the diagonal, over its mean.
+        weight: weight W, (outputs, inputs).
+        hessian: matrix X Xᵀ of the calibration inputs, (inputs, inputs).
+        bits: bits per code.
+        group_size: number of inputs that share a scale.
+        damping: term added to the diagonal, relative to its mean.
 
     Returns:
         Codes, int8, (outputs, inputs); scales, half precision, (outputs, groups).
@@ -102,7 +102,7 @@ def gptq(
     codes, scales = torch.empty_like(weight, dtype=torch.int8), []
     for i in range(weight.shape[1]):
         if i % group_size == 0:
-            # rounded to half precision here, so that the codes fit the scales that are kept
+            # rounded to half precision here, so that the codes fit the stored scales
             peak = left[:, i : i + group_size].abs().amax(1).clamp(min=1e-6)
             scales.append((peak * 2 / (2**bits - 1)).half())
         scale = scales[-1].double()
@@ -113,11 +113,11 @@ def gptq(
 
 
 def permute_(mixer: IntegerMamba, order: Tensor) -> None:
-    """Put the scanned channels of a mixer in another order, in place; its output stays.
+    """Permute the scanned channels of a mixer, in place; its output stays the same.
 
     Args:
-        mixer: not rotated yet.
-        order: a permutation of its inner channels, (E,).
+        mixer: mixer that is not rotated yet.
+        order: permutation of its inner channels, (E,).
     """
     both = torch.cat([order, order + len(order)])  # x and z
     mixer.put("in_proj", mixer.weight("in_proj")[both])
@@ -129,12 +129,12 @@ def permute_(mixer: IntegerMamba, order: Tensor) -> None:
 
 
 def sort_(mixers: list[IntegerMamba], model: nn.Module, calibration: Tensor | list[Tensor]) -> None:
-    """Order the channels of every mixer by the largest value of either way, in place.
+    """Sort the channels of every mixer by their largest value in either direction, in place.
 
     Args:
-        mixers: the model's mixers.
-        model: the model.
-        calibration: its inputs.
+        mixers: mixers of the model.
+        model: model that contains them.
+        calibration: inputs of the model.
     """
     watches = {mixer.point(f"u{way}"): Watch() for mixer in mixers for way in mixer.ways}
     watched(model, calibration, watches)
@@ -152,22 +152,22 @@ def clips(watch: Watch, label: Tensor) -> Tensor:
     """Largest value of each channel's group.
 
     Args:
-        watch: what was seen of the channels.
+        watch: statistics of the channels.
         label: group of each channel, (C,).
 
     Returns:
-        (C,).
+        Largest values, (C,).
     """
     largest = _largest(watch)
     return largest.new_zeros(int(label.max()) + 1).scatter_reduce(0, label, largest, "amax")[label]
 
 
 def clustered(mixer: IntegerMamba, watches: dict[str, Watch], clusters: int) -> Tensor:
-    """Clusters of the sorted channels of a mixer; both ways share them.
+    """Clusters of the sorted channels of a mixer, shared by both directions.
 
     Args:
-        mixer: the mixer.
-        watches: what was seen at its points.
+        mixer: mixer with sorted channels.
+        watches: statistics of its points.
         clusters: number of clusters.
 
     Returns:
@@ -197,13 +197,13 @@ class Quamba2:
     """Quantise the Mamba mixers of a trained model with weights of four or eight bits.
 
     Args:
-        weight_bits: of the projections in, to step, B and C, and out: 4 or 8.
-        activation_bits: 8, or 16 for activations that are not rounded.
-        clusters: of scanned channels, at least 1.
-        state_groups: of B and C, at least 1; must divide the states.
-        group_size: inputs that share a scale in four bits, even.
-        damping: of the Hessian, above 0.
-        rotate: whether the scan's output is rotated.
+        weight_bits: bits of the weights of `in_proj`, `x_proj` and `out_proj`: 4 or 8.
+        activation_bits: bits of the activations: 8, or 16 for no rounding.
+        clusters: number of clusters of scanned channels, at least 1.
+        state_groups: number of groups of states in B and C, at least 1; must divide the number of states.
+        group_size: number of inputs that share a scale with four-bit weights, even.
+        damping: damping of the Hessian, above 0.
+        rotate: whether to rotate the scan's output.
 
     Raises:
         ValueError: a value out of range.
@@ -235,15 +235,15 @@ class Quamba2:
         """Quantise the Mamba mixers of a trained model, in place.
 
         Args:
-            model: a model that holds mixers of `foveal.nn.mamba`.
+            model: network that contains mixers of `foveal.nn.mamba`.
             data: calibration inputs of the model, as one tensor or in batches.
 
         Returns:
             The model.
 
         Raises:
-            ValueError: no calibration inputs, a model that was quantised before, or states that cannot be grouped as
-                asked.
+            ValueError: no calibration inputs, a model that is already quantised, or a number of states that
+                `state_groups` does not divide.
         """
         mixers = floating(model)
         data = given(data)
@@ -272,10 +272,10 @@ class Quamba2:
 
 
 def packed_bytes(model: nn.Module) -> tuple[int, int]:
-    """What the quantised weights of a model take.
+    """Size of a model's quantised weights.
 
     Args:
-        model: a model that `Quamba` or `Quamba2` was applied to.
+        model: model quantised by `Quamba` or `Quamba2`.
 
     Returns:
         Bytes of codes and scales; bytes of the same weights in half precision.

@@ -1,1 +1,1 @@
-"""Fewer tokens: networks that drop or join them on the way."""
+"""Token reduction: networks that drop or merge tokens between their blocks."""

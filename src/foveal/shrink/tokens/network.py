@@ -1,4 +1,4 @@
-"""What a network must have for tokens to be dropped or merged on its way."""
+"""Protocol of networks whose tokens can be dropped or merged between blocks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Tokens"]
 
 @runtime_checkable
 class Tokens(Protocol):
-    """A network that runs tokens through a list of blocks, such as `foveal.nn.isotropic.Isotropic`.
+    """A network that passes tokens through a list of blocks, such as `foveal.nn.isotropic.Isotropic`.
 
     Args:
-        blocks: the blocks, each (B, N, C) to the same.
-        num_prefix_tokens: tokens that are no patches, such as a class token.
-        norm: applied to the last tokens.
+        blocks: blocks, each (B, N, C) to the same.
+        num_prefix_tokens: number of tokens that are not patches, such as a class token.
+        norm: normalisation of the last tokens.
     """
 
     blocks: nn.ModuleList
@@ -25,23 +25,23 @@ class Tokens(Protocol):
     norm: nn.Module
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Pictures to the first block's tokens.
+        """Embed pictures as the tokens of the first block.
 
         Args:
             x: pictures, (B, in_channels, H, W).
 
         Returns:
-            Tokens, (B, N, C), and the rows and columns of patches.
+            Tokens, (B, N, C), and the numbers of rows and columns of patches.
         """
         ...
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens to the result.
+        """Classify from the last tokens.
 
         Args:
             x: normalised tokens, (B, N, C).
 
         Returns:
-            (B, num_classes).
+            Logits, (B, num_classes).
         """
         ...

@@ -1,20 +1,20 @@
-"""ToP-ViM: drop tokens of a state-space network on its way, and let the state go on as if they stood there empty.
+"""ToP-ViM: drop tokens of a state-space network between blocks, and let the state decay as if they were still there.
 
 *Source*: Z. Zhan et al., "Exploring Token Pruning in Vision State Space Models", NeurIPS 2024 (arXiv:2409.18962):
 importance from the scan's output, and pruning-aware hidden-state alignment.
 
     score_p = mean over channels of max(0, y_p)                      y: the scan's output, (B, E, N)
-    kept = places of the highest scores, in the order of the route
+    kept = positions of the highest scores, in the order of the route
     h_t = exp((delta_t + s_t) A) h_{t-1} + delta_t B_t u_t,  y_t = C_tᵀ h_t + D u_t
 
-s_t is the sum of the steps of the places dropped between a kept token and the kept one before it on the route. They
-bring nothing in, but the state decays as it would have, so a token's neighbours stay as far away as they were. Naive
-pruning has s = 0 and closes the gaps. An aligned scan of M kept tokens is an ordinary scan of M steps delta + s with
-inputs u · delta / (delta + s).
+s_t is the sum of the steps of the positions dropped between a kept token and the previous kept one on the route. They
+contribute no input, but the state decays as it would have, so the distance between tokens is preserved. Naive pruning
+has s = 0 and closes the gaps. An aligned scan of M kept tokens is an ordinary scan of M steps delta + s with inputs
+u · delta / (delta + s).
 
-*Differs from the paper*: a dropped place takes the step of a zero input, softplus(bias), so the scan equals the one
-over all places with the inputs of the dropped ones masked. Vim's convolution along the route closes the gaps: zeros in
-them cost a small Vim at 60% of its tokens two points more. PlainMamba's, over the map, sees zeros.
+*Differs from the paper*: a dropped position takes the step of a zero input, softplus(bias), so the scan equals the one
+over all positions with the inputs of the dropped ones masked. Vim's convolution along the route closes the gaps: zeros
+in them cost a small Vim at 60% of its tokens two points more. PlainMamba's convolution, over the map, sees zeros.
 *Provenance*: written from the paper.
 """
 
@@ -44,26 +44,26 @@ __all__ = ["PrunedTokens", "ToPViM", "aligned_scan", "keep_tokens", "mix", "scor
 
 
 def score_tokens(y: Tensor) -> Tensor:
-    """How much each token matters.
+    """Importance of each token.
 
     Args:
-        y: the scan's output, (B, E, N).
+        y: output of the scan, (B, E, N).
 
     Returns:
-        (B, N), at least 0.
+        Scores, (B, N), at least 0.
     """
     return y.clamp_min(0).mean(1)
 
 
 def keep_tokens(score: Tensor, count: int) -> Tensor:
-    """Which tokens stay.
+    """Indices of the most important tokens.
 
     Args:
-        score: (B, N).
-        count: how many of each sequence.
+        score: scores, (B, N).
+        count: number of tokens to keep per sequence.
 
     Returns:
-        Their indices, rising, (B, count).
+        Indices, ascending, (B, count).
     """
     return score.topk(count, dim=1).indices.sort(1).values
 
@@ -79,20 +79,20 @@ def aligned_scan(
     times: Tensor,
     idle: Tensor | None,
 ) -> Tensor:
-    """Selective scan of kept tokens, the state decaying over what was dropped between them.
+    """Selective scan of kept tokens, with the state decaying over the tokens dropped between them.
 
     Args:
         u: input at the kept tokens, (B, E, M).
-        delta: their step sizes, after softplus, (B, E, M).
+        delta: step sizes, after softplus, (B, E, M).
         A: decay of each state, (E, D), negative.
         B: input weights, (B, D, M).
-        C: output weights, the same.
+        C: output weights, (B, D, M).
         D: skip weights, (E,).
-        times: when the whole scan would have come to each, rising, (B, M).
-        idle: step size of a dropped place, (E,); None closes the gaps.
+        times: step of the full scan at which it reaches each token, ascending, (B, M).
+        idle: step size of a dropped position, (E,); None closes the gaps.
 
     Returns:
-        (B, E, M).
+        Output, (B, E, M).
     """
     pace, brought = delta, u
     if idle is not None:
@@ -106,7 +106,7 @@ def aligned_scan(
 
 
 def _rows(places: Tensor, length: int) -> Tensor:
-    """Places (B, M) in sequences of a length, as rows of all sequences: rows are copied faster than numbers moved."""
+    """Positions (B, M) as row numbers of all sequences concatenated: copying rows is faster than gathering elements."""
     return (places + torch.arange(places.shape[0], device=places.device)[:, None] * length).flatten()
 
 
@@ -144,9 +144,9 @@ def _over_map(mixer: PlainMambaMixer, x: Tensor, places: Tensor, size: tuple[int
     delta, weights_in, weights_out = (t.transpose(1, 2) for t in scan.project(u.transpose(1, 2)))
     route = routes("snake", *size, device=x.device)
     count = route.shape[0]
-    # (K, L): when route k comes to place p
+    # (K, L): step at which route k reaches position p
     comes = torch.zeros_like(route).scatter(1, route, torch.arange(length, device=x.device).expand_as(route))
-    # (B, K, M) to (B·K, M): when to a kept one, and which one is next; routes are sequences of their own from here
+    # (B, K, M) to (B·K, M): steps of the kept tokens, and their order; from here each route is a sequence
     times, order = comes[:, places].transpose(0, 1).flatten(0, 1).sort(-1)
     theta = scan.directions[moves(route, size[1])[:, places]].transpose(0, 1).flatten(0, 1)
 
@@ -165,18 +165,18 @@ def _over_map(mixer: PlainMambaMixer, x: Tensor, places: Tensor, size: tuple[int
 def mix(
     mixer: Mamba | PlainMambaMixer, tokens: Tensor, places: Tensor, size: tuple[int, int], length: int, align: bool
 ) -> tuple[Tensor, Tensor]:
-    """A mixer on kept tokens.
+    """Apply a mixer to kept tokens.
 
     Args:
-        mixer: the mixer.
-        tokens: the kept ones, (B, M, C).
-        places: where they stand among all, rising, (B, M).
-        size: rows and columns of patches.
+        mixer: mixer of a block.
+        tokens: kept tokens, (B, M, C).
+        places: positions of the kept tokens among all, ascending, (B, M).
+        size: numbers of rows and columns of patches.
         length: number of all tokens, N.
-        align: whether the state decays over what was dropped.
+        align: whether the state decays over dropped tokens.
 
     Returns:
-        What the mixer gives, (B, M, C), and the scan's output, (B, E, M).
+        Output of the mixer, (B, M, C), and output of the scan, (B, E, M).
     """
     x, z = mixer.in_proj(tokens).chunk(2, dim=2)
     if isinstance(mixer, Mamba):
@@ -188,15 +188,15 @@ def mix(
 
 @dataclass(frozen=True)
 class ToPViM:
-    """When tokens are dropped, and how many stay.
+    """Token pruning: after which blocks tokens are dropped, and how many are kept.
 
     Args:
-        after: numbers of the blocks, from 1 and rising, after which tokens are dropped.
-        keep: share of the patches that stays each time, in (0, 1].
-        align: whether the state decays over dropped places; False is naive pruning.
+        after: numbers of the blocks after which tokens are dropped, from 1, ascending.
+        keep: share of the patches that is kept each time, in (0, 1].
+        align: whether the state decays over dropped tokens; False is naive pruning.
 
     Raises:
-        ValueError: blocks that do not rise from 1, or a share outside of (0, 1].
+        ValueError: block numbers that are not ascending from 1, or a share outside (0, 1].
     """
 
     after: tuple[int, ...] = (6, 12, 18)
@@ -210,18 +210,18 @@ class ToPViM:
             raise ValueError(f"keep must be in (0, 1], got {self.keep}; 0.7 keeps 70% of the patches each time")
 
     def apply(self, model: nn.Module, data: Inputs | None = None) -> PrunedTokens:  # noqa: ARG002 - nothing is calibrated
-        """Let a network drop tokens on its way. It can be trained further like this, which the paper does.
+        """Let a network drop tokens between its blocks. The result can be trained further, as in the paper.
 
         Args:
-            model: one of `vim_*` or `plainmamba_*`.
-            data: not needed.
+            model: network, one of `vim_*` or `plainmamba_*`.
+            data: not used.
 
         Returns:
-            The network around the same parameters.
+            Pruned network that shares the parameters of `model`.
 
         Raises:
-            TypeError: another network.
-            ValueError: fewer blocks than `after` speaks of, or blocks that cannot run on a part of the map.
+            TypeError: a network that is neither a Vim nor a PlainMamba.
+            ValueError: too few blocks for `after`, or blocks that cannot run on a part of the map.
         """
         blocks = model.blocks if isinstance(model, Tokens) else ()
         mixers = [getattr(block, "mixer", None) for block in blocks]
@@ -240,11 +240,11 @@ class ToPViM:
 
 
 class PrunedTokens(nn.Module):
-    """A network that drops tokens on its way, (B, in_channels, H, W) to (B, num_classes). Made by `ToPViM.apply`.
+    """A network that drops tokens between its blocks, (B, in_channels, H, W) to (B, num_classes), see `ToPViM.apply`.
 
     Args:
-        model: the network; its parameters are shared, not copied.
-        config: when and how many.
+        model: network to prune; its parameters are shared, not copied.
+        config: pruning schedule.
     """
 
     def __init__(self, model: Tokens, config: ToPViM) -> None:
@@ -258,12 +258,12 @@ class PrunedTokens(nn.Module):
             x: pictures, (B, in_channels, H, W).
 
         Returns:
-            Kept tokens, (B, M, C), the class token among them, and their places among all, rising, (B, M).
+            Kept tokens, (B, M, C), including the class token, and their positions among all, ascending, (B, M).
         """
         return self._through(x)[:2]
 
     def _through(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Tokens, places, and the place of the class token if there is one."""
+        """Tokens, positions, and the position of the class token if there is one."""
         model, config = self.model, self.config
         tokens, size = model.embed(x)
         length, own = tokens.shape[1], model.num_prefix_tokens

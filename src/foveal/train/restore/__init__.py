@@ -1,1 +1,1 @@
-"""Training of networks of pictures: data, degradations, teachers, losses and recipes."""
+"""Training of picture networks: data, degradations, teachers, losses and recipes."""

@@ -1,10 +1,10 @@
-"""Fetch freely licensed pictures from Debian's archive and make a training set of them.
+"""Fetch freely licensed pictures from Debian's archive and prepare a training set.
 
-Debian ships only what anyone may use, change and pass on, so weights trained on these pictures carry no
-non-commercial string. Wallpaper packages bring photographs of 4 to 24 megapixels, a game brings 240 landscapes and
-cities of one megapixel, others bring photographed textures. Pictures that were stored with loss are halved, which
-removes most of what the codec left behind (not the landscapes: they lost little); flat ones (drawn wallpapers, masks)
-are dropped because they teach a network nothing.
+Debian ships only content that anyone may use, modify and redistribute, so weights trained on these pictures carry no
+non-commercial restriction. Wallpaper packages contain photographs of 4 to 24 megapixels, one game contains 240
+landscapes and cities of one megapixel, others contain photographed textures. Lossily compressed pictures are halved in
+size, which removes most compression artefacts (not the landscapes: they have few); flat pictures (drawn wallpapers,
+masks) are dropped because they teach a network nothing.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Package:
     """One Debian package of pictures.
 
     Args:
-        name: the package's name in Debian 12.
-        licence: licences of its pictures, as its copyright file states them.
+        name: name of the package in Debian 12.
+        licence: licences of its pictures, from its copyright file.
         least: smallest picture taken, in megapixels.
-        skip: beginnings of file names that are left out.
-        halved: whether pictures that were stored with loss are halved.
+        skip: prefixes of file names that are left out.
+        halved: whether lossily compressed pictures are halved in size.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Package:
     halved: bool = True
 
 
-# foveal's sample pictures were cut from four of the lomiri wallpapers, which are therefore never trained on.
+# foveal's sample pictures are crops of four of the lomiri wallpapers, which are therefore never trained on.
 SAMPLES = ("friends_by_", "Bridge_by_", "greentock_by_", "seeding_by_")
 SPACE = ("space", "nasa", "earthrise", "army", "engine", "eso", "geoscan", "lobby", "tempest")
 CHARTS = ("P3-", "R2020-", "rgb-to")
@@ -80,9 +80,9 @@ PACKAGES = PHOTOGRAPHS + TEXTURES
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tga"}
 LOSSY = {".jpg", ".jpeg", ".webp"}
-LARGEST = 4.2  # megapixels: a larger picture is halved until it is below, its detail is then dense
-FLAT = 3.0  # mean squared error of bicubic at ×2, in levels², under which a picture is dropped
-# What such names hold is no picture to learn from: data for shading, or one photograph in another encoding.
+LARGEST = 4.2  # megapixels: a larger picture is halved until it is smaller, so that its detail is dense
+FLAT = 3.0  # mean squared error of bicubic at ×2, in levels², below which a picture is dropped
+# Files with such names are not training pictures: shading data, or the same photograph in another encoding.
 OFTEN = (
     *("normal", "_nm.", "_n.", "_s.", "_gloss", "heightmap", "lightmap", "_spec", "screenshot", "alpha", "mask"),
     *("_709_", "_2020_", "_acescg", "grayscale"),
@@ -90,15 +90,15 @@ OFTEN = (
 
 
 def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES, say: Callable[[str], None] = print) -> list[Path]:
-    """Download the packages' archives with `apt-get download`; those already there stay.
+    """Download the packages' archives with `apt-get download`; existing archives are kept.
 
     Args:
-        folder: where the `.deb` files go; made if missing.
-        packages: which packages.
-        say: called with a line of progress.
+        folder: folder for the `.deb` files; created if missing.
+        packages: packages to use.
+        say: function called with lines of progress.
 
     Returns:
-        One archive a package, in order.
+        One archive per package, in order.
 
     Raises:
         FetchError: `apt-get` is missing or refuses a package.
@@ -130,7 +130,7 @@ def _unpack(archive: Path, folder: str) -> None:
 
 
 def _pictures(root: Path, package: Package) -> Iterator[Path]:
-    """Every picture under `root` that is large enough; of one picture in several sizes, the largest."""
+    """Every picture below `root` that is large enough; of a picture in several sizes, only the largest."""
     for archive in root.rglob("*.pk3"):
         with zipfile.ZipFile(archive) as z:
             z.extractall(archive.with_suffix(".d"))
@@ -146,7 +146,7 @@ def _pictures(root: Path, package: Package) -> Iterator[Path]:
                 size = picture.width * picture.height / 1e6
         except OSError:
             continue
-        # KDE keeps one picture in many sizes: NAME/contents/images/WIDTHxHEIGHT.png
+        # KDE stores a picture in many sizes: NAME/contents/images/WIDTHxHEIGHT.png
         key = path.parent if path.parent.name.startswith("images") else path
         if size >= package.least and size > best.get(key, (0.0, path))[0]:
             best[key] = (size, path)
@@ -154,7 +154,7 @@ def _pictures(root: Path, package: Package) -> Iterator[Path]:
 
 
 def _load(path: Path, reduce: int = 1, *, halved: bool = True) -> np.ndarray | None:
-    """The picture as a training target (H, W, 3) uint8, or None when it holds too little detail."""
+    """The picture as a training target, (H, W, 3) uint8, or None if it has too little detail."""
     with Image.open(path) as picture:
         seen = picture.convert("RGBA" if picture.mode in ("RGBA", "LA", "P", "PA") else "RGB")
     if seen.mode == "RGBA" and np.asarray(seen)[..., 3].min() < 250:
@@ -182,17 +182,17 @@ def prepare(
     *,
     reduce: int = 1,
 ) -> int:
-    """Unpack the archives and write the training pictures with their sources.
+    """Unpack the archives and write the training pictures with a list of their sources.
 
     Args:
         out: folder for `NNNN.png` and `sources.csv` (picture, package, version, file, licence).
-        debs: folder of the archives, filled by `fetch` where a package is missing.
-        packages: which packages.
-        say: called with a line of progress.
-        reduce: make every picture so many times smaller, which makes it sharper pixel by pixel.
+        debs: folder of the archives; missing ones are downloaded by `fetch`.
+        packages: packages to use.
+        say: function called with lines of progress.
+        reduce: factor by which every picture is reduced, which makes it sharper per pixel.
 
     Returns:
-        How many pictures were written.
+        Number of pictures written.
 
     Raises:
         ValueError: `reduce` below 1.

@@ -1,4 +1,4 @@
-"""Train a network of pictures by a recipe: super-resolution, or restoration of the same size."""
+"""Train a picture network by a recipe: super-resolution, or restoration at the same size."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "objective", "optimizers", "validate"]
 
-# A longer or shorter schedule, and where data lies, may change between two runs; what is learnt may not.
+# The length of the schedule and the location of the data may change between two runs; what is learnt may not.
 FREE = ("steps", "data", "validation", "every", "precision", "start", "refit")
 
 
 def _pictures(batch: tuple[Tensor, ...], recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """uint8 (B, H, W, 3) to channels-last float (B, 3, H, W) in [0, 1]: what is given and wanted."""
+    """uint8 (B, H, W, 3) to channels-last float (B, 3, H, W) in [0, 1]: the network's input and its target."""
     low, high, *taught = (t.permute(0, 3, 1, 2).float().div_(255) for t in batch)
     return low, high.lerp_(taught[0], recipe.teacher_share) if taught else high
 
 
 def objective(recipe: Recipe) -> Objective:
-    """The recipe's loss; networks that can make luminance alone (`LuminanceAlone`) are asked to where it is enough.
+    """The recipe's loss; where luminance is enough, networks that can compute it alone (`LuminanceAlone`) do so.
 
     Args:
-        recipe: the recipe.
+        recipe: the training recipe.
 
     Returns:
-        Objective of a batch of uint8 pictures: low resolution (B, h, w, 3), high resolution (B, s·h, s·w, 3), and the
-        teachers' answers as the latter where there are teachers.
+        Objective on batches of uint8 pictures: low resolution (B, h, w, 3), high resolution (B, s·h, s·w, 3), and, with
+        teachers, their answers in the same shape as the high resolution.
     """
     loss = LOSSES[recipe.loss]
 
@@ -67,17 +67,16 @@ def objective(recipe: Recipe) -> Objective:
 
 
 def validate(model: nn.Module, folder: Path, scale: int, *, noise: float = 0.0) -> float:
-    """Mean luminance PSNR over a folder of pictures, each reduced (and made noisy) and restored.
+    """Mean luminance PSNR over a folder of pictures, each reduced (and given noise) and then restored.
 
     Args:
         model: network, (1, 3, H, W) to (1, 3, s·H, s·W) in [0, 1].
-        folder: folder of pictures, not in subfolders.
-        scale: s; as many pixels are cut off at the border.
-        noise: standard deviation of the noise added to what the network is given, in levels of 255; the same noise each
-            time.
+        folder: folder of pictures; subfolders are not searched.
+        scale: s, also the number of pixels shaved at the border.
+        noise: standard deviation of the noise added to the network's input, in levels of 255; the same noise each time.
 
     Returns:
-        dB.
+        PSNR, dB.
 
     Raises:
         ValueError: no pictures in `folder`.
@@ -91,7 +90,7 @@ def validate(model: nn.Module, folder: Path, scale: int, *, noise: float = 0.0) 
 
 
 def _check(model: nn.Module, recipe: Recipe) -> None:
-    """Refuse before the first step what could only fail after the last, or at the first checkpoint."""
+    """Raise before the first step for what would otherwise fail at a checkpoint or after the last step."""
     if recipe.refit and not isinstance(model, LinearEnd):
         raise RecipeError(
             f"refit solves for a last layer that is linear, and {type(model).__name__} does not offer one "
@@ -108,10 +107,10 @@ def optimizers(model: nn.Module, recipe: Recipe) -> list[Any]:
 
     Args:
         model: network to train.
-        recipe: the recipe.
+        recipe: the training recipe.
 
     Returns:
-        One or two, which hold every parameter once.
+        One or two optimisers, which together hold every parameter exactly once.
     """
     if recipe.optimizer == "adam":
         return [torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.9, 0.99))]
@@ -128,23 +127,23 @@ def fit(
     say: Callable[[str], None] | None = None,
     stop_after: int | None = None,
 ) -> nn.Module:
-    """Train a network of pictures, resuming when `out` holds a checkpoint.
+    """Train a picture network, resuming if `out` contains a checkpoint.
 
     Args:
         model: network, (B, 3, H, W) to (B, 3, s·H, s·W), RGB in [0, 1]; trained in place.
         recipe: the recipe to follow.
         out: folder for `checkpoint.pt`, `log.csv`, `recipe.json`, and at the end `model.safetensors` and `log.png`.
         device: device to train on.
-        report: called about once a second and at every checkpoint.
-        say: called with a line of text: which weights of the recipe's start do not fit, how far its teachers are, and
-            what refitting gave.
-        stop_after: save and return after this step, as a stop by hand would.
+        report: function called about once a second and at every checkpoint.
+        say: function called with lines of text: which weights of `start` do not fit, the progress of the teachers, and
+            the gain of refitting.
+        stop_after: step after which to save and return, as an interruption would.
 
     Returns:
         The model with its averaged weights, in eval mode.
 
     Raises:
-        CheckpointError: the checkpoint in `out` was made by another recipe, or is damaged.
+        CheckpointError: the checkpoint in `out` belongs to another recipe, or is damaged.
         RecipeError: the recipe asks for a refit that the network does not allow.
         PicturesError: no pictures to train or validate on.
     """

@@ -1,4 +1,4 @@
-"""Losses of super-resolution, by their names in a recipe."""
+"""Super-resolution losses, by their names in a recipe."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 __all__ = ["LOSSES", "LUMINANCE", "SLIGHTEST", "luminance"]
 
 LUMINANCE = torch.tensor(BT601) / 255
-SLIGHTEST = 1e-5  # squared error, 50 dB: a patch that is nearer than that pulls no harder
+SLIGHTEST = 1e-5  # squared error, 50 dB: below it the gradient of a patch grows no further
 
 
 def luminance(rgb: Tensor) -> Tensor:
-    """BT.601 luminance of colours in [0, 1], without the 16 that stands for black.
+    """BT.601 luminance of colours in [0, 1], without the offset of 16 for black.
 
     Args:
-        rgb: (B, 3, H, W).
+        rgb: pictures, (B, 3, H, W).
 
     Returns:
-        (B, 1, H, W).
+        Luminance, (B, 1, H, W).
     """
     return torch.einsum("bchw,c->bhw", rgb, LUMINANCE.to(rgb))[:, None]
 
 
 class _LumaL2(torch.autograd.Function):
-    """Squared error of BT.601 luminance, which PSNR measures, and a tenth of that of RGB, which keeps colour.
+    """Squared error of BT.601 luminance, which PSNR measures, plus a tenth of that of RGB, which preserves colour.
 
-    The mean over pixels of dᵀ G d, d = (r, g, b) of the difference, whose gradient 2 G d is at hand after the forward
-    pass: at four times the side it is a fifth of what autograd would take.
+    The mean over pixels of dᵀ G d, d = (r, g, b) of the difference, whose gradient 2 G d is available after the forward
+    pass: at four times the side it takes a fifth of the time of autograd.
     """
 
     @staticmethod
@@ -55,9 +55,9 @@ class _LumaL2(torch.autograd.Function):
 
 
 def _roots(out: Tensor, target: Tensor) -> Tensor:
-    """Mean over patches of the root of each one's mean squared error.
+    """Mean over patches of the root mean squared error.
 
-    Nearer than its square to what a mean of PSNRs measures, which counts pictures alike, however hard they are.
+    Closer than the squared error to a mean of PSNRs, which weighs all pictures equally, however hard they are.
     """
     squares = F.mse_loss(out, target, reduction="none").mean((1, 2, 3))
     return (squares + SLIGHTEST).sqrt().mean()

@@ -1,8 +1,8 @@
-"""Low- and high-resolution patches for training super-resolution, and noisy and clean ones for denoising.
+"""Pairs of low- and high-resolution patches for super-resolution, and of noisy and clean ones for denoising.
 
 A folder of pictures becomes two flat arrays, one of high-resolution pixels and one of the same pictures reduced by
-`imresize`, kept beside the folder so that the second run starts at once. A batch is a function of seed and step
-alone, which is what makes a resumed training equal to one that was never stopped.
+`imresize`, cached beside the folder so that the second run starts at once. A batch is a function of seed and step
+only, which makes a resumed training identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class PicturesError(FovealError, ValueError):
-    """A folder without the pictures that are asked for."""
+    """A folder without the pictures that are needed."""
 
 
 def noisy(pictures: NDArray[np.uint8], level: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Add Gaussian noise and round to levels again.
+    """Add Gaussian noise and round to whole levels.
 
     Args:
         pictures: pictures of any shape.
-        level: standard deviation, in levels of 255; 0 returns the pictures themselves.
-        rng: generator that the noise is drawn from.
+        level: standard deviation of the noise, in levels of 255; 0 returns the pictures themselves.
+        rng: random generator for the noise.
 
     Returns:
-        As many, clipped to 0 to 255.
+        Pictures of the same shape, clipped to 0 to 255.
     """
     if not level:
         return pictures
@@ -58,7 +58,8 @@ def noisy(pictures: NDArray[np.uint8], level: float, rng: np.random.Generator) -
 def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
     """High resolution, low resolution and the squared luminance error of bicubic, on the low-resolution grid.
 
-    At scale 1 both pictures are the same, and the error is that of half the size: it tells where detail is.
+    At scale 1 both pictures are the same, and the error is that of bicubic at half the size, which shows where detail
+    is.
     """
     with Image.open(path) as picture:
         high = np.asarray(picture.convert("RGB"))
@@ -73,16 +74,16 @@ def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8],
 
 @dataclass
 class Pairs:
-    """Pictures with their reduced versions, and where in them to look.
+    """Pictures with their reduced versions, and the positions of the patches to draw.
 
     Args:
-        high: all high-resolution pixels end to end, (n·s², 3) uint8.
-        low: all low-resolution pixels end to end, (n, 3) uint8.
+        high: all high-resolution pixels concatenated, (n·s², 3) uint8.
+        low: all low-resolution pixels concatenated, (n, 3) uint8.
         shapes: rows and columns of each low-resolution picture, (pictures, 2).
         places: picture, row and column of every patch that may be drawn, (places, 3).
         scale: s.
         patch: side of a low-resolution patch.
-        taught: what teachers make of `low`, as `high`; None without teachers.
+        taught: teachers' answers to `low`, in the layout of `high`; None without teachers.
         noise: standard deviation of the noise that `batch` adds to the low resolution, in levels of 255.
     """
 
@@ -110,27 +111,27 @@ class Pairs:
         teach: Callable[[Path, int], NDArray[np.uint8]] | None = None,
         noise: float = 0.0,
     ) -> Pairs:
-        """Read every picture below `folder`, or what an earlier call kept of them.
+        """Read every picture below `folder`, or the cache of an earlier call.
 
-        The pixels are kept in `.foveal` in that folder, or in foveal's cache folder where that cannot be written, once
-        for each scale.
+        The pixels are cached in `.foveal` in that folder, or in foveal's cache folder if it is not writable, once per
+        scale.
 
         Args:
-            folder: pictures in any depth.
+            folder: folder of pictures; subfolders are searched too.
             scale: s.
             patch: side of a low-resolution patch, in pixels.
-            fraction: the most informative share of each picture's patches that is drawn from; 1 draws from all.
-            stride: distance between neighbouring places, in low-resolution pixels.
-            teach: the kept folder and s → answers of teachers to all pictures, which are learnt beside the originals,
-                such as `foveal.train.restore.teacher.answers` with its teachers filled in.
+            fraction: most informative share of each picture's patches to draw from; 1 draws from all.
+            stride: distance between neighbouring patches, in low-resolution pixels.
+            teach: function of the cache folder and s that returns teachers' answers to all pictures, which are learnt
+                beside the originals, such as `foveal.train.restore.teacher.answers` with its teachers filled in.
             noise: standard deviation of the noise that `batch` adds to the low resolution, in levels of 255.
 
         Returns:
             The pairs, memory-mapped.
 
         Raises:
-            PicturesError: no picture below `folder`, or none large enough.
-            TeacherError: a teacher of another scale.
+            PicturesError: no picture below `folder`, or none that is large enough.
+            TeacherError: a teacher with another scale.
         """
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not paths:
@@ -151,14 +152,15 @@ class Pairs:
         return cls(high, low, np.asarray(shapes), places, scale, patch, taught, noise)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:
-        """Draw patches, each turned and mirrored at random.
+        """Draw patches, each rotated and flipped at random.
 
         Args:
             size: B.
-            rng: where the choice comes from.
+            rng: random generator for the choice.
 
         Returns:
-            Low resolution (B, p, p, 3) and high resolution (B, s·p, s·p, 3); with teachers their answers too, as high.
+            Low resolution (B, p, p, 3) and high resolution (B, s·p, s·p, 3); with teachers also their answers, in the
+            latter shape.
         """
         sources = [(self.low, 1), (self.high, self.scale)]
         if self.taught is not None:
@@ -178,7 +180,7 @@ class Pairs:
 
 
 def _place(folder: Path) -> Path:
-    """Where the pixels are kept: beside the pictures if that can be written, else in the cache folder."""
+    """Folder of the cached pixels: beside the pictures if writable, else in foveal's cache folder."""
     place = folder / ".foveal"
     try:
         place.mkdir(exist_ok=True)
@@ -191,14 +193,14 @@ def _place(folder: Path) -> Path:
 
 
 def _write(kept: Path, paths: list[Path], scale: int) -> None:
-    """Decode and reduce every picture; the folder gets its name when it is whole."""
+    """Decode and reduce every picture; the folder gets its final name once it is complete."""
     shapes = []
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         part = Path(folder)
         with ExitStack() as stack:
             files = [stack.enter_context((part / n).open("wb")) for n in ARRAYS[:3]]
             pool = stack.enter_context(ThreadPoolExecutor(2))
-            # Sixteen at a time, so that memory is bounded: a picture is megabytes, a set can be many thousands.
+            # Sixteen at a time to bound memory: a picture takes megabytes, a set can have many thousands.
             for start in range(0, len(paths), 16):
                 for high, low, error in pool.map(lambda p: _pair(p, scale), paths[start : start + 16]):
                     shapes.append(low.shape[:2])

@@ -1,4 +1,4 @@
-"""A training recipe: a TOML file turned at once into a frozen, checked description."""
+"""Training recipes: a TOML file parsed into a frozen, validated dataclass."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ SCALES = (1, 2, 3, 4)
 
 
 class RecipeError(FovealError, ValueError):
-    """A recipe that cannot be followed; the text names the file and the line's key."""
+    """An invalid recipe; the text names the file and the key."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training produces.
+    """Everything that determines the result of a training.
 
     Args:
         model: registered name of the network.
-        scale: 2, 3 or 4; 1 restores pictures of the same size, which takes `noise`.
+        scale: 2, 3 or 4; 1 restores pictures at the same size, which needs `noise`.
         arguments: further keyword arguments of the network.
         data: folder of training pictures.
         patch: side of a low-resolution patch, in pixels.
-        batch: patches in a step.
-        fraction: most informative share of each picture's patches that is drawn from (SamplingAug), in (0, 1].
+        batch: number of patches per step.
+        fraction: most informative share of each picture's patches to draw from (SamplingAug), in (0, 1].
         steps: number of steps.
-        noise: standard deviation of Gaussian noise added to the pictures that the network is given, in levels of 255.
+        noise: standard deviation of the Gaussian noise added to the network's input, in levels of 255.
         optimizer: "muon" (kernels by Muon, the rest by Adam) or "adam".
-        lr: Adam's peak step size.
-        muon_lr: Muon's peak step size.
-        warmup: steps over which the step size rises to its peak; a cosine then brings it to 0.
-        loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": the
-            root of each patch's; "l2_luma": "luma" and a tenth of that of RGB.
-        teachers: bundles, by name or folder, whose answers are learnt beside the originals; one that is named twice
-            counts twice; none by default.
-        teacher_share: of their answers in what is learnt, in [0, 1]; the rest is the original's.
-        refit: batches over which the last layer of a LumaSR is solved for at the end, by least squares of luminance; 0
-            leaves it.
-        ema: share of the running average of the weights that is kept each step, in [0, 1); 0 turns it off.
-        seed: of weights and batches.
-        precision: "fp32", "bf16" (autocast), or "auto": whichever is faster here, timed over a few steps.
-        start: checkpoint or safetensors file whose matching weights begin the training; "" for none.
-        validation: folder of pictures whose PSNR is logged; "" for none.
-        every: steps between two checkpoints.
+        lr: Adam's peak learning rate.
+        muon_lr: Muon's peak learning rate.
+        warmup: number of steps over which the learning rate rises to its peak; a cosine then brings it to 0.
+        loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": its
+            root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB.
+        teachers: bundles, by name or folder, whose answers are learnt beside the originals; a bundle named twice counts
+            twice; none by default.
+        teacher_share: share of the teachers' answers in the target, in [0, 1]; the rest is the original's.
+        refit: number of batches over which the last layer of a LumaSR is refitted at the end, by least squares of
+            luminance; 0 skips this.
+        ema: decay of the running average of the weights, in [0, 1); 0 turns it off.
+        seed: seed of weights and batches.
+        precision: "fp32", "bf16" (autocast), or "auto": whichever is faster on this machine, timed over a few steps.
+        start: checkpoint or safetensors file whose matching weights initialise the network; "" for none.
+        validation: folder of validation pictures whose PSNR is logged; "" for none.
+        every: number of steps between two checkpoints.
 
     Raises:
         RecipeError: a value out of range.
@@ -117,13 +117,14 @@ class Recipe:
 
         Args:
             path: TOML file whose keys are the fields of this class.
-            **changes: fields to set differently from the file; None leaves the file's value.
+            **changes: fields that override the file; None keeps the file's value.
 
         Returns:
             The recipe.
 
         Raises:
-            RecipeError: no such file, no TOML, an unknown or missing key, or a value of the wrong kind.
+            RecipeError: no such file, invalid TOML, an unknown or missing key, or a value of the wrong type or out of
+                range.
         """
         try:
             table = tomllib.loads(Path(path).read_text())
@@ -154,13 +155,13 @@ class Recipe:
             raise RecipeError(f"{path}: {error}") from None
 
     def build(self) -> nn.Module:
-        """The recipe's network, with its first weights drawn under the recipe's seed.
+        """The recipe's network, initialised under the recipe's seed.
 
         Returns:
-            The network, in eval mode; torch's own random numbers go on as if nothing had been drawn.
+            The network, in eval mode; torch's global random state is left unchanged.
 
         Raises:
-            RecipeError: no such network, or arguments that it does not take.
+            RecipeError: no such network, or arguments that it does not accept.
         """
         import torch
 

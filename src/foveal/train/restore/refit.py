@@ -1,14 +1,14 @@
-"""Solve for the last layer of a trained network, where it is linear, over many batches at once.
+"""Solve for the linear last layer of a trained network over many batches at once.
 
 *Source*: weighted least squares, by its normal equations. With x the K numbers that the last layer reads for a pixel
-(9·C features and k² pixels of luminance), e the s² errors that it leaves there, and w the weight of the patch,
+(9·C features and k² pixels of luminance), e the s² errors it leaves there, and w the weight of the patch,
 
     (Σ w x xᵀ) Δ = Σ w x eᵀ,    Δ: K × s²
 
-is the change of the layer that leaves the smallest Σ w |e|². Training ends with the noise of its last steps in every
-layer; here the last one gets rid of its own, since the sums run over millions of pixels. Only pixels whose surroundings
-lie inside their patch are counted, so the layer is fitted to pictures and not to the zeros around patches. Of a network
-with back-projection it is the layer that is best before that.
+is the change of the layer that minimises Σ w |e|². Training leaves the noise of its last steps in every
+layer; refitting removes it from the last one, since the sums run over millions of pixels. Only pixels whose receptive
+field lies inside their patch are counted, so the layer is fitted to pictures and not to the zeros around patches. In a
+network with back-projection, the layer is the one that is best before that step.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearEnd", "refit"]
 
-RIDGE = 1e-6  # of the diagonal: features that hardly differ keep the weights they have
+RIDGE = 1e-6  # share of the diagonal: features that hardly differ keep their weights
 
 
 @runtime_checkable
 class LinearEnd(Protocol):
-    """A network whose detail comes from a last 3×3 convolution beside a linear upsampler, as LumaSR's does.
+    """A network whose detail comes from a last 3×3 convolution beside a linear upsampler, such as LumaSR.
 
     Args:
         scale: s.
-        tail: the last convolution, of C features to s² phases of one colour.
-        base: the upsampler of one colour, (s², k, k).
+        tail: the last convolution, from C features to s² phases of one colour.
+        base: kernel of the upsampler of one colour, (s², k, k).
     """
 
     scale: int
@@ -47,7 +47,7 @@ class LinearEnd(Protocol):
         """The network without padding.
 
         Args:
-            back_projection: False leaves back-projection out where there is one.
+            back_projection: whether to include back-projection, if the network has it.
 
         Returns:
             A module with `layers` (a `Sequential` that ends in the last convolution), `base` (a convolution) and
@@ -59,24 +59,24 @@ class LinearEnd(Protocol):
         """Add to the last kernel and the upsampler.
 
         Args:
-            tail: what is added to the kernel.
-            base: what is added to the upsampler; each phase sums to 0.
+            tail: change of the kernel.
+            base: change of the upsampler; each phase sums to 0.
         """
         ...
 
 
 @torch.no_grad()
 def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: bool = False) -> float:
-    """Change the last layer and the upsampler beside it to those with the least squared error of luminance.
+    """Refit the last layer and the upsampler beside it to the least squared error of luminance.
 
     Args:
         model: trained network with a `LinearEnd` (LumaSR); changed in place.
         batches: low resolution, (B, 3, h, w), and high resolution, (B, 3, s·h, s·w), in [0, 1]; h and w above twice
             the network's margin.
-        root: weigh each patch by one over the root of its error, as the loss "luma_root" does.
+        root: whether to weigh each patch by one over the root of its error, as the loss "luma_root" does.
 
     Returns:
-        How much smaller the weighted squared error of these batches became, as a share of it.
+        Relative reduction of the weighted squared error on these batches.
 
     Raises:
         TypeError: a network without a `LinearEnd`.
@@ -91,7 +91,7 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
     margin = cast("int", plain.margin)
     body = cast("nn.Sequential", plain.layers)[:-1]
     side, white = 2 * margin + 1, float(LUMINANCE.sum())
-    flat = body(model.base.new_zeros(1, 3, side, side))[:, :, :1, :1]  # of any picture of one colour
+    flat = body(model.base.new_zeros(1, 3, side, side))[:, :, :1, :1]  # features of any picture of one colour
     grams: Tensor | float = 0.0
     moments: Tensor | float = 0.0
     squares = 0.0
@@ -101,7 +101,7 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
         weight = (error.square().mean((1, 2, 3)) + SLIGHTEST).rsqrt() if root else error.new_ones(len(error))
         rim = margin - taps // 2
         pixels = F.unfold(luminance(low)[..., rim:-rim, rim:-rim], taps)  # (B, k², H·W)
-        pixels -= pixels[:, taps**2 // 2, None].clone()  # the taps of a phase sum to 1 and must go on doing so
+        pixels -= pixels[:, taps**2 // 2, None].clone()  # the taps of a phase must still sum to 1
         detail = F.unfold(body(low) - flat, 3) * white  # the same is added to all three colours
         read = torch.cat([detail, pixels], 1)  # (B, K, H·W)
         weighed = read * weight[:, None, None]
@@ -116,12 +116,12 @@ def refit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, root: b
     base[:, taps // 2, taps // 2] -= base.sum((1, 2))
     before = _last(plain)
     model.change_last(tail.reshape(model.tail.weight.shape), base)
-    change = (_last(model.plain(back_projection=False)) - before).double()  # what ties have left of it
+    change = (_last(model.plain(back_projection=False)) - before).double()  # the change after tying of weights
     return float((change * (2 * moments - grams @ change)).sum()) / squares
 
 
 def _last(plain: nn.Module) -> Tensor:
-    """The last layer and the upsampler of one colour, (K, s²)."""
+    """The last layer and the upsampler of one colour, as a matrix, (K, s²)."""
     tail = cast("nn.Conv2d", cast("nn.Sequential", plain.layers)[-1]).weight
     base = cast("nn.Conv2d", plain.base).weight
     return torch.cat([tail.flatten(1), base[: len(tail), 0].flatten(1)], 1).T

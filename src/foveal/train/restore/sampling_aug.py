@@ -9,7 +9,7 @@ error e, (H, W), that linear upsampling makes in it; for patches of p×p pixels 
 where S, (H + 1, W + 1), is the integral image of e, so one cumulative sum serves every position. Training draws from
 the most informative fraction.
 
-*Differs from the paper*: the fraction is taken within each picture, so that noisy pictures do not crowd out the rest.
+*Differs from the paper*: the fraction is taken within each picture, so that noisy pictures do not dominate.
 
 *Provenance*: written from the paper.
 """
@@ -57,7 +57,7 @@ def informative(scores: NDArray, fraction: float) -> NDArray[np.intp]:
     """Positions of the most informative patches of one picture.
 
     Args:
-        scores: from `patch_scores`, (rows, columns).
+        scores: scores from `patch_scores`, (rows, columns).
         fraction: share of the positions to keep, in (0, 1].
 
     Returns:
@@ -74,7 +74,7 @@ def informative(scores: NDArray, fraction: float) -> NDArray[np.intp]:
 
 
 def _drawn(seed: int) -> NDArray[np.intp]:
-    """The best quarter of the patches of drawn errors."""
+    """The most informative quarter of the patches of random errors."""
     return informative(patch_scores(np.random.default_rng(seed).random((9, 7)), 3), 0.25)
 
 

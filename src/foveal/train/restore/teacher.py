@@ -1,14 +1,15 @@
-"""What trained networks make of the training pictures, learnt beside the originals.
+"""Distillation: answers of trained networks to the training pictures, learnt beside the originals.
 
 *Source*: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531; for
-pictures instead of classes, and with the mean over the eight ways to turn and mirror a picture as the answer
+pictures instead of classes, and with the mean over the eight rotations and flips of a picture as the answer
 (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016). The target is
 
     (1 - share) · original + share · mean over teachers and ways of teacher(low)
 
-Most of an original's fine detail follows from nothing in the small picture: to a student it is noise, at every step. A
-teacher's answer has none of it, and the mean over eight ways is better than one pass of the teacher. So a student
-learns more in as many steps (docs/train.md measures it); the original's share keeps it from the teacher's mistakes.
+Most of an original's fine detail cannot be predicted from the small picture: to a student it is noise, at every step.
+A teacher's answer has none of it, and the mean over eight orientations is better than one pass of the teacher. So a
+student learns more in the same number of steps (docs/train.md measures it); the original's share corrects the
+teacher's mistakes.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ __all__ = ["TeacherError", "answers"]
 
 
 class TeacherError(FovealError, ValueError):
-    """A teacher that cannot teach what the recipe asks for."""
+    """A teacher that does not fit the recipe."""
 
 
 def _answer(low: NDArray[np.uint8], teachers: Sequence[tuple[Upscaler, int]]) -> NDArray[np.uint8]:
-    """(h, w, 3) to (s·h, s·w, 3): the mean of every teacher's eight answers, each counted so many times."""
+    """(h, w, 3) to (s·h, s·w, 3): the mean of every teacher's eight answers, weighted by the teacher's count."""
     picture = low.astype(np.float32) / 255
     scale = teachers[0][0].scale
     total = np.zeros((low.shape[0] * scale, low.shape[1] * scale, 3), np.float32)
     for teacher, times in teachers:
         answer = teacher(picture)
-        if not teacher.card.equivariant:  # it mirrors what it is given: four ways, and four of the picture on its side
+        if not teacher.card.equivariant:  # it averages four flips itself; transposing gives four more
             answer = (answer + teacher(np.ascontiguousarray(picture.transpose(1, 0, 2))).transpose(1, 0, 2)) / 2
         total += times * answer
     return np.rint(total * (255 / sum(times for _, times in teachers))).astype(np.uint8)
@@ -57,19 +58,19 @@ def answers(
     *,
     say: Callable[[str], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """The teachers' answers to all pictures of a `Pairs` folder, or what an earlier call kept of them.
+    """The teachers' answers to all pictures of a `Pairs` folder, or the cache of an earlier call.
 
     Args:
-        kept: folder with `low.npy` and `shapes.npy`; the answers are kept in it, once for each set of teachers.
+        kept: folder with `low.npy` and `shapes.npy`; the answers are cached in it, once per set of teachers.
         scale: s.
-        teachers: bundles, by name or folder; one that is named twice counts twice in the mean.
-        say: told now and then how far it is.
+        teachers: bundles, by name or folder; a bundle named twice counts twice in the mean.
+        say: function called now and then with a line of progress.
 
     Returns:
-        All pixels end to end, (n·s², 3), memory-mapped.
+        All pixels concatenated, (n·s², 3), memory-mapped.
 
     Raises:
-        TeacherError: a teacher of another scale.
+        TeacherError: a teacher with another scale.
     """
     bundles = [Bundle.load(teacher) for teacher in teachers]
     for bundle in bundles:

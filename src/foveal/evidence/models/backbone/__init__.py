@@ -1,1 +1,1 @@
-"""Evidence of foveal.models.backbone."""
+"""Evidence for foveal.models.backbone."""

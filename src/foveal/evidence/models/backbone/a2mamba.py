@@ -1,4 +1,4 @@
-"""Evidence of A2Mamba: its mixer beside a plain scan and dense attention, and with or without gathered states."""
+"""Evidence for A2Mamba: its mixer against a plain scan and dense attention, with and without gathered states."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ def _cost(*, aggregate: bool) -> float:
 
 
 def small(*, aggregate: bool) -> A2Mamba:
-    """Two stages whose mixers all scan, for 32×32 pictures, with states that count from the first step.
+    """Two stages whose mixers all scan, for 32×32 pictures, with states that matter from the first step.
 
-    Begun as in the authors' code, states are so small beside the skip D·u that gathering them moves the logits by less
-    than a ten-thousandth, for longer than a claim trains. Here layers begin as torch's do, steps lie between 0.1 and 1,
-    weights in and out are eight times as large, the skip begins at 0 and the heads unmixed; on both sides alike.
+    Initialised as in the authors' code, states are so small compared to the skip D·u that gathering them changes the
+    logits by less than a ten-thousandth, for longer than a claim trains. Here layers have torch's initialisation, steps
+    lie between 0.1 and 1, input and output weights are eight times as large, the skip starts at 0 and the heads start
+    unmixed; the same for both networks.
 
     Args:
         aggregate: whether the attention maps gather the states.
@@ -109,7 +110,7 @@ SIZES = (
     ("N", a2mamba_n, "4 M", "0.8 G"),
     ("T", a2mamba_t, "15 M", "2.7 G"),
     ("S", a2mamba_s, "31 M", "5.4 G"),
-    # The authors' network, which ours equals weight for weight, has more multiply-adds than they print.
+    # The authors' network, which ours matches weight for weight, has more multiply-adds than the paper prints.
     ("B", a2mamba_b, "51 M", "10.7 G"),
     ("L", a2mamba_l, "95 M", "17.4 G"),
 )

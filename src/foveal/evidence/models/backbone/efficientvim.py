@@ -1,4 +1,4 @@
-"""Evidence of EfficientViM: its blocks in timm's networks, and its mixer against one that mixes in the tokens."""
+"""Evidence for EfficientViM: its blocks in timm's networks, and its mixer against one that mixes in the tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from foveal.record import equal, faster, macs, params, smaller
 
 
 class _TokenMixer(HiddenStateMixer):
-    """The same layer with its channels mixed before the sum and after the reading, in each token, as in VSSD."""
+    """The same layer with channels mixed per token, before the sum and after the readout, as in VSSD."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.BCdt_proj(x.flatten(2)).unflatten(2, x.shape[2:])
@@ -44,14 +44,14 @@ def _logits(*, plain: bool) -> Tensor:
     torch.manual_seed(0)
     model = efficientvim_m1().eval()
     with torch.inference_mode():
-        for value in model.parameters():  # batch norms that begin at 0 would hide what is before them
+        for value in model.parameters():  # batch norms initialised to 0 would hide everything before them
             value.add_(torch.randn(value.shape) * 0.05)
         x = torch.randn(2, 3, 160, 96)
         return (use_plain_blocks_(model) if plain else model)(x)
 
 
 def _unmixed(*, by_duality: bool) -> Tensor:
-    """Sum up and read without mixing in between, as here or as one head of VSSD's operator."""
+    """Sum and readout without mixing in between, as here or as one head of VSSD's operator."""
     generator = torch.Generator().manual_seed(0)
     tokens, weights, reading, importance = (torch.randn(2, count, 35, generator=generator) for count in (8, 6, 6, 6))
     if not by_duality:
@@ -68,7 +68,7 @@ def _with_plain_blocks(name: str) -> nn.Module:
     return use_plain_blocks_(SIZES[name][0]())
 
 
-# The network, timm's count of its parameters, what the paper prints, and the side of its picture.
+# Network, timm's count of its parameters, the count that the paper prints, and the side of its input.
 SIZES = {
     "M1": (efficientvim_m1, 6_679_458, "6.7 M", "239 M", 224),
     "M2": (efficientvim_m2, 13_903_842, "13.9 M", "355 M", 224),

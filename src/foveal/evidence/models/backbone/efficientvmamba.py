@@ -1,4 +1,4 @@
-"""Evidence of EfficientVMamba: its scan against four full ones, and that gathering tokens loses none."""
+"""Evidence for EfficientVMamba: its scan against four full ones, and that gathering tokens loses none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _tokens(height: int, width: int) -> Tensor:
-    """Tokens that one layer scans: of all sequences that come to its scan."""
+    """Number of tokens that one layer scans, over all sequences of its scan."""
     mixer, seen = ES2D(4, state=1), []
     mixer.s6.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, :, 0].numel()))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Evidence of GroupMamba: its layer against one whose channels all go in all four directions."""
+"""Evidence for GroupMamba: its layer against one that scans all channels in all four directions."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from foveal.record import equal, faster, params, smaller
 
 
 def ungrouped(dim: int) -> SS2D:
-    """The layer's rival: all channels in all four directions, as wide, with as many states.
+    """The layer's rival: all channels in all four directions, with the same width and number of states.
 
     Args:
-        dim: C.
+        dim: number of channels, C.
 
     Returns:
-        The mixer.
+        The rival mixer.
     """
     return SS2D(dim, state=1, expand=1.0)
 
 
 def scan_macs(mixer: nn.Module, tokens: int = 196) -> float:
-    """Multiply-adds of a layer's scans, 9 a state and one a skip, for each token.
+    """Multiply-adds of a layer's scans: per token, 9 for each state and one for each skip.
 
     Args:
-        mixer: has one `S6`.
-        tokens: of the map.
+        mixer: mixer with one `S6`.
+        tokens: number of tokens of the map.
 
     Returns:
-        The number.
+        Number of multiply-adds.
     """
     (s6,) = (m for m in mixer.modules() if isinstance(m, S6))
     return float(tokens * (9 * s6.A_log.numel() + s6.D.numel()))
 
 
 def _scanning(*, grouped: bool) -> Tensor:
-    """The scans of one layer: as one, or each by the plain recurrence over the positions of its route."""
+    """The scans of one layer: jointly, or each by the plain recurrence over the positions of its route."""
     torch.manual_seed(0)
     s6, x = S6(6, state=3, dt_rank=2).double(), torch.randn(2, 24, 7, 5, dtype=torch.float64)
     if grouped:

@@ -1,4 +1,4 @@
-"""Evidence of MambaOut: its block in timm's networks, and small networks with and without a state space."""
+"""Evidence for MambaOut: its block in timm's networks, and small networks with and without a state space."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _logits(*, plain: bool) -> Tensor:
 
 
 def with_states(state: int) -> nn.Module:
-    """A small network with Mamba blocks, or one as large without: its hidden channels make up for the state space.
+    """A small network with Mamba blocks, or one of the same size without, with more hidden channels instead.
 
     Args:
-        state: D of the state spaces; 0 for none.
+        state: state size D; 0 for no state space.
 
     Returns:
         timm's network with the blocks of `foveal.models.backbone.mambaout`.

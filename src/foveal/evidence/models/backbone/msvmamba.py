@@ -1,4 +1,4 @@
-"""Evidence of MSVMamba: tokens that its layer scans, and its block against one with four full routes."""
+"""Evidence for MSVMamba: tokens scanned by its layer, and its block against one with four full routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveal.record import equal, faster, macs, params
 
 
 def _tokens(height: int, width: int) -> Tensor:
-    """Tokens that one layer scans: of all sequences that come to its scans."""
+    """Number of tokens that one layer scans, over all sequences of its scans."""
     mixer, seen = MS2D(4), []
     for s6 in (mixer.s6, mixer.coarse):
         s6.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, :, 0].numel()))

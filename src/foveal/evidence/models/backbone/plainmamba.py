@@ -1,4 +1,4 @@
-"""Evidence of PlainMamba: routes and scans against plain ones, sizes, cost at 1024×1024 against DeiT's attention."""
+"""Evidence for PlainMamba: routes and scans against plain ones, sizes, cost at 1024×1024 against DeiT's attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIDES = tuple((height, width) for height in range(1, 8) for width in range(1, 8
 
 
 def _walked() -> Tensor:
-    """For maps of all small sizes: the places that each route visits, sorted, and the length of each step."""
+    """For all small map sizes: the positions that each route visits, sorted, and the length of each step."""
     found = []
     for height, width in _SIDES:
         route = routes("snake", height, width)
@@ -39,7 +39,7 @@ def _neighbours() -> Tensor:
 
 def _scanned(*, plainly: bool) -> Tensor:
     torch.manual_seed(0)
-    # In double precision, where "exactly" is not a matter of the order of sums.
+    # In double precision, so that "exactly" does not depend on the order of sums.
     scan, u = SnakeScan(6, state=3, dt_rank=2).double(), torch.randn(2, 6, 5, 7, dtype=torch.float64)
     nn.init.zeros_(scan.directions)
     with torch.no_grad():
@@ -72,14 +72,14 @@ class _TwoBlocks(nn.Module):
 
 
 def _attention() -> nn.Module:
-    """A block of DeiT-S that builds its matrix of attention."""
+    """A block of DeiT-S that materialises its attention matrix."""
     block = Block(384, num_heads=6, qkv_bias=True)
     block.attn.fused_attn = False  # type: ignore[assignment]
     return block
 
 
 CLAIMS = (
-    # The bar cuts digits off; the table of the paper prints 7.3, 25.7 and 50.5 M, which is what is compared with.
+    # The bar truncates digits; the paper's table prints 7.3, 25.7 and 50.5 M, which are the values compared.
     params(
         "L1 within 2 % of the table's 7.3 M, without the classifier.",
         paper="7.3 M",

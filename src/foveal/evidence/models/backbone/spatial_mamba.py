@@ -1,4 +1,4 @@
-"""Evidence of Spatial-Mamba: its fused states against matrices, one scan with fusion against SS2D's four scans."""
+"""Evidence for Spatial-Mamba: its fused states against matrices, one scan with fusion against SS2D's four scans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def _fused(*, identity: bool = False) -> tuple[FusedStates, StateFusion, Tensor]:
     """A small scan with two states, its fusion, and a map, (2, 3, 4, 5)."""
     torch.manual_seed(0)
-    # In double precision, where "exactly" is not a matter of the order of sums.
+    # In double precision, so that "exactly" does not depend on the order of sums.
     ssm, fusion = FusedStates(3, state=2).double(), StateFusion(6).double()
     if identity:
         fusion.make_identity_()
@@ -58,17 +58,17 @@ def _plain_scan() -> Tensor:
 
 
 def _matrix_form() -> Tensor:
-    """For each channel Σ_D diag(C_D) F_D S_D u + W_D u, S the matrix of the scan and F that of the fusion."""
+    """For each channel Σ_D diag(C_D) F_D S_D u + W_D u, with S the matrix of the scan and F that of the fusion."""
     ssm, fusion, x = _fused()
     s6, u = ssm.s6, x.flatten(2)
     length, (channels, states) = u.shape[2], s6.A_log.shape
     delta, weights_in, weights_out = (made[:, 0] for made in s6.project(u))
     delta = F.softplus(delta + s6.dt_bias[:, None])
     passed = delta.cumsum(-1)
-    # (B, C, D, L, L): what of step j is left at step i
+    # (B, C, D, L, L): share of the input of step j left at step i
     exponent = (passed[..., :, None] - passed[..., None, :])[:, :, None] * -s6.A_log.exp()[:, :, None, None]
     scan = exponent.exp().tril() * delta[:, :, None, None, :] * weights_in[:, None, :, None, :]
-    # (L, D·C, H, W): the fusion's answer to each unit map; as matrices (D, C, L, L)
+    # (L, D·C, H, W): the fusion's response to each unit map; as matrices (D, C, L, L)
     unit = torch.eye(length, dtype=x.dtype).view(length, 1, *x.shape[2:]).expand(-1, states * channels, -1, -1)
     fused = fusion(unit).flatten(2).permute(1, 2, 0).unflatten(0, (states, channels))
     matrix = (weights_out[:, None, :, :, None] * (fused.transpose(0, 1) @ scan)).sum(2)
@@ -86,7 +86,7 @@ def _attention(*, linear: bool) -> Tensor:
 
 
 def _apart(build: Callable[[], nn.Module]) -> nn.Module:
-    """A network with the three convolutions of each fusion apart, as the paper counts them."""
+    """A network with the three convolutions of each fusion kept separate, as the paper counts them."""
     model = build()
     for module in model.modules():
         if isinstance(module, StateFusion):

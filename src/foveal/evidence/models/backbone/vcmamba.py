@@ -1,4 +1,4 @@
-"""Evidence of VCMamba: its sizes and cost, and PlainMamba's stack of scans of as many parameters beside it."""
+"""Evidence for VCMamba: its sizes and cost, against a PlainMamba stack of as many parameters."""
 
 from __future__ import annotations
 

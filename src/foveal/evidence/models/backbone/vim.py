@@ -1,4 +1,4 @@
-"""Evidence of Vim: its scans against the recurrence step by step, its memory and time against DeiT's attention."""
+"""Evidence for Vim: its scans against the recurrence step by step, its memory and time against DeiT's attention."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from foveal.record import equal, faster, grows, macs, params, smaller
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIM = 192  # of Vim-Ti and DeiT-Ti
+DIM = 192  # width of Vim-Ti and DeiT-Ti
 
 
 def _tokens(side: int) -> int:
-    """Patches of a picture of side×side pixels, and the class token."""
+    """Number of tokens of a picture of side×side pixels, including the class token."""
     return (side // 16) ** 2 + 1
 
 
@@ -48,14 +48,14 @@ def _mixed(*, plainly: bool) -> Tensor:
 
 
 def _deit() -> Block:
-    """A block of DeiT-Ti that builds its matrix of attention, as when the paper was written."""
+    """A block of DeiT-Ti that materialises its attention matrix, as was usual when the paper was written."""
     block = Block(DIM, num_heads=DIM // 64, qkv_bias=True)
     block.attn.fused_attn = False  # type: ignore[assignment]
     return block
 
 
 def _kept_bytes(build: Callable[[], nn.Module], side: int) -> float:
-    """Bytes, but for weights, that a block keeps for the backward pass of a picture of side×side pixels."""
+    """Bytes, without weights, that a block saves for the backward pass on a picture of side×side pixels."""
     with torch.device("meta"):
         block, tokens = build().train(), torch.zeros(1, _tokens(side), DIM, requires_grad=True)
     weights = {id(parameter) for parameter in block.parameters()}

@@ -1,4 +1,4 @@
-"""Evidence of ViM2: channel mixers against token mixers of the transposed map, and a network without them beside it."""
+"""Evidence for ViM2: channel mixers against token mixers of the transposed map and against a network without them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _mixed() -> Tensor:
 
 
 def _transposed() -> Tensor:
-    """Window by window: transpose, mix as if channels were tokens, transpose back."""
+    """For each window: transpose, mix as if channels were tokens, transpose back."""
     mixer, x = _channel_mixer()
     out = torch.empty_like(x)
     for i in range(0, 8, 4):
@@ -54,12 +54,12 @@ def _chain(*, averaged: bool) -> Tensor:
 
 
 def _macs(side: int) -> float:
-    """Of a token mixer and a channel mixer for 32 channels of side×side positions."""
+    """Multiply-adds of a token mixer and a channel mixer for 32 channels of side×side positions."""
     return float(count_macs(nn.Sequential(SS2D(32), ChannelMixer()), (1, 32, side, side)))
 
 
 def _channel_macs(dim: int) -> float:
-    """Of a channel mixer for 28×28 positions."""
+    """Multiply-adds of a channel mixer for 28×28 positions."""
     return float(count_macs(ChannelMixer(), (1, dim, 28, 28)))
 
 

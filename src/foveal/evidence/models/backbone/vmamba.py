@@ -1,4 +1,4 @@
-"""Evidence of VMamba: the sizes and the cost of its three networks."""
+"""Evidence for VMamba: sizes and cost of its three networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence of VSSD: the sum without order against loops, and against Mamba-2's causal form in time and accuracy."""
+"""Evidence for VSSD: the non-causal sum against loops, and against Mamba-2's causal form in time and accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _tokens(length: int = 29, *, heads: int = 4, channels: int = 8, state: int =
 
 
 def _both_ways() -> Tensor:
-    """The sum over the tokens up to each one, and that over those from each one on, less the one counted twice."""
+    """The sum over the tokens up to each one plus the sum from each one on, minus the token counted twice."""
     t = _tokens()
     outer = (-t["A"] * t["dt"])[..., None, None] * t["x"][..., None] * t["B"][:, :, :, None]
     state = outer.cumsum(1) + outer.flip(1).cumsum(1).flip(1) - outer

@@ -1,1 +1,1 @@
-"""Evidence of foveal.models.dense."""
+"""Evidence for foveal.models.dense."""

@@ -1,4 +1,4 @@
-"""Evidence of MHS-VM: its module against SS2D in size, time and the Dice of a small U-net on drawn blobs."""
+"""Evidence for MHS-VM: its module against SS2D in size, time and Dice of a small U-net on synthetic blobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _round_trip(*, there_and_back: bool) -> Tensor:
-    """Numbers on maps of several shapes, as they are or along every route and back."""
+    """Numbered maps of several shapes, unchanged or along every route and back."""
     found = []
     for height, width in ((7, 5), (4, 9), (1, 6), (6, 1), (8, 8)):
         x = torch.randn(1, 1, height * width, generator=torch.Generator().manual_seed(0))

@@ -1,1 +1,1 @@
-"""Evidence of foveal.models.restore."""
+"""Evidence for foveal.models.restore."""

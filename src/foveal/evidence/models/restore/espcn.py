@@ -1,4 +1,4 @@
-"""Evidence of ESPCN: its layers against the same layers behind an enlargement, and against SRCNN trained as long."""
+"""Evidence for ESPCN: its layers against the same layers after upscaling, and against SRCNN trained as long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ luma = partial(ESPCN, 3, in_channels=1)
 
 
 class EnlargedFirst(nn.Module):
-    """Layers behind a bicubic enlargement, so on s² times the pixels: (B, 1, H, W) to (B, 1, s·H, s·W)."""
+    """Layers after bicubic upscaling, so on s² times the pixels: (B, 1, H, W) to (B, 1, s·H, s·W)."""
 
     def __init__(self, layers: list[nn.Conv2d], scale: int, activation: type[nn.Module], *, smooth: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class EnlargedFirst(nn.Module):
         self.layers = nn.Sequential(*between, layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch's kernel has a = -0.5 only with antialias=True, which is slower; for enlarging it does nothing else.
+        # torch's kernel has a = -0.5 only with antialias=True, which is slower; in upscaling it has no other effect.
         x = F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=self.smooth)
         return self.layers(x)
 
@@ -57,7 +57,7 @@ def _transposed(model: ESPCN, x: Tensor) -> Tensor:
 
 def _enlarged(*, transposed: bool) -> Tensor:
     torch.manual_seed(0)
-    # In double precision, where rounding is far below the bound on any processor.
+    # In double precision, so that rounding is far below the bound on any processor.
     model, x = luma().double().eval(), torch.rand(1, 1, 19, 23, dtype=torch.float64)
     with torch.inference_mode():
         return _transposed(model, x) if transposed else model(x)

@@ -1,4 +1,4 @@
-"""Evidence of Hi-Mamba: scans against a walk step by step, blocks against blocks that scan in four directions."""
+"""Evidence for Hi-Mamba: scans against a step-by-step recurrence, blocks against blocks with four directions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ four_small = partial(hi_mamba_small, four=True)
 
 
 def _scanned(*, step_by_step: bool) -> Tensor:
-    """All four directions over one map; the plain way turns the map, walks along its rows and turns back."""
+    """All four directions over one map; the plain version rotates the map, scans its rows and rotates back."""
     torch.manual_seed(0)
     scans = [DirectedScan(6, (d,), state=5) for d in range(DIRECTIONS)]
     x = torch.randn(2, 6, 9, 7)
@@ -33,7 +33,7 @@ def _walk(scan: DirectedScan, x: Tensor) -> Tensor:
     delta, decay = F.softplus(delta + scan.dt_bias[:, None]), -scan.A_log.exp()
     state, out = x.new_zeros(len(x), *decay.shape), []
     for t in range(line.shape[-1]):
-        # (B, C, D): forget, then take in
+        # (B, C, D): decay, then add the input
         taken = (delta[..., t] * line[..., t])[..., None] * weights_in[:, None, :, t]
         state = torch.exp(delta[..., t, None] * decay) * state + taken
         out.append((state * weights_out[:, None, :, t]).sum(-1) + scan.D * line[..., t])
@@ -43,7 +43,7 @@ def _walk(scan: DirectedScan, x: Tensor) -> Tensor:
 
 
 def _tokens(*, four: bool) -> float:
-    """Positions that the scans of a group visit on a map of 64×64, counted once for each direction."""
+    """Positions that the scans of a group visit on a map of 64×64, counted once per direction."""
     group, count = HiMambaGroup(4, 8, four=four, state=1), 0  # the count does not depend on the width
 
     def hook(scan: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Evidence of LumaSR: its plain form against the trained network, flat pictures, turned and mirrored pictures."""
+"""Evidence for LumaSR: its plain form against the trained network, flat pictures, rotated and flipped pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveal.record import equal
 
 
 def _changed() -> LumaSR:
-    """A network with back-projection whose every parameter has left its start."""
+    """A network with back-projection whose parameters all differ from their initial values."""
     torch.manual_seed(0)
     network = luma_sr_fast(4, back_projection=True).eval()
     with torch.no_grad():
@@ -35,7 +35,7 @@ def _flat() -> Tensor:
 
 
 def _each_way(*, turned: bool) -> Tensor:
-    """(8, 3, 48, 36): what an equivariant network makes of a picture in eight ways, each turned back."""
+    """(8, 3, 48, 36): outputs of an equivariant network for the eight orientations of a picture, each undone."""
     torch.manual_seed(0)
     network = luma_sr_fast(4, equivariant=True, back_projection=True).eval()
     with torch.inference_mode():

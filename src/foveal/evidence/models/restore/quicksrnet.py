@@ -1,4 +1,4 @@
-"""Evidence of QuickSRNet: folded against unfolded, int8 against float, and its time against SAFMN's."""
+"""Evidence for QuickSRNet: folded against unfolded, int8 against float, and its time against SAFMN's."""
 
 from __future__ import annotations
 

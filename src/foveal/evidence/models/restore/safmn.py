@@ -1,4 +1,4 @@
-"""Evidence of SAFMN: its counts against IMDN's, its outputs against spandrel's under shared weights."""
+"""Evidence for SAFMN: its counts against IMDN's, its outputs against spandrel's with shared weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMDN_PARAMETERS, IMDN_MACS = 715_000, 40.9e9
 
 
 def _against_spandrel(*, ours: bool) -> Tensor:
-    """Both networks with the same weights on the same picture; needs `pip install spandrel`."""
+    """Output of one of the two networks with the same weights on the same picture; needs `pip install spandrel`."""
     try:
         from spandrel.architectures.SAFMN import SAFMN as Theirs  # noqa: N811
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Evidence of Serpent: time and memory of a block against pixels, and a U of convolutions that costs as much."""
+"""Evidence for Serpent: time and memory of a block against pixels, and a U-net of convolutions of the same cost."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from foveal.measure.cost import count_macs, peak_memory
 from foveal.models.restore.serpent import Serpent, SerpentBlock, serpent_small
 from foveal.record import grows, smaller
 
-RATIO = 0.45  # hidden over outer width at which a block of convolutions costs what a small Serpent's does
+RATIO = 0.45  # hidden over outer width at which a block of convolutions costs as much as a small Serpent's
 SIDES = (128, 256, 384, 512, 768)
 
 
 class _ConvBlock(nn.Module):
-    """The rival of the scans: two 3×3 convolutions to `ratio` times the channels and back, and a residual."""
+    """The rival of the scans: two 3×3 convolutions to `ratio` times the channels and back, with a residual."""
 
     def __init__(self, dim: int, *, ratio: float) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _ConvBlock(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
-# `serpent_small` with convolutions in place of scans, and as many multiply-adds.
+# `serpent_small` with convolutions instead of scans and the same number of multiply-adds.
 small_convolutions = partial(Serpent, dim=24, depths=(1, 1, 2), make=partial(_ConvBlock, ratio=RATIO))
 
 
@@ -42,7 +42,7 @@ def _pixels(side: int) -> float:
 
 
 def _time(side: int) -> float:
-    """Seconds of a block on a map of `side` × `side`; a rehearsal takes a sixteenth of the side."""
+    """Seconds of a block on a map of `side` × `side`; a rehearsal uses a sixteenth of the side."""
     side = side // 16 if rehearsing() else side
     return seconds(call(partial(SerpentBlock, 16, state=8), 1, 16, side, side), repeats=1)
 
@@ -57,18 +57,18 @@ def _peak(side: int) -> float:
     """Peak bytes of a process that runs a block on a map of `side` × `side`."""
     torch.manual_seed(0)
     run = partial(_forward, SerpentBlock(16, state=8).eval(), torch.rand(1, 16, side, side))
-    if rehearsing():  # a process of its own takes seconds to start
+    if rehearsing():  # a separate process takes seconds to start
         return float(run().nbytes)
     return float(peak_memory(run))
 
 
 def _memory(side: int) -> float:
-    """Peak bytes of a block, above those of a map of 8×8: what a first call takes, whatever the map."""
+    """Peak bytes of a block, minus those on an 8×8 map, which is the fixed cost of a first call."""
     return _peak(side // 8 if rehearsing() else side) - _peak(8)
 
 
 def _swinir_macs(side: int) -> float:
-    """SwinIR as published (arXiv:2108.10257), 6 groups of 6 layers of width 180."""
+    """Multiply-adds of SwinIR as published (arXiv:2108.10257), 6 groups of 6 layers of width 180."""
     dim, window, groups, layers = 180, 8, 6, 6
     projections = (4 + 2 * 2) * dim**2  # query, key, value, output and the feed-forward
     attention = 2 * window**2 * dim

@@ -1,7 +1,7 @@
-"""Evidence of SESR: the collapsed network against the expanded one, counts against the table, time against FSRCNN's.
+"""Evidence for SESR: the collapsed network against the expanded one, counts against the table, time against FSRCNN's.
 
-The paper cuts digits off rather than rounding: 105,376 is printed as 105.37 K, 3,115,008,000 as 3.11 G. Counts are
-compared exactly.
+The paper truncates instead of rounding: 105,376 is printed as 105.37 K, 3,115,008,000 as 3.11 G. Counts are compared
+exactly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ luma = partial(SESR, 2, in_channels=1)  # M5 as the paper measures it
 
 
 def _kernels(build: Callable[..., SESR]) -> nn.Module:
-    """The collapsed convolutions alone: the paper's counts leave out the PReLU slopes, f of them a block."""
+    """The collapsed convolutions alone: the paper's counts leave out the PReLU slopes, f per block."""
     network = build(2, in_channels=1).collapse()
     return nn.ModuleList([network.first, *network.blocks, network.last])
 

@@ -1,1 +1,1 @@
-"""Evidence of foveal.models.sequence."""
+"""Evidence for foveal.models.sequence."""

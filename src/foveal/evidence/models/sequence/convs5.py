@@ -1,4 +1,4 @@
-"""Evidence of ConvS5: scan against recurrence, a frame's cost against attention's, errors against a ConvLSTM's."""
+"""Evidence for ConvS5: scan against recurrence, cost of a frame against attention's, errors against a ConvLSTM's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ conv_lstm, attention = partial(_with, ConvLSTM), partial(_with, FrameAttention)
 
 
 def _both_ways(*, parallel: bool) -> Tensor:
-    """A film of 40 frames through a small network, all at once or frame by frame, float32."""
+    """Output of a small network for a video of 40 frames, all at once or frame by frame, float32."""
     torch.manual_seed(0)
     network, x = ConvS5Video(dim=8, depth=2, states=16, stride=2), torch.rand(2, 40, 1, 14, 18)
     with torch.inference_mode():
@@ -48,7 +48,7 @@ def _both_ways(*, parallel: bool) -> Tensor:
 
 
 def _per_pixel(*, convolution: bool) -> Tensor:
-    """With 1×1 kernels, the recurrence of all pixels, or a plain state-space model of each with matrices, float64."""
+    """The recurrence of all pixels with 1×1 kernels, or a plain state-space model of each with matrices, float64."""
     torch.manual_seed(0)
     layer, x = ConvS5(3, states=8, kernel_size=1).double(), torch.randn(2, 20, 3, 4, 5, dtype=torch.float64)
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def _per_pixel(*, convolution: bool) -> Tensor:
 
 @cached(maxsize=10)
 def _next_frame(build: Callable[[], ConvS5Video], history: int, *, side: int = 16) -> Callable[[], Tensor]:
-    """The step to the next frame, from the state that so many frames have left, one after the other."""
+    """The step to the next frame, from the state after `history` frames."""
     torch.manual_seed(0)
     network, states = build().eval(), None
     with torch.inference_mode():

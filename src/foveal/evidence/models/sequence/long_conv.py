@@ -1,4 +1,4 @@
-"""Evidence of FlashButterfly: butterflies against torch.fft and the direct sum, in values, bytes and time."""
+"""Evidence for FlashButterfly: butterflies against torch.fft and the direct sum, in values, bytes and time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Moved(TorchDispatchMode):
-    """Counts the bytes that operations read and write; views move none."""
+    """Counts the bytes that operations read and write; views count as none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,19 +43,19 @@ def _noise(length: int) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(backend: str) -> Tensor:
-    """Two channels of noise at odd and even lengths up to 16K, one after the other."""
+    """Convolutions of two channels of noise at odd and even lengths up to 16K, concatenated."""
     return torch.cat([long_conv(*_noise(length), backend=backend) for length in (1, 63, 1000, 4096, 10007, 16384)], -1)
 
 
 @cached(maxsize=1)
 def _summed() -> Tensor:
-    """The last of these, as the direct sum in double precision."""
+    """The last of these convolutions, as the direct sum in double precision."""
     u, kernel = (x.double().numpy().reshape(2, -1) for x in _noise(16384))
     return torch.stack([torch.from_numpy(np.convolve(*pair)[:16384]) for pair in zip(u, kernel, strict=True)])
 
 
 def _moved_by_fft(length: int) -> float:
-    """Bytes of one channel with its skip, counted."""
+    """Counted bytes of one channel with its skip."""
     u, kernel, skip = torch.randn(1, 1, length), torch.randn(1, length), torch.randn(1)
     with torch.inference_mode(), Moved() as counted:
         long_conv(u, kernel, skip, backend="eager")
@@ -63,7 +63,7 @@ def _moved_by_fft(length: int) -> float:
 
 
 def _convolve(backend: str, length: int, *, batch: int = 4, channels: int = 32, device: str = "cpu") -> Any:
-    """Prepares a convolution, to be given to `faster`."""
+    """Preparation of a convolution, for `faster`."""
 
     def prepare() -> Callable[[], Tensor]:
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def _convolve(backend: str, length: int, *, batch: int = 4, channels: int = 32, 
 
 
 def _on_gpu(backend: str) -> Tensor:
-    """The result of what is timed on a GPU."""
+    """Result of the convolution that is timed on a GPU."""
     out: Tensor = _convolve(backend, 2048, batch=2, channels=8, device="cuda")()()
     return out.cpu()
 

@@ -1,4 +1,4 @@
-"""Evidence of S4: its kernel against powers of the matrix, its step against attention, its accuracy against an LSTM."""
+"""Evidence for S4: kernel against powers of the matrix, step against attention, accuracy against an LSTM."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STEPS = 800
 
 
 class LSTM(nn.Module):
-    """Two LSTM layers over a picture read row by row, the mean over places, a map to classes.
+    """Two LSTM layers over a picture read row by row, the mean over positions, and a linear classifier.
 
     Args:
-        dim: C.
+        dim: number of channels, C.
     """
 
     def __init__(self, dim: int = 32) -> None:
@@ -43,7 +43,7 @@ def _layer() -> S4:
 
 
 def _powers() -> Tensor:
-    """C Ā^l B̄ for 512 places, one matrix product after another."""
+    """C Ā^l B̄ at 512 positions, by one matrix product after another."""
     layer = _layer()
     with torch.inference_mode():
         matrix, now = discretize_nplr(*layer._system())
@@ -55,7 +55,7 @@ def _powers() -> Tensor:
 
 
 def _modes(*, recurrent: bool) -> Tensor:
-    """A layer's output by its kernel, or step by step, (2, 4, 512)."""
+    """A layer's output by its kernel or step by step, (2, 4, 512)."""
     layer, x = _layer(), torch.randn(2, 4, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         if not recurrent:
@@ -68,7 +68,7 @@ def _modes(*, recurrent: bool) -> Tensor:
 
 
 def _kernel_seconds(length: int) -> float:
-    """Time of one channel's kernel; always 16K places in one call, so that what memory costs is the same for each."""
+    """Time of one channel's kernel; always 16K positions per call, so that the cost of memory is the same for all."""
     torch.manual_seed(0)
     channels = 16384 // length
     layer = S4(channels, states=64, max_length=256)
@@ -84,7 +84,7 @@ def _kernel_seconds(length: int) -> float:
 
 
 def _step() -> Callable[[], Tensor]:
-    """One place through a layer of width 256; what came before is in the state."""
+    """One step of a layer of width 256; the past is in the state."""
     torch.manual_seed(0)
     layer, x = S4(256, max_length=64).eval(), torch.randn(1, 256)
     with torch.inference_mode():

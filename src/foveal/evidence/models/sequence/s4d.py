@@ -1,4 +1,4 @@
-"""Evidence of S4D: convolution against recurrence, the diagonal against all of HiPPO, Lin against a random start."""
+"""Evidence for S4D: convolution against recurrence, diagonal against full HiPPO, Lin against random initialisation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ random_start = partial(small, init="random")
 
 
 def _modes(discretization: str, *, recurrent: bool) -> Tensor:
-    """A convolution's output by its kernel, or step by step, double precision, (2, 4, 300)."""
+    """A convolution's output by its kernel or step by step, double precision, (2, 4, 300)."""
     torch.manual_seed(0)
     layer = S4D(4, states=16, discretization=discretization).double()
     x = torch.randn(2, 4, 300, dtype=torch.float64)
@@ -32,16 +32,16 @@ def _modes(discretization: str, *, recurrent: bool) -> Tensor:
 
 
 def step_gap(states: int) -> float:
-    """Distance of the step response of the diagonal to that of all of HiPPO-LegS, over its first four states.
+    """Distance between the step responses of the diagonal and the full HiPPO-LegS, over its first four states.
 
-    The kernel itself keeps fast oscillations, which no input sees; theorem 3 halves B. HiPPO's matrix is triangular, so
-    that its first four states are a system of their own.
+    The kernel itself has fast oscillations, which no input excites; theorem 3 halves B. HiPPO's matrix is triangular,
+    so its first four states form a system of their own.
 
     Args:
-        states: N.
+        states: number of states, N.
 
     Returns:
-        Norm of the difference over the norm of HiPPO's, mean of the four.
+        Norm of the difference over the norm of HiPPO's response, mean over the four states.
     """
     times = torch.arange(801, dtype=torch.float64) / 100
     eigenvalues, _, entering, vectors = hippo(states)

@@ -1,4 +1,4 @@
-"""Evidence of SGConv: FFT against the direct sum, weights against length, accuracy and time against S4D."""
+"""Evidence for SGConv: FFT against the direct sum, weights against length, accuracy and time against S4D."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ s4d = partial(s4d_classifier, in_channels=1, dim=32, depth=2, states=32, prenorm
 
 
 def _weights(length: int) -> int:
-    """Parameters of one channel's kernel, d = 64."""
+    """Number of parameters of one channel's kernel, d = 64."""
     return sum(w.numel() for w in SGConv(1, max_length=length, kernel_size=64).weights)
 
 
@@ -38,7 +38,7 @@ def _applied(backend: str) -> Tensor:
 
 
 def _largest_ratio() -> float:
-    """Norm a place of what a scale adds to a new kernel over that of the scale before, mean of 256 channels."""
+    """Largest ratio between the norms per position of consecutive scales of a new kernel, mean over 256 channels."""
     torch.manual_seed(0)
     layer = SGConv(256, max_length=4096)
     parts = layer.kernel().detach()[0].split([64, *(64 * 2 ** max(0, i - 1) for i in range(1, 7))], 1)

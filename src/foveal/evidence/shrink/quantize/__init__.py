@@ -1,1 +1,1 @@
-"""Evidence of foveal.shrink.quantize."""
+"""Evidence for foveal.shrink.quantize."""

@@ -1,4 +1,4 @@
-"""Evidence of Quamba: against the network in floating point, and against plain rounding with one scale a tensor."""
+"""Evidence for Quamba: against the network in floating point and against plain rounding with one scale per tensor."""
 
 from __future__ import annotations
 

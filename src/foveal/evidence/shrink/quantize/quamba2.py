@@ -1,4 +1,4 @@
-"""Evidence of Quamba2: against the network in floating point, half precision's bytes, and one scale a tensor."""
+"""Evidence for Quamba2: against the network in floating point, its size in half precision, and one scale per tensor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _sorted(*, permuted: bool) -> Tensor:
 
 
 def _scan_error(seed: int, clusters: int) -> float:
-    """Mean squared rounding error of the scans' inputs over their mean square, on pictures not calibrated on."""
+    """Mean squared rounding error of the scans' inputs over their mean square, on pictures outside the calibration."""
     model, calibration = copy.deepcopy(cifar10_vim.trained(seed)), cifar10_vim.calibration()
     mixers = integers_(model)
     sort_(mixers, model, calibration)

@@ -1,1 +1,1 @@
-"""Evidence of foveal.shrink.tokens."""
+"""Evidence for foveal.shrink.tokens."""

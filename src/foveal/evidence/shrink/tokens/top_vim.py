@@ -1,4 +1,4 @@
-"""Evidence of ToP-ViM: against the dense recurrence with masked inputs, and against pruning without alignment."""
+"""Evidence for ToP-ViM: against the dense recurrence with masked inputs, and against pruning without alignment."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from foveal.ops.selective_scan.reference import selective_scan_reference
 from foveal.record import equal, grows, kept, smaller
 from foveal.shrink.tokens.top_vim import ToPViM, keep_tokens, mix
 
-STEPS, FURTHER = 400, 200  # of the network as a whole, and then of each pruned one, which the paper trains further too
+STEPS, FURTHER = 400, 200  # training of the full network, then of each pruned one, as in the paper
 
 
 def _pruned_mixer(kind: str, *, masked: bool) -> Tensor:
-    """A mixer at 60% of the tokens; or over all of them, with the input of the others set to zero."""
+    """A mixer on 60% of the tokens, or on all of them with the input of the others set to zero."""
     torch.manual_seed(0)
     size, length = (5, 7), 35
     places = keep_tokens(torch.rand(2, length), 21)
@@ -48,7 +48,7 @@ def _pruned_mixer(kind: str, *, masked: bool) -> Tensor:
 def _masked(mixer: Mamba, x: Tensor, mask: Tensor, *, back: bool = False) -> Tensor:
     conv1d, _, _, decay, skip = mixer.parts(back=back)
     where = mask.expand_as(x) > 0
-    near = x[where].view(*x.shape[:2], -1)  # kept ones alone, (B, E, M)
+    near = x[where].view(*x.shape[:2], -1)  # kept tokens only, (B, E, M)
     u = torch.zeros_like(x).masked_scatter(where, F.silu(conv1d(near)[..., : near.shape[2]]))
     delta, weights_in, weights_out = mixer.project(u, back=back)
     ins, outs = weights_in[:, None], weights_out[:, None]
@@ -62,19 +62,19 @@ def _macs(*, pruned: bool) -> float:
 
 
 def _timed(keep: float) -> float:
-    """Seconds of twelve blocks of Vim-Ti at 512×512, of whose patches a share stays after the first block."""
+    """Seconds of twelve blocks of Vim-Ti at 512×512, with a share of the patches kept after the first block."""
     step = ToPViM(after=(1,), keep=keep)
     return seconds(call(lambda: step.apply(vim(192, 12)), 1, 3, 512, 512), repeats=2)
 
 
 def _tokens(keep: float) -> float:
-    """Tokens that pass through the twelve blocks: 1,025 through the first, the kept ones through the others."""
+    """Number of tokens over the twelve blocks: 1,025 in the first, the kept ones in the others."""
     return 1025 + 11 * (1 + 1024 * keep)
 
 
 @cached(maxsize=8)
 def _accuracy(seed: int, *, align: bool) -> float:
-    """Accuracy at 60% of the tokens, of a network trained whole and then further as it is pruned."""
+    """Accuracy at 60% of the tokens, of a network trained in full and then further while pruned."""
     whole = cifar10.trained(partial(vim, 48, 4, 8, 4, 3, 10, grid=(8, 8)), steps=STEPS, seed=seed)
     pruned = ToPViM(after=(1,), keep=0.6, align=align).apply(copy.deepcopy(whole))
     inputs, labels = cifar10.pictures("train")

@@ -1,1 +1,1 @@
-"""Evidence of foveal.train.restore."""
+"""Evidence for foveal.train.restore."""

@@ -1,4 +1,4 @@
-"""Evidence of SamplingAug: integral image against plain sums, informative patches against patches drawn uniformly."""
+"""Evidence for SamplingAug: integral image against plain sums, informative patches against uniform ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _picture() -> NDArray[np.float64]:
 
 
 def _naive(error: NDArray, patch: int) -> NDArray[np.float64]:
-    """The sum over every patch, one after the other (vectorised, without the integral image)."""
+    """The sum over every patch separately (vectorised, without the integral image)."""
     return np.lib.stride_tricks.sliding_window_view(error, (patch, patch)).sum(axis=(2, 3))
 
 
