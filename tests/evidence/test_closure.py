@@ -31,6 +31,8 @@ __all__ = ["f"]
 
 def f(x: int, y: float = 1.0) -> float:
     """Adds."""
+    if x < 0:
+        raise ValueError("x is negative")
     return x + y  # a comment
 '''
 
@@ -42,10 +44,19 @@ def f(x: int, y: float = 1.0) -> float:
         ('"""Adds."""', '"""Adds two numbers.\n\n    Args:\n        x: one.\n    """'),
         ("  # a comment", ""),
         ("x: int", "x: 'float'"),
+        ('"x is negative"', 'f"x must be at least 0, got {x}"'),
         ('["f"]', '["f", "math"]'),
         ("import math", "from typing import TYPE_CHECKING\nimport math\nif TYPE_CHECKING:\n    import os"),
     ],
-    ids=["docstring", "docstring of a function", "comment", "annotation", "names", "imports for type checkers"],
+    ids=[
+        "docstring",
+        "docstring of a function",
+        "comment",
+        "annotation",
+        "text of an error",
+        "names",
+        "imports for type checkers",
+    ],
 )
 def test_words_about_code_do_not_change_its_hash(tree, old, new):
     plain = PLAIN if "TYPE_CHECKING" not in new else "from typing import TYPE_CHECKING\n" + PLAIN
@@ -60,7 +71,14 @@ def test_words_about_code_do_not_change_its_hash(tree, old, new):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("x + y", "x - y"), ("1.0", "2.0"), ("def f", "def g"), ("import math", "import cmath")]
+    ("old", "new"),
+    [
+        ("x + y", "x - y"),
+        ("1.0", "2.0"),
+        ("def f", "def g"),
+        ("ValueError", "TypeError"),
+        ("import math", "import cmath"),
+    ],
 )
 def test_code_changes_its_hash(tree, old, new):
     before = code_hash(tree(a=PLAIN) / "a.py")

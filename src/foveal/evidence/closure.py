@@ -36,11 +36,11 @@ def _names(node: ast.AST) -> bool:
     return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
 
 
-def _plain(node: object) -> object:
-    """A syntax node as nested tuples that do not depend on the Python version."""
+def _plain(node: object, *, words: bool = False) -> object:
+    """A node as nested tuples that do not depend on Python's version; `words` blanks strings, those of an error."""
     if isinstance(node, list):
         return tuple(
-            _plain(item)
+            _plain(item, words=words)
             for item in node
             if not (
                 isinstance(item, ast.AST)
@@ -49,9 +49,15 @@ def _plain(node: object) -> object:
         )
     if not isinstance(node, ast.AST):
         return repr(node)
+    words = words or isinstance(node, ast.Raise)
+    if words and (isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))):
+        return "words"
     skipped = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns", "simple")
     fields = ((name, value) for name, value in ast.iter_fields(node) if name not in skipped)
-    return (type(node).__name__, *((name, _plain(value)) for name, value in fields if value not in (None, [])))
+    return (
+        type(node).__name__,
+        *((name, _plain(value, words=words)) for name, value in fields if value not in (None, [])),
+    )
 
 
 @cache
