@@ -80,9 +80,7 @@ def test_the_last_state_is_not_exported(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="torch cannot export Plain"):
         to_onnx(Plain(last_state=True), tmp_path / "scan.onnx", torch.rand(1, 6, 5, 7))
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    with pytest.raises(
-        NotImplementedError, match="the last state is not exported to ONNX; leave return_last_state out"
-    ):
+    with pytest.raises(NotImplementedError, match="the last state cannot be exported to ONNX; omit return_last_state"):
         Plain(last_state=True)(torch.rand(1, 6, 5, 7))
 
 

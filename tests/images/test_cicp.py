@@ -55,7 +55,7 @@ def test_others_get_a_profile_or_are_converted(tmp_path, format_):
 @pytest.mark.parametrize("format_", ["jpg", "webp", "tif", "gif", "bmp"])
 @pytest.mark.parametrize(("code", "name"), [(PQ, r"PQ \(HDR\)"), (HLG, r"HLG \(HDR\)"), (Cicp(22, 99), "CICP 22/99")])
 def test_what_has_no_profile_is_refused(tmp_path, format_, code, name):
-    with pytest.raises(PictureError, match=f"cannot say that the colours are {name}; write AVIF or PNG, which can"):
+    with pytest.raises(PictureError, match=f"cannot signal that the colours are {name}; write AVIF or PNG, which can"):
         written(tmp_path / f"a.{format_}", cicp=code)
     assert list(tmp_path.iterdir()) == []
 

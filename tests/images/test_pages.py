@@ -77,7 +77,7 @@ def test_nothing_is_left_of_half_a_document(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         half(True)
-    with pytest.raises(ValueError, match="the document has 4 pages; add the rows of the rest"):
+    with pytest.raises(ValueError, match="the document has 4 pages; write the rows of the others too"):
         half(False)
     assert list(tmp_path.iterdir()) == []
 
@@ -94,7 +94,7 @@ def test_an_existing_document_is_safe(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "gif", "bmp"])
 def test_other_formats_hold_no_documents(tmp_path, suffix):
     with pytest.raises(
-        PictureError, match="cannot hold a document of 4 pages; write TIFF, or save each page as a file"
+        PictureError, match="cannot hold a document of 4 pages; write TIFF, or save each page as a separate file"
     ):
         write(tmp_path / f"a.{suffix}")
 

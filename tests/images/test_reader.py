@@ -402,7 +402,7 @@ def test_what_cannot_be_decoded_is_not_called_damaged(tmp_path, compression):
 def test_colours_that_would_pass_for_rgb_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", smooth(16, 16, 3), photometric="rgb")
     set_tag(tmp_path / "a.tif", 262, 10)  # ITULAB
-    refused(tmp_path / "a.tif", "its colours are of the kind multiband; foveal reads grey, RGB, .*convert it to RGB")
+    refused(tmp_path / "a.tif", "its colour space is multiband; foveal reads grey, RGB, .*convert it to RGB")
 
 
 def set_tag(path, tag, value):
@@ -580,7 +580,7 @@ def test_a_limit_can_be_raised(tmp_path):
 @pytest.mark.parametrize(("kind", "name"), [(np.float32, "float"), (np.int16, "short"), (np.uint32, "uint")])
 def test_kinds_of_samples_that_cannot_be_kept(tmp_path, kind, name):
     tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8), kind))
-    refused(tmp_path / "a.tif", f"samples are of the kind {name}; .* 16-bit .*convert it to 16 bits first")
+    refused(tmp_path / "a.tif", f"sample format is {name}; .* 16-bit .*convert it to 16 bits first")
 
 
 def test_too_many_channels(tmp_path):

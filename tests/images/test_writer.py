@@ -364,7 +364,7 @@ def test_a_full_disk_is_an_error(tmp_path, suffix, monkeypatch):
         ("a.gif", (8, 65536, 3), {}, "GIF holds at most 65,535 pixels a side"),
         ("a.bmp", (40000, 40000, 3), {}, r"BMP cannot hold 40000 × 40000 pixels \(4 GB\); write TIFF or PNG"),
         ("a.jpg", (8, 8, 3), {"frames": 12}, "JPEG cannot hold 12 frames; write GIF, WebP or PNG, or one file per"),
-        ("none/a.png", (8, 8, 3), {}, "there is no folder .*none; make it first"),
+        ("none/a.png", (8, 8, 3), {}, "there is no folder .*none; create it first"),
         ("folder.png", (8, 8, 3), {"overwrite": True}, "a folder has this name; choose another name"),
     ],
 )
@@ -393,7 +393,7 @@ def test_wrong_calls(tmp_path):
         (np.zeros((2, 8, 4), np.uint8), r"rows must be \(n, 8, 3\), got shape \(2, 8, 4\)"),
         (np.zeros((2, 8, 3)), "rows must be uint8 or uint16, got float64; scale and round first"),
         (np.zeros((9, 8, 3), np.uint8), "the picture has 8 rows, got 9; give the Writer the height"),
-        (np.zeros((7, 8, 3), np.uint8), "the picture has 8 rows, got only 7; add the rest"),
+        (np.zeros((7, 8, 3), np.uint8), "the picture has 8 rows, got only 7; write the rest too"),
     ],
 )
 def test_wrong_rows(tmp_path, rows, text):

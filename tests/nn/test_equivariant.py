@@ -52,5 +52,5 @@ def test_gradient_is_that_of_a_mean():
 
 
 def test_channels_out_of_fields():
-    with pytest.raises(ValueError, match="fields of 8: take a multiple, not 20"):
+    with pytest.raises(ValueError, match="a multiple of 8 channels, got 20; take 24"):
         fields(20)

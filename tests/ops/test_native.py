@@ -37,19 +37,22 @@ def test_operators_raise_it(monkeypatch):
     import torch
 
     from foveal.ops import selective_scan, ssd
+    from foveal.ops.conv3x3 import conv3x3
 
     class Starved:
         """A library whose every computation is out of memory."""
 
         foveal_lanes = foveal_steps = staticmethod(lambda: 16)
-        foveal_scan_forward = foveal_decayed_attention = staticmethod(lambda *_: 1)
+        foveal_scan_forward = foveal_decayed_attention = foveal_conv3x3 = staticmethod(lambda *_: 1)
 
     one = torch.ones(1, 4, 3)
     for path, message, call in (
-        ("selective_scan", "no memory for a selective scan; take a smaller batch or a shorter sequence",
+        ("selective_scan", "out of memory in a selective scan; use a smaller batch or a shorter sequence",
          lambda: selective_scan(one, one, -torch.ones(4, 1), one[:, :1], one[:, :1])),
-        ("ssd", "no memory for ssd; take a smaller batch",
+        ("ssd", "out of memory in ssd; use a smaller batch",
          lambda: ssd(one.mT[..., None], one.mT, -torch.ones(4), one.mT[:, :, None], one.mT[:, :, None])),
+        ("conv3x3", "out of memory in a 3×3 convolution; use a smaller batch",
+         lambda: conv3x3(torch.ones(1, 16, 4, 4), torch.ones(16, 16, 3, 3))),
     ):  # fmt: skip
         monkeypatch.setattr(sys.modules[f"foveal.ops.{path}.native"], "library", Starved)
         with pytest.raises(MemoryError, match=message):

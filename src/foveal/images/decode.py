@@ -58,13 +58,13 @@ def channels_of(path: Path, image: Any, kind: tiff.Page | None) -> int:
     if not known and image.interpretation not in INTERPRETATIONS:
         raise PictureError(
             path,
-            f"its colours are of the kind {image.interpretation}; foveal reads grey, RGB, CMYK and Lab",
+            f"its colour space is {image.interpretation}; foveal reads grey, RGB, CMYK and Lab",
             "convert it to RGB first",
         )
     if image.format not in ("uchar", "ushort") and image.interpretation not in ("lab", "labs"):
         raise PictureError(
             path,
-            f"its samples are of the kind {image.format}; foveal reads 8-bit and 16-bit unsigned ones",
+            f"its sample format is {image.format}; foveal reads 8-bit and 16-bit unsigned ones",
             "convert it to 16 bits first, choosing which values mean black and white",
         )
     if image.interpretation == "cmyk":

@@ -70,7 +70,7 @@ def refuse_unfit(
         raise PictureError(
             path,
             f"{form.label} cannot hold a document of {frames} pages",
-            "write TIFF, or save each page as a file of its own first",
+            "write TIFF, or save each page as a separate file first",
         )
     if frames > 1 and not form.frames:
         raise PictureError(path, f"{form.label} cannot hold {frames} frames",
@@ -90,7 +90,7 @@ def refuse_unfit(
     code = metadata.cicp
     if code is not None and form.name not in ("avif", "png") and not cicp.plain(code) and not cicp.profile(code):
         raise PictureError(
-            path, f"{form.label} cannot say that the colours are {cicp.name(code)}", "write AVIF or PNG, which can"
+            path, f"{form.label} cannot signal that the colours are {cicp.name(code)}", "write AVIF or PNG, which can"
         )
 
 

@@ -104,7 +104,7 @@ class PagesWriter:
         try:
             if kind is None:
                 if len(self._begun) < len(self._writers) or not self._begun[-1].complete:
-                    raise ValueError(f"the document has {len(self._writers)} pages; add the rows of the rest")
+                    raise ValueError(f"the document has {len(self._writers)} pages; write the rows of the others too")
                 self._begun[0].put_in_place()
         finally:
             for writer in self._begun:

@@ -182,7 +182,9 @@ class Writer:
             PictureError: if the file cannot be written.
         """
         if not self.complete:
-            raise ValueError(f"the picture has {self.height * self.frames} rows, got only {self._rows}; add the rest")
+            raise ValueError(
+                f"the picture has {self.height * self.frames} rows, got only {self._rows}; write the rest too"
+            )
         sink, self._sink = self._sink, None
         try:
             if sink is not None:
@@ -248,7 +250,7 @@ class Writer:
         form = self.format
         self._refuse_existing()
         if not self.path.parent.is_dir():
-            raise PictureError(self.path, f"there is no folder {self.path.parent}", "make it first")
+            raise PictureError(self.path, f"there is no folder {self.path.parent}", "create it first")
         refuse_unfit(
             self.path,
             form,

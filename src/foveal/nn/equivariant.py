@@ -75,7 +75,8 @@ def fields(channels: int) -> Tensor:
     """
     if channels % len(MOVES):
         raise ValueError(
-            f"an equivariant layer has channels in fields of {len(MOVES)}: take a multiple, not {channels}"
+            f"an equivariant layer needs a multiple of {len(MOVES)} channels, got {channels}; "
+            f"take {channels + -channels % len(MOVES)}"
         )
     places = torch.arange(0, channels, len(MOVES))[:, None] + torch.tensor(_table())[:, None]
     return places.flatten(1)

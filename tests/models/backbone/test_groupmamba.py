@@ -66,7 +66,7 @@ def test_a_layer_weighs_channels_by_their_mean():
 
 
 def test_channels_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="dim must be a multiple of 4, one group a direction, got 10; take 12"):
+    with pytest.raises(ValueError, match="dim must be a multiple of 4, one group per direction, got 10; take 12"):
         GroupMambaLayer(10)
 
 

@@ -65,7 +65,7 @@ def test_no_pictures_give_no_logits():
 
 
 def test_numbers_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="depths and num_heads must be equally many, got 2 and 3"):
+    with pytest.raises(ValueError, match="depths and num_heads must have the same length, got 2 and 3"):
         VSSD(8, (1, 1), (2, 2, 2))
     with pytest.raises(ValueError, match="num_heads must divide the channels of their stage, got 3 for 8"):
         VSSD(8, (1, 1), (3, 2))

@@ -64,5 +64,5 @@ def test_scans_and_convolutions_cost_the_same(monkeypatch):
 
 @pytest.mark.parametrize("wrong", [{"depths": ()}, {"patch_size": 0}])
 def test_a_level_and_a_pixel_at_least(wrong):
-    with pytest.raises(ValueError, match="depths and patch_size must be at least one level and 1, got"):
+    with pytest.raises(ValueError, match="depths must have a level and patch_size be at least 1, got"):
         Serpent(8, **wrong)

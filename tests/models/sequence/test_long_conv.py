@@ -74,7 +74,7 @@ def test_backends_agree(backend):
         ({"init": "zeros"}, "init must be one of random, double_exp, got 'zeros'"),
         (
             {"learned": True, "bidirectional": True},
-            "learned butterflies are causal; leave out learned or bidirectional",
+            "learned butterflies are causal; set only one of learned and bidirectional",
         ),
     ],
 )

@@ -384,7 +384,7 @@ def test_two_halves_equal_the_whole(backend, cut):
 def test_an_initial_state_is_not_exported(monkeypatch):
     given = {k: v.float() for k, v in tensors(1, 4, 6, 2, 1).items()}
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    with pytest.raises(NotImplementedError, match="an initial state is not exported to ONNX; leave initial_state out"):
+    with pytest.raises(NotImplementedError, match="an initial state cannot be exported to ONNX; omit initial_state"):
         selective_scan(**given)
 
 
@@ -506,7 +506,7 @@ WRONG = {
     "integers": ({"u": torch.zeros(1, 4, 6, dtype=torch.int64)}, TypeError, "u must be a real floating-point tensor"),
     "complex": (
         {"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError,
-        "A must be real, got torch.complex64; complex states are not computed here, foveal.models.sequence.s4d",
+        "A must be real, got torch.complex64; complex states are not supported, foveal.models.sequence.s4d",
     ),
     "initial state": (
         {"initial_state": torch.zeros(1, 2, 4)}, ShapeError,

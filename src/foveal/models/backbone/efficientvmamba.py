@@ -13,7 +13,7 @@ excitation (SE); the last two stages have inverted residuals:
     x + SE(ES2D(norm(x))) + SE(conv₁(gelu(bn(dwconv₃(norm(x))))))
 
 *Differs from the paper*: nothing. The routes, the norm inside SE and the sharing of SE are as in the authors' code.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+*Provenance*: written from the paper; sizes and order of operations were looked up in the authors' code. With its
 weights, converted by `from_authors`, the logits agree with its own to 1e-6 of the largest.
 """
 

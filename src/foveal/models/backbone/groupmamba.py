@@ -12,7 +12,7 @@ convolution. After the last stage one more block processes the mean alone, and t
 the labels and one for a teacher's outputs, are averaged.
 
 *Differs from the paper*: nothing. In training, `distilled_training = True` makes the network return both logits.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+*Provenance*: written from the paper; sizes and order of operations were looked up in the authors' code. With its
 weights, converted by `from_authors`, the logits agree with its own to 2e-6 of the largest.
 """
 
@@ -87,7 +87,7 @@ class GroupMambaLayer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 4:
-            raise ValueError(f"dim must be a multiple of 4, one group a direction, got {dim}; take {dim + -dim % 4}")
+            raise ValueError(f"dim must be a multiple of 4, one group per direction, got {dim}; take {dim + -dim % 4}")
         self.norm = LayerNorm2d(dim, eps=1e-5)
         self.vsss = VSSS(dim)
         self.scale = nn.Parameter(torch.ones(1))

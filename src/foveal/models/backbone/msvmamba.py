@@ -12,7 +12,7 @@ The three coarse routes share their weights and are concatenated into one sequen
 feed-forward network: W₂ gelu(v + dwconv₃(v)), v = W₁ norm(y).
 
 *Differs from the paper*: nothing. Concatenating the coarse routes follows the authors' code.
-*Provenance*: written from the paper; sizes and order of operations looked up in the authors' code. With its
+*Provenance*: written from the paper; sizes and order of operations were looked up in the authors' code. With its
 weights, converted by `from_authors`, the logits agree with its own to 1e-6 of the largest.
 """
 

@@ -12,7 +12,7 @@ memory of a block grow with N, those of attention with N².
 
 *Differs from the paper*: the two directions are averaged, as in the authors' code; position embeddings are resized to
 any image.
-*Provenance*: written from the paper; sizes and initial values looked up in the authors' code.
+*Provenance*: written from the paper; sizes and initial values were looked up in the authors' code.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class VSSD(Pyramid):
         count = len(depths)
         dims = [dim * 2**i for i in range(count)]
         if len(num_heads) != count:
-            raise ValueError(f"depths and num_heads must be equally many, got {count} and {len(num_heads)}")
+            raise ValueError(f"depths and num_heads must have the same length, got {count} and {len(num_heads)}")
         if wrong := [(d, h) for d, h in zip(dims, num_heads, strict=True) if d % h]:
             raise ValueError(f"num_heads must divide the channels of their stage, got {wrong[0][1]} for {wrong[0][0]}")
         drops = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())

@@ -13,7 +13,7 @@ run time.
 are those of the authors' code. `folded=False` keeps the identities as explicit skip connections, which shows that
 folding does not change the result; the paper trains folded.
 
-*Provenance*: written from the paper; layer sizes looked up in the authors' code.
+*Provenance*: written from the paper; layer sizes were looked up in the authors' code.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Serpent(nn.Module):
     ) -> None:
         super().__init__()
         if not depths or patch_size < 1:
-            raise ValueError(f"depths and patch_size must be at least one level and 1, got {depths} and {patch_size}")
+            raise ValueError(f"depths must have a level and patch_size be at least 1, got {depths} and {patch_size}")
         make = partial(SerpentBlock, state=state, expand=expand) if make is None else make
         self.patch_size, self.multiple = patch_size, patch_size * 2 ** (len(depths) - 1)
         widths = [dim * 2**i for i in range(len(depths))]

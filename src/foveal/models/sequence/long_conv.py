@@ -118,7 +118,7 @@ class LongConv(nn.Module):
         self.out = gated_output(heads * dim, dim, dropout)
         self.matrices = nn.ParameterDict()
         if learned and bidirectional:
-            raise ValueError("learned butterflies are causal; leave out learned or bidirectional")
+            raise ValueError("learned butterflies are causal; set only one of learned and bidirectional")
         for n in set(sizes(2 * max_length - 1, 2)) if learned else ():
             angle = -2 * torch.pi / n * (torch.arange(n)[:, None] * torch.arange(n) % n)
             self.matrices[str(n)] = nn.Parameter(torch.stack([angle.cos(), angle.sin()]))

@@ -52,7 +52,7 @@ def _run(name: str, call: ctypes.Structure) -> None:
     found = library()
     assert found is not None  # guaranteed by `why_not`
     if getattr(found, name)(ctypes.byref(call), torch.get_num_threads()):
-        raise MemoryError("no memory for a 3×3 convolution; take a smaller batch")
+        raise MemoryError("out of memory in a 3×3 convolution; use a smaller batch")
 
 
 def _convolve(

@@ -191,7 +191,7 @@ def selective_scan(
         raise ShapeError(f"u must be (batch, channels, length), got {tuple(u.shape)}")
     if A.is_complex():
         raise TypeError(
-            f"A must be real, got {A.dtype}; complex states are not computed here, foveal.models.sequence.s4d has them"
+            f"A must be real, got {A.dtype}; complex states are not supported, foveal.models.sequence.s4d has them"
         )
     named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     check_alike({**named, "initial_state": initial_state})
@@ -211,9 +211,9 @@ def selective_scan(
         check_shape("initial_state", initial_state, (batch, dim, A.shape[1]), "(batch, dim, states)")
     if torch.onnx.is_in_onnx_export():
         if return_last_state:
-            raise NotImplementedError("the last state is not exported to ONNX; leave return_last_state out")
+            raise NotImplementedError("the last state cannot be exported to ONNX; omit return_last_state")
         if initial_state is not None:
-            raise NotImplementedError("an initial state is not exported to ONNX; leave initial_state out")
+            raise NotImplementedError("an initial state cannot be exported to ONNX; omit initial_state")
     # On a CPU every call goes through the registered operator, so that traced graphs contain it too; without the
     # compiled kernel it runs in torch and warns.
     registered = asked(BACKENDS, backend) == "auto" and u.device.type in {"cpu", "meta"}

@@ -197,7 +197,7 @@ def _native(u: Tensor) -> bool:
 
 def _call(name: str, *arguments: Any) -> None:
     if getattr(library(), name)(*arguments, torch.get_num_threads()):
-        raise MemoryError("no memory for a selective scan; take a smaller batch or a shorter sequence")
+        raise MemoryError("out of memory in a selective scan; use a smaller batch or a shorter sequence")
 
 
 def _forward(

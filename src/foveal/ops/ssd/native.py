@@ -66,7 +66,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, start: Tensor, backw
     shape = (batch, length, heads, q.shape[2], k.shape[2], v.shape[2], states, channels, int(backward))
     call = Attention(*shape, *(t.data_ptr() for t in (*given, *made)))
     if found.foveal_decayed_attention(ctypes.byref(call), torch.get_num_threads()):
-        raise MemoryError("no memory for ssd; take a smaller batch")
+        raise MemoryError("out of memory in ssd; use a smaller batch")
     return made
 
 
