@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 import torch
-from foveal.catalogue.machine import describe
 
 import foveal
+from foveal.evidence.machine import describe
 from foveal.export.onnx import ExportError, to_onnx
 from foveal.ops.selective_scan import native
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from foveal.catalogue.machine import describe
 
+from foveal.evidence.machine import describe
 from foveal.measure.cost import high_water
 from foveal.ops import selective_scan
 from foveal.ops.conv3x3 import conv3x3

@@ -25,9 +25,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from foveal.catalogue.machine import describe
 from PIL import Image
 
+from foveal.evidence.machine import describe
 from foveal.measure.benchmarks import find
 from foveal.measure.quality import evaluate
 from foveal.runtime.bundle import available as bundles

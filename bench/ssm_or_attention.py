@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from foveal.catalogue.machine import describe
 
+from foveal.evidence.machine import describe
 from foveal.measure.cost import count_macs, count_parameters, high_water
 
 SIDES = (224, 512, 1024, 2048)

@@ -44,7 +44,7 @@ class PatchEmbed(nn.Module):
 
 
 class Isotropic(Backbone):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), of any H and W.
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes), of any H and W.
 
     Args:
         embed: picture to a map of patches, (B, dim, H', W').

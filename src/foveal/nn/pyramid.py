@@ -19,7 +19,7 @@ __all__ = ["Pyramid"]
 
 
 class Pyramid(Backbone):
-    """Picture classifier, (B, in_channels, H, W) to (B, num_classes), from stages that pass on (B, C, H', W') maps.
+    """Image classifier, (B, in_channels, H, W) to (B, num_classes), from stages that pass on (B, C, H', W') maps.
 
     Args:
         stem: picture to the first stage's input, (B, C_1, H', W').
