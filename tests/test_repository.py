@@ -1,6 +1,8 @@
 """What must be so of the repository as a whole."""
 
 import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -273,3 +275,21 @@ def test_a_field_without_a_description_is_noticed():
     good = '@dataclass(frozen=True)\nclass A:\n    """A.\n\n    Args:\n        x: one.\n    """\n\n    x: int\n'
     assert undocumented(good) == []
     assert undocumented(good + "    y: int = 0\n") == ["A"]
+
+
+def named(path):
+    """Modules and names of foveal that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "foveal":
+            yield from ((node.module, name.name) for name in node.names)
+
+
+@pytest.mark.parametrize("folder", ["bench", "scripts", "examples"])
+def test_programs_beside_the_package_import_what_is_there(folder):
+    programs = sorted((ROOT / folder).glob("*.py"))
+    assert programs
+    for path in programs:
+        for module, name in named(path):
+            held = importlib.import_module(module)
+            submodule = importlib.util.find_spec(f"{module}.{name}") if hasattr(held, "__path__") else None
+            assert hasattr(held, name) or submodule, f"{path.name} imports {name} from {module}, which has none"
