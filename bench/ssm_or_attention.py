@@ -154,9 +154,9 @@ def plot(rows: list[dict[str, Any]], sides: list[int], path: Path) -> None:
 
 
 def train(seconds: float) -> str:
-    from foveal.train.classify import accuracy, cifar10, train_classifier
+    from foveal.evidence.tasks.cifar10 import accuracy, pictures, train_classifier
 
-    cifar10("train")
+    pictures("train")
     lines = [f"### CIFAR-10, {seconds:.0f} s of training each, one recipe", ""]
     lines += ["| network | parameters | steps of 64 | top-1, first 2,000 of test |", "|---|---|---|---|"]
     for name, (model, arguments) in SMALL.items():

@@ -284,6 +284,7 @@ def named(path):
             yield from ((node.module, name.name) for name in node.names)
 
 
+@pytest.mark.dear("imports what they import")
 @pytest.mark.parametrize("folder", ["bench", "scripts", "examples"])
 def test_programs_beside_the_package_import_what_is_there(folder):
     programs = sorted((ROOT / folder).glob("*.py"))
