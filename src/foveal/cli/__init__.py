@@ -1,1 +1,1 @@
-"""One file per command; `main` lists them and loads the one that is called."""
+"""The command line, one file per command; `main` lists the commands and loads the one that is called."""

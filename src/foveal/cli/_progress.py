@@ -1,6 +1,6 @@
-"""How `foveal upscale` speaks while it works: bars on a terminal, plain lines in a pipe, nothing when told to be quiet.
+"""Progress of `foveal upscale`: bars on a terminal, plain lines in a pipe, nothing with --quiet.
 
-Bars and remarks go to standard error; the line for each picture goes to standard output, or to standard error when
+Bars and messages go to standard error; the line for each picture goes to standard output, or to standard error if
 standard output carries JSON.
 """
 
@@ -22,10 +22,10 @@ _EVERY = 10.0  # seconds between two plain lines of one picture
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Format a duration.
 
     Args:
-        seconds: at least 0.
+        seconds: duration in seconds, at least 0.
 
     Returns:
         "0.4 s", "12 s", "3 min 20 s" or "2 h 5 min".
@@ -41,26 +41,26 @@ def duration(seconds: float) -> str:
 
 
 def megapixels(value: float) -> str:
-    """Megapixels, or megapixels per second, as a number.
+    """Format megapixels or megapixels per second.
 
     Args:
-        value: at least 0.
+        value: number of megapixels, at least 0.
 
     Returns:
-        "12.3", or "0.07" where one decimal would say too little.
+        "12.3", or "0.07" below 1.
     """
     return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 class Show:
-    """Progress of a run.
+    """Display of the progress of a run.
 
     Args:
-        pictures: how many there are to do.
+        pictures: number of pictures to process.
         total: megapixels of all results.
-        seconds: planned, shown until there is a speed.
-        quiet: say nothing.
-        json: standard output is taken.
+        seconds: estimated seconds, shown until a speed is known.
+        quiet: whether to show nothing but problems.
+        json: whether standard output is reserved for JSON.
     """
 
     def __init__(self, pictures: int, total: float, seconds: float, *, quiet: bool, json: bool) -> None:
@@ -90,12 +90,12 @@ class Show:
             self._bars.stop()
 
     def begin(self, name: str, total: float, seconds: float) -> None:
-        """A picture is begun.
+        """Start a picture.
 
         Args:
-            name: shown.
+            name: name to show.
             total: megapixels of its result.
-            seconds: planned.
+            seconds: estimated seconds.
         """
         self._name = name
         self._file_start = self._said = time.monotonic()
@@ -103,12 +103,12 @@ class Show:
             self._file = self._bars.add_task(name, total=total or 1, planned=seconds)
 
     def step(self, done: float, total: float, region: tuple[int, int, int, int]) -> None:
-        """A part of the picture is done.
+        """Report that a part of the picture is done.
 
         Args:
-            done: megapixels.
-            total: megapixels.
-            region: not shown.
+            done: megapixels done.
+            total: megapixels of the picture's result.
+            region: finished region; not shown.
         """
         del region
         if self._bars is not None:
@@ -129,7 +129,7 @@ class Show:
         )
 
     def end(self, total: float) -> None:
-        """The picture is finished, or failed.
+        """End a picture that is finished or failed.
 
         Args:
             total: megapixels of its result.
@@ -142,10 +142,10 @@ class Show:
                 self._bars.update(self._total, completed=self._finished)
 
     def line(self, text: str) -> None:
-        """Say something that stays.
+        """Print a line that stays above the bars.
 
         Args:
-            text: one line.
+            text: one line of text.
         """
         if self._quiet:
             return
@@ -155,10 +155,10 @@ class Show:
             say(text, self._out)
 
     def problem(self, text: str) -> None:
-        """Say what went wrong, even when quiet.
+        """Print a problem, even with --quiet.
 
         Args:
-            text: one line.
+            text: one line of text.
         """
         if self._bars is not None:
             self._above(text)
@@ -166,7 +166,7 @@ class Show:
             say(text, sys.stderr)
 
     def _above(self, text: str) -> None:
-        """Print above the bars; a terminal that has gone is no reason to stop."""
+        """Print above the bars; a closed terminal is ignored."""
         with suppress(OSError):
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -177,7 +177,7 @@ def _bars() -> Any:
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Megapixels done, megapixels per second and seconds left; the planned seconds until there is a speed."""
+        """Megapixels done, megapixels per second and seconds left; the estimated seconds until a speed is known."""
 
         def render(self, task: Task) -> Text:
             elapsed = task.elapsed or 0.0

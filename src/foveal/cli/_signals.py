@@ -1,4 +1,4 @@
-"""Signals that end a process, taken as Ctrl-C is: what was begun is cleaned up first."""
+"""Signals that end the process, handled like Ctrl-C: unfinished work is cleaned up first."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Ended", "exit_code", "like_ctrl_c"]
 
 
 class Ended(KeyboardInterrupt):
-    """A signal other than Ctrl-C asks for the end.
+    """A signal other than Ctrl-C that ends the process.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -26,13 +26,13 @@ class Ended(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """The code of a process that a signal ended.
+    """Exit code of a process ended by a signal.
 
     Args:
-        error: what the signal raised.
+        error: exception raised by the signal.
 
     Returns:
-        128 and the signal's number.
+        128 plus the signal's number.
     """
     return 128 + (error.number if isinstance(error, Ended) else int(signal.SIGINT))
 
@@ -46,7 +46,7 @@ def like_ctrl_c() -> Iterator[None]:
     """
 
     def end(number: int, _: Any) -> None:
-        # Whoever asks twice is heard once: the cleaning goes on.
+        # A second signal is ignored, so that the cleanup can finish.
         signal.signal(number, signal.SIG_IGN)
         raise Ended(number)
 

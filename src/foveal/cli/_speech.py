@@ -1,7 +1,7 @@
-"""Words on standard output and standard error that never stop the work.
+"""Printing to standard output and standard error that never stops the work.
 
-A terminal may not know a letter, a log may lie on a full disk, and whoever read may have gone: pictures are made all
-the same.
+The encoding may lack a character, the disk of a log may be full, and the reader of a pipe may be gone; pictures are
+processed all the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PLAIN = {"→": "->", "×": "x", "…": "...", "–": "-", "−": "-", "’": "
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What stands for letters that an encoding lacks."""
+    """Replacement for characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
@@ -28,7 +28,7 @@ codecs.register_error("foveal", _plain)
 
 
 def ready() -> None:
-    """Let standard output and standard error take every letter."""
+    """Make standard output and standard error accept every character."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="foveal")  # type: ignore[union-attr]
@@ -38,16 +38,16 @@ def say(text: str, stream: TextIO) -> bool:
     """Print a text and a newline.
 
     Args:
-        text: to say.
-        stream: to say it on; what cannot be written to once is silent from then on.
+        text: text to print.
+        stream: stream to print to; a stream that fails once is silent from then on.
 
     Returns:
-        Whether it was said.
+        Whether it was printed.
     """
     try:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):  # a full disk, a closed pipe or a closed stream
-        # What the stream still holds would be tried again when the process ends.
+        # Data left in the buffer would be written again when the process ends.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())

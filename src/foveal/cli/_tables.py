@@ -1,4 +1,4 @@
-"""Tables of text for the catalogue's commands: fitted to a terminal, one unbroken line a row in a pipe."""
+"""Text tables: fitted to the width of a terminal, one unbroken line per row in a pipe."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STYLES = {"works": "green", "holds": "green", "written": "yellow", "does not ho
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that wraps at the terminal's width and never in a pipe.
+    """Console that wraps at the terminal's width and never in a pipe.
 
     Args:
-        stderr: write to standard error.
+        stderr: whether to write to standard error.
 
     Returns:
         The console.
@@ -33,10 +33,10 @@ def table(out: Console, head: Sequence[str], lines: Iterable[Sequence[str]], *, 
     """Print a table without rules.
 
     Args:
-        out: from `console`.
+        out: console from `console`.
         head: names of the columns.
         lines: cells of each row.
-        shorten: column that is cut to fit a terminal, rather than wrapped; "" wraps all.
+        shorten: column to truncate to the width of a terminal instead of wrapping; "" wraps all.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     cells = [list(line) for line in lines]

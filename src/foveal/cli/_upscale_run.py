@@ -1,4 +1,4 @@
-"""The pictures of one `foveal upscale`: planned, done, skipped or failed, and what is said about each."""
+"""The pictures of one `foveal upscale`: planned, done, skipped or failed, and the messages about each."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Run", "Wishes"]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked of every picture.
+    """The user's options for every picture.
 
     Args:
-        overwrite: replace what exists.
-        resume: skip what is done.
-        keep_record: note what was done.
-        limit_pixels: of a source.
-        background: below transparent pixels, where a format has none.
-        quiet: no words but what went wrong.
-        json: standard output is taken.
+        overwrite: whether to replace existing files.
+        resume: whether to skip pictures that are done.
+        keep_record: whether to record finished pictures.
+        limit_pixels: largest number of pixels of a source.
+        background: colour behind transparent pixels, for formats without transparency.
+        quiet: whether to print nothing but problems.
+        json: whether standard output is reserved for JSON.
     """
 
     overwrite: bool
@@ -44,12 +44,12 @@ class Wishes:
 
 
 class Run:
-    """The pictures of one command, each with how it stands: planned, done, skipped or failed.
+    """The pictures of one command with their status: planned, done, skipped or failed.
 
     Args:
-        upscaler: that makes them larger.
-        wishes: of the user.
-        passed_over: files that were found and are not done, and what each is.
+        upscaler: upscaler to use.
+        wishes: options of the user.
+        passed_over: files that were found but are not processed, each with its kind.
     """
 
     def __init__(self, upscaler: Upscaler, wishes: Wishes, passed_over: list[tuple[Path, str]]) -> None:
@@ -65,13 +65,13 @@ class Run:
         self._told: set[str] = set()
 
     def count(self, status: str) -> int:
-        """How many pictures stand so.
+        """Number of pictures with a status.
 
         Args:
             status: "planned", "done", "skipped" or "failed".
 
         Returns:
-            Their number.
+            Number of pictures.
         """
         return sum(entry["status"] == status for entry in self.files.values())
 
@@ -113,10 +113,10 @@ class Run:
                 self._say(note)
 
     def prepare(self, jobs: list[Job]) -> None:
-        """Sort out what is done or cannot be done, and plan the rest.
+        """Sort out pictures that are done or cannot be processed, and plan the others.
 
         Args:
-            jobs: of this run.
+            jobs: jobs of this run.
         """
         from foveal.runtime.batch import account
 
@@ -128,7 +128,7 @@ class Run:
                 continue
             try:
                 plan = self._plan(job)
-            except Exception as error:  # one bad file, however bad, does not stop the rest
+            except Exception as error:  # one bad file, however bad, does not stop the others
                 self._fail(job, error)
                 continue
             if plan is None:
@@ -139,7 +139,7 @@ class Run:
         self._tell_notes()
 
     def _plan(self, job: Job) -> Plan | None:
-        """The plan of a picture, with what will not be kept of it; None if it is done already."""
+        """The plan of a picture, with notes on what will be lost; None if it is already done."""
         from foveal import images
 
         state = self._record(job).state(job)
@@ -158,13 +158,13 @@ class Run:
         return replace(plan, notes=(*plan.notes, *job.notes, *outlook))
 
     def tell_plans(self) -> None:
-        """Say what would be done."""
+        """Print the plans."""
         for job, plan in self._plans:
             self._say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
         self._tell_sum()
 
     def _own(self, notes: tuple[str, ...]) -> list[str]:
-        """The notes of one picture; those of the whole run are said once."""
+        """Notes about one picture only; notes about the whole run are printed once."""
         return [note for note in dict.fromkeys(notes) if note not in self.upscaler.notes]
 
     def _tell_sum(self) -> None:
@@ -191,17 +191,17 @@ class Run:
 
     @property
     def _seconds(self) -> float:
-        # Opening the engine is part of every plan and happens once.
+        # Opening the engine is part of every plan but happens once.
         once = max((plan.start for _, plan in self._plans), default=0.0)
         return once + sum(plan.seconds - plan.start for _, plan in self._plans)
 
     def work(self) -> None:
-        """Do what is planned."""
+        """Process the planned pictures."""
         from foveal.cli._progress import Show, duration, megapixels
         from foveal.runtime.engines import EngineError
 
         self._tell_sum()
-        with suppress(EngineError):  # it will come again with the picture it stops
+        with suppress(EngineError):  # it is raised again for the picture it affects
             self.upscaler.prepare()
         start, done = time.monotonic(), 0.0
         with Show(
@@ -233,7 +233,7 @@ class Run:
                 background=self.wishes.background,
                 progress=show.step,
             )
-        except Exception as error:  # one bad file, however bad, does not stop the rest
+        except Exception as error:  # one bad file, however bad, does not stop the others
             self._fail(job, error, show)
             return False
         result = replace(result, notes=tuple(dict.fromkeys((*plan.notes, *result.notes))))
@@ -249,11 +249,11 @@ class Run:
         return True
 
     def compare(self, jobs: list[Job], out: str | None) -> None:
-        """Write the page for all pictures that have a result.
+        """Write the comparison page of all pictures with a result.
 
         Args:
-            jobs: of this run.
-            out: what `-o` named.
+            jobs: jobs of this run.
+            out: value of `--output`.
         """
         from foveal import images
         from foveal.runtime.compare import MARK, make_pair, write_page
@@ -275,7 +275,7 @@ class Run:
                 name = job.source.name.encode("utf-8", "replace").decode()
                 pairs.append(make_pair(self.upscaler, picture, name, f"{self.upscaler.name}, ×{self.upscaler.scale}"))
             write_page(page, pairs)
-        except Exception as error:  # the pictures are done, and their account is still to be given
+        except Exception as error:  # the pictures are done and must still be reported
             self._fail_page(page, f"{type(error).__name__}: {error}")
             return
         self._pages.append(str(page))
@@ -286,11 +286,11 @@ class Run:
         say(f"failed: {page}: {why}", sys.stderr)
 
     def document(self, seconds: float, *, interrupted: bool) -> dict[str, Any]:
-        """What `--json` prints.
+        """The document printed by `--json`.
 
         Args:
-            seconds: the run took.
-            interrupted: it was ended early.
+            seconds: duration of the run.
+            interrupted: whether the run was interrupted.
 
         Returns:
             Plain data.

@@ -1,4 +1,4 @@
-"""`foveal catalogue`: every method foveal knows of, and how far each has come."""
+"""`foveal catalogue`: published methods and their status."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from foveal.cli._options import Json, stop
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,23 +18,39 @@ __all__ = ["catalogue"]
 
 
 def catalogue(
-    name: Annotated[str | None, typer.Argument(help="Show one method: paper, file, clauses, claims, results.")] = None,
-    family: Annotated[str | None, typer.Option(help="Only this family, such as restore or tokens.")] = None,
-    status: Annotated[str | None, typer.Option(help="Only works, runs, written or planned.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Planned rows too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show one method: paper, file, clauses, claims, results.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this family, such as restore or tokens.")
+    ] = None,
+    status: Annotated[str | None, typer.Option(metavar="NAME", help="Only works, runs, written or planned.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="List planned methods too.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List published methods and which are implemented, with their status and what was measured.
 
-    A status is derived, never typed: "works" meets every clause of its bar on the machine that recorded it, "runs" has
-    had all its claims run and misses a clause, "written" has code whose claims were not all run, "planned" has none.
-    The last column counts the claims that hold.
+    The status is derived from recorded results: "works" meets every clause of its acceptance bar on the machine that
+    recorded it, "runs" has had all its claims run and misses a clause, "written" has code whose claims were not all
+    run, "planned" has no code. The last column counts the claims that hold.
 
-    \b
-    $ foveal catalogue --family operator --status works
-    name  title                                                          family    status  claims
-    ...
-    """  # noqa: D301  \b keeps the transcript's lines apart in the help
+    Args:
+        name: method to show in full.
+        family: family to list.
+        status: status to list.
+        every: list planned methods too.
+        as_json: print one JSON document.
+
+    Raises:
+        typer.Exit: an unknown method, family or status.
+
+    Example:
+        $ foveal catalogue --family tokens
+        name     title                                                 family  status   claims
+        ToP-ViM  Exploring Token Pruning in Vision State Space Models  tokens  written  3/5
+        1 of 349 methods of the literature: 1 written
+        10 more are planned; --all lists them too
+    """
     from collections import Counter
 
     from foveal.catalogue.collect import CatalogueError
@@ -54,8 +72,7 @@ def catalogue(
         if status is not None and status not in STATUSES:
             raise CatalogueError(f"no status is called {status!r}; it is one of {', '.join(STATUSES)}")
     except CatalogueError as error:
-        typer.echo(f"foveal catalogue: {error}", err=True)
-        raise typer.Exit(2) from None
+        stop("catalogue", error)
     chosen = [row for row in listed if family in (None, row.family) and status in (None, row.status)]
     hidden = 0
     if not (every or status or as_json):
@@ -137,7 +154,7 @@ def _details(row: Row) -> dict[str, Any]:
 
 
 def _show(row: Row, out: Console) -> None:
-    """One row in full, for people."""
+    """Print one row in full."""
     from foveal.cli._tables import table
 
     def say(label: str, text: str) -> None:
@@ -188,7 +205,7 @@ def _show(row: Row, out: Console) -> None:
 
 
 def _result(outcome: Any) -> tuple[str, str, str]:
-    """Recorded value, verdict, and when and where."""
+    """Recorded value, verdict, and date and machine of the run."""
     if outcome is None:
         return "", "not run", ""
     processor = outcome["machine"]["processor"]

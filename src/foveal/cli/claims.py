@@ -1,19 +1,18 @@
-"""`foveal claims`: runs what papers promise, here, and prints paper | here | verdict."""
+"""`foveal claims`: run the claims of papers on this machine and print paper, here and verdict."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path  # noqa: TC003  typer reads the annotation
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli._options import Benchmarks, Json, data_folder, stop
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -25,43 +24,56 @@ __all__ = ["claims"]
 
 
 def claims(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Methods, such as ESPCN.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Methods, such as ESPCN.")] = None,
     *,
-    every: Annotated[bool, typer.Option("--all", help="All methods that have a record.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All methods with a record.")] = False,
     only: Annotated[
         str | None,
         typer.Option(
-            help="Only one kind: params, macs, equal, faster, smaller, kept, grows, bound; or checks, the common ones."
+            metavar="NAME",
+            help="Only one kind: params, macs, equal, faster, smaller, kept, grows, bound; or checks, the common ones.",
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Skip what needs minutes of training; fewer timings, one seed.")
+        bool, typer.Option("--quick", help="Skip claims that need minutes of training; fewer timings, one seed.")
     ] = False,
     save: Annotated[
-        bool, typer.Option("--save", help="Record each outcome in results/claims as it comes; wants committed code.")
+        bool, typer.Option("--save", help="Record each outcome in results/claims at once; needs committed code.")
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Leave out claims whose recorded outcome is that of the code as it is."),
+        typer.Option("--resume", help="Skip claims that have a recorded outcome of the current code."),
     ] = False,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of benchmark data; else FOVEAL_DATA, ./data or ../shared/data.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data: Benchmarks = None,
+    as_json: Json = False,
 ) -> None:
     """Run the claims of methods on this machine and print the paper's value beside ours.
 
-    Exits with 1 when a claim does not hold or could not run, or a common check fails. What --quick skips counts neither
-    way. With --save each outcome is recorded with date, processor, threads and versions as soon as it is there, so an
-    interrupted run goes on with --resume; what could not run leaves the record as it was.
+    The exit code is 1 if a claim does not hold or could not run, or a common check fails; claims skipped by --quick do
+    not count. --save records each outcome with date, processor, threads and versions as soon as it is known, so
+    --resume continues an interrupted run; a claim that could not run leaves its record unchanged.
 
-    \b
-    $ foveal claims sesr --only equal
-    SESR  2026-11-28  AMD EPYC, 2 cores, numpy 2.4.6, torch 2.15.0
-    kind   claim                       paper  here                         verdict  threads  seconds
-    equal  The collapsed network       exact  largest difference 2.7e-07   holds    2        0.5
-           equals the expanded one.           of the largest value
-    """  # noqa: D301  \b keeps the transcript's lines apart in the help
+    Args:
+        names: names of methods.
+        every: run all methods with a record.
+        only: kind of claim to run, or "checks".
+        quick: skip claims that need minutes of training.
+        save: record each outcome.
+        resume: skip claims with a recorded outcome of the current code.
+        data: folder of benchmark sets.
+        as_json: print one JSON document.
+
+    Raises:
+        typer.Exit: a wrong call, or a claim or check that fails.
+
+    Example:
+        $ foveal claims sesr --only params
+        SESR  2026-11-28  AMD EPYC, 2 cores, numpy 2.4.6, torch 2.15.0
+        kind    claim               paper     here     verdict  threads  seconds
+        params  M5 ×2, collapsed.   13.52 K   13,520   holds    2        0.1
+        params  M11 ×2, collapsed.  27.34 K   27,344   holds    2        0.0
+        params  XL ×2, collapsed.   105.37 K  105,376  holds    2        0.0
+    """
     from rich.markup import escape
 
     from foveal.catalogue.collect import CatalogueError, find, records
@@ -77,17 +89,14 @@ def claims(
         if only not in {None, "checks", *RUNNERS}:
             kinds = ", ".join([*RUNNERS, "checks"])
             raise CatalogueError(f"no kind of claim is called {only!r}; the kinds are {kinds}")
-        if data is not None and not data.is_dir():
-            raise CatalogueError(f"--data must be a folder, and {data} is none")
         if save and (why := results.refusal()):
             raise CatalogueError(why)
         chosen = list(records().values()) if every else [find(name) for name in names or ()]
     except (CatalogueError, results.ResultsError) as error:
-        typer.echo(f"foveal claims: {error}", err=True)
-        raise typer.Exit(2) from None
+        stop("claims", error)
     out, progress = console(), console(stderr=True)
     failed, reports = False, []
-    with _data_folder(data):
+    with data_folder("claims", data):
         for record in chosen:
             with progress.status(f"{record.method.name}: common checks") as status:
                 checked = checks.run(record.method) if only in {None, "checks"} else {}
@@ -124,25 +133,12 @@ def _record(record: Located, outcome: Outcome) -> None:
 
 
 def _left(record: Located) -> list[Claim]:
-    """Claims without a recorded outcome of the code as it is."""
+    """Claims without a recorded outcome of the current code."""
     from foveal.evidence import results
 
     recorded = results.recorded(record.claims, results.load(record.method))
     pairs = zip(record.claims, recorded, strict=True)
     return [claim for claim, outcome in pairs if outcome is None or outcome["source"] != record.source]
-
-
-@contextmanager
-def _data_folder(folder: Path | None) -> Iterator[None]:
-    """FOVEAL_DATA set to the folder, for the length of a run."""
-    before = os.environ.get("FOVEAL_DATA")
-    if folder is not None:
-        os.environ["FOVEAL_DATA"] = str(folder)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ.pop("FOVEAL_DATA") if before is None else os.environ.update(FOVEAL_DATA=before)
 
 
 def _report(record: Located, outcomes: Sequence[Outcome], checked: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`foveal doctor`: what works on this machine, and why the rest does not."""
+"""`foveal doctor`: which engines, kernels and formats work on this machine, and why the others do not."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import platform
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from foveal._install import install_hint
+from foveal.cli._options import Json  # noqa: TC001  typer reads the annotation
 
 __all__ = ["doctor"]
 
-# Instructions that make convolutions fast, from the oldest to the newest.
+# Instruction sets that speed up convolutions, from the oldest to the newest.
 _FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
-) -> None:
-    """What works here: engines, kernels, picture formats, processor, threads, folders; and why the rest does not.
+def doctor(json: Json = False) -> None:
+    """Check engines, kernels, picture formats, processor and cache on this machine, with the reason for each failure.
 
-    Every engine is opened and every format written and read once, so "works" means that it did. The exit code is 1 if
-    pictures cannot be upscaled here.
+    Every engine is opened and every format is written and read once, so "works" means that it was tried. The exit code
+    is 1 if pictures cannot be upscaled on this machine.
 
     Args:
         json: print one JSON document.
 
     Raises:
-        typer.Exit: with 1 if pictures cannot be upscaled here.
+        typer.Exit: with code 1 if pictures cannot be upscaled.
 
     Example:
         $ foveal doctor
@@ -42,7 +41,7 @@ def doctor(
         packages   numpy 2.4.6, pillow 13.0.0, pyvips 3.2.0, libvips 8.18.7, typer 0.29.2, rich 15.0.0
         bundles    fast_x2, balanced_x2, fast_x3, balanced_x3, fast_x4, balanced_x4
         engines
-          native       works 0.2.0
+          native       works 0.3.0
           onnxruntime  works 1.31.1
           openvino     does not work: openvino not installed; pip install '.[openvino]'
           torch        does not work: torch not installed; pip install '.[torch]'
@@ -55,7 +54,11 @@ def doctor(
         formats
           png          works
           jpeg         works
-          ...
+          webp         works
+          tiff         works
+          avif         works
+          gif          works
+          bmp          works
     """
     report = _examine()
     if json:
@@ -155,7 +158,7 @@ def _writable(folder: Path) -> bool:
 
 
 def _kernels() -> dict[str, Any]:
-    """The compiled paths of the operators: each instruction set, and Triton."""
+    """The compiled backends of the operators: each instruction set, and Triton."""
     from foveal.runtime import kernels
 
     found: dict[str, Any] = {}

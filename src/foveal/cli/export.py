@@ -1,4 +1,4 @@
-"""`foveal export`: a trained network to a bundle."""
+"""`foveal export`: export a trained network to a bundle."""
 
 from __future__ import annotations
 
@@ -9,42 +9,64 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli._options import Json, stop
+
 if TYPE_CHECKING:
     from foveal.export.bundle import Exported
+
+__all__ = ["export"]
 
 
 def export(
     source: Annotated[
         list[str],
         typer.Argument(
+            metavar="SOURCE",
             help="Folder of a run (foveal train), its model.safetensors, or a registered model's name. "
-            "Several runs of one network: the mean of their weights."
+            "Several runs of one network: the mean of their weights.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder.")],
-    scale: Annotated[int, typer.Option("--scale", "-s", help="1 to 4, for a model given by name.")] = 4,
-    name: Annotated[str, typer.Option(help="The bundle's name; that of its folder without it.")] = "",
-    quality: Annotated[str, typer.Option(help="fast, balanced or best: what --quality finds it by.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "",
-    data: Annotated[str, typer.Option(help="What the weights were trained on, for the card.")] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The bundle's folder.")],
+    scale: Annotated[int, typer.Option("--scale", "-s", metavar="N", help="1 to 4, for a registered name.")] = 4,
+    name: Annotated[str, typer.Option(metavar="NAME", help="The bundle's name.  [default: its folder's]")] = "",
+    quality: Annotated[str, typer.Option(metavar="NAME", help="fast, balanced or best, as for foveal upscale.")] = "",
+    licence: Annotated[str, typer.Option(metavar="TEXT", help="Licence of the weights, for the card.")] = "",
+    trained_on: Annotated[str, typer.Option(metavar="TEXT", help="Training data of the weights, for the card.")] = "",
     int8: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of calibration pictures, e.g. those of the training: also writes an int8 file, for engines "
-            "that are faster with it."
+            metavar="PATH",
+            help="Folder of calibration pictures, e.g. the training set: also writes an int8 file, for engines that "
+            "are faster with it.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that stands there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that exists.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Export a network to a bundle: ONNX with free height and width, checked against torch, timed beside it.
+    """Export a network to a bundle: ONNX with free height and width, checked and timed against torch.
 
-    The bundle is written when its files agree with torch, or not at all.
+    The bundle is written only if its files agree with torch.
 
-        $ foveal export runs/fast_x4_3 -o bundles/fast_x4 --quality fast
-        bundles/fast_x4: 21056 parameters, margin 8, 8-bit path yes
-        parity with torch: 1.2e-07 at 1×3×17×17, 1.1e-07 at 1×3×19×23, 1.2e-07 at 2×3×80×49
-        1×3×256×256, 2 threads: torch 21.3 ms, onnxruntime 14.0 ms, openvino 15.1 ms
+    Args:
+        source: run, weights, or registered name; several for the mean of their weights.
+        out: folder of the bundle.
+        scale: upscaling factor of a registered name.
+        name: name of the bundle.
+        quality: fast, balanced or best.
+        licence: licence of the weights.
+        trained_on: training data of the weights, in words.
+        int8: folder of calibration pictures for an int8 file.
+        overwrite: replace a bundle that exists.
+        as_json: print one JSON document.
+
+    Raises:
+        typer.Exit: a source or calibration pictures that cannot be used, or a file that does not agree with torch.
+
+    Example:
+        $ foveal export runs/fast_x4_1 -o bundles/fast_x4_1 --quality fast
+        bundles/fast_x4_1: 21056 parameters, margin 8, 8-bit path yes
+        parity with torch: 3.0e-08 at 1×3×17×17, 6.1e-08 at 1×3×19×23, 1.1e-07 at 2×3×80×49
+        1×3×256×256, 2 threads: torch 76.0 ms, native 9.1 ms, onnxruntime 24.1 ms
     """
     from foveal.errors import FovealError
     from foveal.export.bundle import export_bundle
@@ -58,14 +80,13 @@ def export(
             name=name or out.name,
             quality=quality,
             licence=licence,
-            data=data,
+            data=trained_on,
             calibration=int8,
             overwrite=overwrite,
             **described,
         )
     except (FovealError, BundleError) as error:
-        typer.echo(f"foveal export: {error}", err=True)
-        raise typer.Exit(2) from None
+        stop("export", error)
     times = _times(model, result)
     if as_json:
         agreement = [p.to_json() for p in result.parity]
@@ -90,7 +111,7 @@ def export(
 def _mean(loaded: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]]:
     """The first network with the mean of all weights.
 
-    Fine-tunings that began from the same weights lie in one valley, and their mean is often better than each of them:
+    Fine-tuned networks with the same initial weights lie in one basin, and their mean is often better than each one:
     M. Wortsman et al., "Model soups", ICML 2022 (arXiv:2203.05482).
     """
     import torch
@@ -107,7 +128,7 @@ def _mean(loaded: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]
 
 
 def _load(source: str, scale: int) -> tuple[Any, dict[str, Any]]:
-    """The network and what the card says of it."""
+    """The network and the properties for its card."""
     from safetensors import SafetensorError, safe_open
 
     from foveal.export.deployable import ExportError
@@ -135,7 +156,7 @@ def _load(source: str, scale: int) -> tuple[Any, dict[str, Any]]:
 
 
 def _described(name: str, scale: int, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network by its name, and what the card says of it."""
+    """A network by its registered name, and the properties for its card."""
     from foveal.export.deployable import ExportError
     from foveal.models import create_model
 
@@ -148,7 +169,7 @@ def _described(name: str, scale: int, arguments: dict[str, Any]) -> tuple[Any, d
 
 
 def _times(model: Any, result: Exported) -> dict[str, float]:
-    """Median milliseconds of the network in torch and of the file in every engine that is here."""
+    """Median milliseconds of the network in torch and of the file in every available engine."""
     import numpy as np
     import torch
 

@@ -1,8 +1,8 @@
-"""`foveal`: finds the command, loads its file and nothing else.
+"""`foveal`: finds the command and loads only its file.
 
-The list of commands and their one-line help stand here, so `foveal --help` imports no command and no library at all.
-A command is a function with typer annotations in a file of its own. Its help is the function's docstring: the summary,
-and the section `Example:` as it stands; `Args:` and what else only programmers need is left out.
+The list of commands with their one-line help is here, so `foveal --help` imports no command and no library. A command
+is a function with typer annotations in its own file. Its help is the function's docstring: the summary, and the section
+`Example:` unchanged; `Args:` and other sections for programmers are left out.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "command_help", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "upscale": ("foveal.cli.upscale:upscale", "Make pictures two, three or four times larger."),
-    "models": ("foveal.cli.models:models", "List bundles and networks."),
-    "measure": ("foveal.cli.measure:measure", "Parameters, multiply-adds, latency and memory of a model."),
-    "eval": ("foveal.cli.eval:eval", "PSNR and SSIM on a set of pictures."),
+    "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures two, three or four times."),
+    "models": ("foveal.cli.models:models", "List bundles to run and networks to train."),
+    "measure": ("foveal.cli.measure:measure", "Measure parameters, multiply-adds, latency and memory of a model."),
+    "eval": ("foveal.cli.eval:eval", "Measure PSNR and SSIM on a set of pictures."),
     "train": ("foveal.cli.train:train", "Train a network from a recipe."),
     "data": ("foveal.cli.data:data", "Fetch and prepare freely licensed training pictures."),
     "export": ("foveal.cli.export:export", "Export a network to a bundle, checked against torch."),
-    "catalogue": ("foveal.cli.catalogue:catalogue", "The methods of the literature and what stands here."),
-    "claims": ("foveal.cli.claims:claims", "Run what a paper claims, on this machine."),
-    "doctor": ("foveal.cli.doctor:doctor", "What works here, and why the rest does not."),
+    "catalogue": ("foveal.cli.catalogue:catalogue", "List published methods and which are implemented."),
+    "claims": ("foveal.cli.claims:claims", "Run the claims of papers on this machine."),
+    "doctor": ("foveal.cli.doctor:doctor", "Check engines, kernels and picture formats on this machine."),
 }
 
-# What brings a module that the light install lacks.
+# Extra that installs a module missing from the light install.
 _EXTRA = {
     "torch": "torch",
     "torchvision": "torch",
@@ -53,10 +53,10 @@ _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attribute
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line; leaves with its exit code.
+    """Run one command line and exit with its code.
 
     Args:
-        arguments: without the program's name; those of this process by default.
+        arguments: arguments without the program's name; None for those of this process.
 
     Raises:
         SystemExit: always.
@@ -91,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _instead(name: str) -> str:
-    """What somebody may have meant by a command that there is not."""
+    """Suggestion for an unknown command."""
     close = get_close_matches(name, COMMANDS, n=1)
     if close:
         return f"did you mean {close[0]}?"
-    # Pictures and folders are what people drop on a program.
+    # Users may drop pictures and folders on the program.
     if "." in name or "/" in name or os.path.exists(name):  # noqa: PTH110  Path.exists raises where a name is too long
         return f"did you mean foveal upscale {shlex.quote(name)}?"
     return f"commands are {', '.join(COMMANDS)}"
@@ -108,7 +108,7 @@ def _overview() -> str:
         [
             "Usage: foveal COMMAND [OPTIONS] …",
             "",
-            "Makes vision models cost less, and proves what the saving cost.",
+            "Upscales pictures, makes vision models cheaper, and measures papers' claims again.",
             "",
             "Commands:",
             *lines,
@@ -129,7 +129,7 @@ def _run(name: str, arguments: list[str]) -> None:
     import typer
 
     text, example = command_help(command)
-    # Plain help: it is quick, it can be piped, and a transcript stays as it was typed.
+    # Plain help: it is fast, it can be piped, and transcripts keep their lines.
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     context = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     app.command(help=text, epilog=example, context_settings=context)(command)
@@ -139,7 +139,7 @@ def _run(name: str, arguments: list[str]) -> None:
     try:
         code = made(args=arguments, prog_name=f"foveal {name}", standalone_mode=False)
     except Exception as error:
-        # The error of a wrong option; which module it comes from depends on the version of typer.
+        # The error of a wrong option; its module depends on the version of typer.
         if not hasattr(error, "format_message"):
             raise
         message = " ".join(error.format_message().split()).rstrip(".")
@@ -149,9 +149,9 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _show_plainly(parameter: Any) -> None:
-    """Let help say N, TEXT or PATH where typer says how Python writes a type; a metavar stays."""
+    """Show N, TEXT or PATH in the help where typer shows the name of a Python type; a metavar is kept."""
     shown = getattr(parameter, "display_type_rich", None)
-    if shown is None:  # an older typer, which does not
+    if shown is None:  # an older typer, which shows no types
         return
     words = {"int": "N", "float": "N", "str": "TEXT", "path": "PATH", "directory": "PATH", "file": "PATH"}
 
@@ -168,13 +168,13 @@ def _show_plainly(parameter: Any) -> None:
 
 
 def command_help(command: Callable[..., Any]) -> tuple[str, str]:
-    """A command's help from its docstring.
+    """Help of a command from its docstring.
 
     Args:
-        command: function with a Google docstring.
+        command: function with a Google-style docstring.
 
     Returns:
-        What stands above the options, and the example that stands below them.
+        The text above the options, and the example below them.
     """
     text: list[str] = []
     example: list[str] = []
@@ -184,7 +184,7 @@ def command_help(command: Callable[..., Any]) -> tuple[str, str]:
         if line in _NOT_HELP:
             into = None
         elif line.startswith("$ ") and into is text:
-            # A transcript that stands bare in the text is the example, and its lines stay lines.
+            # A bare transcript in the text is the example, and its lines are kept.
             example += ["Example:"]
             into = transcript
         elif line in ("Example:", "Examples:"):
@@ -194,7 +194,7 @@ def command_help(command: Callable[..., Any]) -> tuple[str, str]:
         if into is not None:
             into.append(line)
     example += ["    " + line if line else "" for line in transcript]
-    # "\b" before a paragraph keeps its lines as they are.
+    # "\b" before a paragraph keeps its lines.
     paragraphs = [
         "\b\n" + paragraph if any(line.startswith(" ") for line in paragraph.splitlines()) else paragraph
         for paragraph in "\n".join(text).strip().split("\n\n")

@@ -1,4 +1,4 @@
-"""`foveal measure`: what a network costs here."""
+"""`foveal measure`: cost of a network on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli._options import Json, Threads, stop
+
 if TYPE_CHECKING:
     from foveal.measure.cost import Cost
 
@@ -15,40 +17,60 @@ __all__ = ["measure"]
 
 
 def measure(
-    model: Annotated[str, typer.Argument(help="A registered name, a model.safetensors, or a bundle's name or folder.")],
-    shape: Annotated[str, typer.Option(help="Of the input: batch, channels, height, width.")] = "1,3,256,256",
-    threads: Annotated[int, typer.Option("--threads", "-t", min=1, help="Processor threads.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 15,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A registered name, a model.safetensors, or a bundle's name or folder."),
+    ],
+    shape: Annotated[
+        str, typer.Option(metavar="B,C,H,W", help="Shape of the input: batch, channels, height, width.")
+    ] = "1,3,256,256",
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Number of timed runs.")] = 15,
     scale: Annotated[
-        int | None, typer.Option("--scale", "-s", help="For a registered name; its default if left out.")
+        int | None,
+        typer.Option("--scale", "-s", metavar="N", help="Upscaling factor of a registered name.  [default: its own]"),
     ] = None,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a separate process.")] = True,
+    as_json: Json = False,
 ) -> None:
     """Count parameters and multiply-adds, and measure time and memory, of one forward pass.
 
     Networks run in torch, in the form in which they are trained; bundles run in ONNX Runtime, and their multiply-adds
     are not counted.
 
-    \b
-    $ foveal measure quicksrnet_small --shape 1,3,270,480
-    model          quicksrnet_small
-    input          1×3×270×480
-    parameters     22,860
-    multiply-adds  2.949 G
-    latency        61.03 ms (quartiles 60.44 to 62.16, 15 calls, 2 threads)
-    peak memory    72.1 MiB
-    """  # noqa: D301  \b keeps the transcript's lines apart in the help
+    Args:
+        model: registered name, weights, or bundle.
+        shape: shape of the input, four comma-separated numbers.
+        threads: processor threads.
+        repeats: number of timed runs.
+        scale: upscaling factor of a registered name.
+        memory: whether to measure peak memory.
+        as_json: print one JSON document.
+
+    Raises:
+        typer.Exit: an unknown model, or a shape that is not four whole numbers.
+
+    Example:
+        $ foveal measure quicksrnet_small --shape 1,3,270,480
+        model          quicksrnet_small
+        input          1×3×270×480
+        parameters     22,860
+        multiply-adds  2.949 G
+        latency        61.03 ms (quartiles 60.44 to 62.16, 15 calls, 2 threads)
+        peak memory    72.1 MiB
+    """
+    from foveal.runtime.machine import cores
+
     try:
         sides = tuple(int(side) for side in shape.split(","))
     except ValueError:
         sides = ()
     if len(sides) != 4 or min(sides) < 1:
-        raise typer.BadParameter(f"--shape must be four whole numbers such as 1,3,256,256, got {shape!r}")
+        stop("measure", f"--shape must be four whole numbers such as 1,3,256,256, got {shape!r}")
     try:
-        cost = _cost(model, sides, threads=threads, repeats=repeats, scale=scale, memory=memory)
+        cost = _cost(model, sides, threads=threads or cores(), repeats=repeats, scale=scale, memory=memory)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-        raise typer.BadParameter(str(error)) from error
+        stop("measure", error)
     print(json.dumps(cost.to_json(), indent=2) if as_json else cost.table())
 
 

@@ -1,4 +1,4 @@
-"""`foveal models`: what can be run, and what can be built."""
+"""`foveal models`: bundles to run, and networks to train."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ from typing import Annotated, Any
 
 import typer
 
+from foveal.cli._options import Json, stop
+
 __all__ = ["models"]
 
 
 def models(
-    filter: Annotated[str, typer.Argument(help="Part of a name, or a shell pattern such as 'sesr_*'.")] = "*",  # noqa: A002
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    filter: Annotated[  # noqa: A002
+        str, typer.Argument(metavar="NAME", help="Part of a name, or a shell pattern such as 'sesr_*'.")
+    ] = "*",
+    as_json: Json = False,
 ) -> None:
     """List shipped bundles, ready to run, and registered networks, ready to train.
 
     Without torch only the bundles are listed.
 
-    \b
-    $ foveal models fast_x4
-    bundle   scale  quality  parameters  s/MP   Set5   licence
-    fast_x4  4      fast     21,056      0.006  30.94  Apache-2.0
-    """  # noqa: D301  \b keeps the transcript's lines apart in the help
+    Args:
+        filter: part of a name, or a shell pattern.
+        as_json: print one JSON document.
+
+    Raises:
+        typer.Exit: a damaged bundle, or no bundle or network of that name.
+
+    Example:
+        $ foveal models fast_x4
+        bundle   scale  quality  parameters  s/MP   Set5   licence
+        fast_x4  4      fast     21,056      0.006  30.93  Apache-2.0
+    """
     from foveal._install import install_hint
     from foveal.cli._tables import console, table
     from foveal.runtime.bundle import BundleError
@@ -30,7 +41,7 @@ def models(
     try:
         bundles = _bundles(filter)
     except BundleError as error:
-        raise typer.BadParameter(str(error)) from error
+        stop("models", error)
     networks = _networks(filter)
     out = console()
     if as_json:
@@ -61,12 +72,11 @@ def models(
     elif networks is None:
         out.print(f"Networks to train need torch: {install_hint('torch')}", markup=False, highlight=False)
     if not bundles and not networks:
-        typer.echo(f"foveal models: nothing is called {filter!r}; foveal models lists all", err=True)
-        raise typer.Exit(2)
+        stop("models", f"nothing is called {filter!r}; foveal models lists all")
 
 
 def _shown(value: Any, digits: int) -> str:
-    """A figure of a card: plain, or the PSNR of a {psnr, ssim} pair; "–" where there is none."""
+    """A figure from a card: a number, or the PSNR of a {psnr, ssim} pair; "–" if there is none."""
     if isinstance(value, dict):
         value = value.get("psnr")
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
@@ -101,7 +111,7 @@ def _bundles(pattern: str) -> list[dict[str, Any]]:
 
 
 def _networks(pattern: str) -> list[dict[str, Any]] | None:
-    """None without torch."""
+    """The networks that match a pattern; None without torch."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
@@ -115,7 +125,7 @@ def _networks(pattern: str) -> list[dict[str, Any]] | None:
         for name in list_models(pattern):
             try:
                 size = count_parameters(create_model(name))
-            except ImportError:  # it wants a package that is not installed
+            except ImportError:  # it needs a package that is not installed
                 size = None
             listed.append({"name": name, "parameters": size, "pretrained": name in trained})
     return listed

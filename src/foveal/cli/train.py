@@ -1,4 +1,4 @@
-"""`foveal train`: a network from a recipe."""
+"""`foveal train`: train a network by a recipe."""
 
 from __future__ import annotations
 
@@ -9,32 +9,53 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveal.cli._options import Threads, stop
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from foveal.train.loop import Progress
 
+__all__ = ["train"]
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="TOML recipe, for example recipes/fast_x4_1.toml.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file, for example recipes/fast_x4_1.toml.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/NAME without it. Resumes what is there.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="PATH", help="Folder of the run, resumed if it exists.  [default: runs/NAME]"
+        ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of training pictures, instead of the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps, instead of the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    threads: Annotated[int, typer.Option(help="Processor threads; 0 takes all cores.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Folder of data: training pictures, instead of the recipe's.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Number of steps, instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Train a network by a recipe; run again to resume where it stopped.
+    """Train a network by a recipe; run the command again to resume an interrupted training.
 
-    Writes checkpoint.pt, log.csv and recipe.json while it runs, model.safetensors and log.png at the end. A training
-    that is stopped and resumed gives the weights of one that was not.
+    Writes checkpoint.pt, log.csv and recipe.json during training, model.safetensors and log.png at the end. An
+    interrupted and resumed training gives the same weights as an uninterrupted one.
 
-        $ foveal train recipes/fast_x4_1.toml
-        luma_sr_fast ×4 · 20000 steps · cpu, 2 threads · runs/fast_x4_1
-        step 500/20000 · loss 0.02713 · 14.2 steps/s · 23 min left
-        ...
+    Args:
+        recipe: TOML file of the recipe.
+        out: folder of the run; None for runs/NAME.
+        data: folder of training pictures, instead of the recipe's.
+        steps: number of steps, instead of the recipe's.
+        device: device to train on; "auto" takes the fastest.
+        threads: processor threads.
+        quiet: print nothing but errors.
+
+    Raises:
+        typer.Exit: an invalid recipe or device, a training that cannot run, or an interruption.
+
+    Example:
+        $ foveal train recipes/fast_x4_1.toml --data photos --steps 5
+        luma_sr_fast ×4 · 5 steps · cpu, 2 threads · runs/fast_x4_1
+        step 5/5 · loss 0.02438 · 13.1 steps/s · 0 s left
         done: runs/fast_x4_1/model.safetensors
         next: foveal export runs/fast_x4_1 -o bundles/fast_x4_1
     """
@@ -58,8 +79,7 @@ def train(
         say = None if quiet else functools.partial(print, flush=True)
         fit(model, plan, place, device=device, report=None if quiet else _reporter(), say=say)
     except (FovealError, BundleError) as error:
-        typer.echo(f"foveal train: {error}", err=True)
-        raise typer.Exit(2) from None
+        stop("train", error)
     except KeyboardInterrupt:
         kept = place / "checkpoint.pt"
         resume = f"run the same command again to resume from {kept}" if kept.exists() else "nothing was saved yet"
@@ -70,7 +90,7 @@ def train(
 
 
 def _device(name: str) -> str:
-    """The device asked for; with "auto" the fastest that is here."""
+    """The requested device; for "auto" the fastest one available."""
     import torch
 
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -78,13 +98,12 @@ def _device(name: str) -> str:
         return next(device for device, found in here.items() if found)
     if not here.get(name.partition(":")[0]):
         found = ", ".join(device for device, is_here in here.items() if is_here)
-        typer.echo(f"foveal train: --device must be auto or one that is here ({found}), got {name!r}", err=True)
-        raise typer.Exit(2)
+        stop("train", f"--device must be auto or one of this machine's ({found}), got {name!r}")
     return name
 
 
 def _reporter() -> Callable[[Progress], None]:
-    """A bar on a terminal, a line at every checkpoint in a pipe."""
+    """Progress as one updated line on a terminal, as separate lines in a pipe."""
     terminal = sys.stderr.isatty()
     last = [0]
 

@@ -1,4 +1,4 @@
-"""`foveal upscale`: makes pictures larger and keeps everything else they hold."""
+"""`foveal upscale`: upscale pictures and keep colour profile, metadata, transparency and bit depth."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ def upscale(
     ] = None,
     *,
     more: Annotated[
-        list[str] | None, typer.Option("--input", "-i", metavar="INPUT", help="The same, as an option.")
+        list[str] | None, typer.Option("--input", "-i", metavar="INPUT", help="Another input, as an option.")
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="OUT", help="A folder, or for one picture a file.  [default: beside]"),
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Folder, or for one picture a file.  [default: beside the source]"
+        ),
     ] = None,
     scale: Annotated[
         int | None,
         typer.Option(
-            "--scale", "-s", metavar="N", help="2, 3 or 4 times as wide and high.  [default: 4]", show_default=False
+            "--scale", "-s", metavar="N", help="Upscaling factor: 2, 3 or 4.  [default: 4]", show_default=False
         ),
     ] = None,
     quality: Annotated[
@@ -39,18 +41,16 @@ def upscale(
         typer.Option(
             "--quality",
             metavar="NAME",
-            help="fast, balanced or best; best, with --model, takes the mean over mirror images.",
+            help="fast, balanced or best; with --model, best averages over flips of the picture.",
         ),
     ] = "balanced",
     model: Annotated[
         str | None,
-        typer.Option("--model", "-n", metavar="NAME|PATH", help="A bundle, instead of --scale and --quality."),
+        typer.Option("--model", "-n", metavar="NAME|PATH", help="Bundle, instead of --scale and --quality."),
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(
-            "--engine", metavar="NAME", help="auto (the fastest here), native, onnxruntime, openvino or torch."
-        ),
+        typer.Option("--engine", metavar="NAME", help="auto (the fastest), native, onnxruntime, openvino or torch."),
     ] = "auto",
     threads: Annotated[
         int | None,
@@ -59,75 +59,85 @@ def upscale(
         ),
     ] = None,
     tile: Annotated[
-        str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 is auto.")
+        str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 for auto.")
     ] = "auto",
-    gpu: Annotated[int, typer.Option("--gpu", "-g", metavar="ID", help="-1 is the processor, all there is now.")] = -1,
+    gpu: Annotated[int, typer.Option("--gpu", "-g", metavar="ID", help="GPU id; only -1 (CPU) is supported.")] = -1,
     file_format: Annotated[
         str,
         typer.Option(
-            "--format", "-f", metavar="NAME", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: as it was]"
+            "--format", "-f", metavar="NAME", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's]"
         ),
     ] = "",
     background: Annotated[
         str,
-        typer.Option("--background", metavar="#RRGGBB", help="Below transparent pixels, where a format has none."),
+        typer.Option(
+            "--background",
+            metavar="#RRGGBB",
+            help="Colour behind transparent pixels, for formats without transparency.",
+        ),
     ] = "",
     suffix: Annotated[
         str | None,
-        typer.Option("--suffix", metavar="TEXT", help="Added to names.  [default: _x4 beside the source, else none]"),
+        typer.Option(
+            "--suffix",
+            metavar="TEXT",
+            help="Suffix of the results' names.  [default: _x4 beside the source, else none]",
+        ),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Folders inside folders; the same tree is written.")
+        bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Skip what is done; redo what has a newer source or other settings.")
+        bool, typer.Option("--resume", help="Skip finished pictures; redo those with a newer source or other settings.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell engine, tiles, memory, seconds and what cannot be done.")
+        bool, typer.Option("--dry-run", help="Only print engine, tiles, memory, time estimate and problems.")
     ] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Write an HTML page of before and after.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Write an HTML page that compares before and after.")
+    ] = False,
     limit_megapixels: Annotated[
-        float, typer.Option("--limit-megapixels", metavar="N", min=0, help="Refuse larger pictures than this.")
+        float, typer.Option("--limit-megapixels", metavar="N", min=0, help="Refuse larger pictures.")
     ] = 400,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Make pictures two, three or four times larger.
+    """Upscale pictures two, three or four times.
 
-    Colour profile, metadata, orientation, transparency, 16 bits and animation are kept; what a format cannot hold is
-    said. Any size fits: large pictures are processed in tiles and written as they are made. A bundle's first run
-    measures this machine for a second.
+    Colour profile, metadata, orientation, transparency, 16 bits and animation are kept; what a format cannot store is
+    reported. Large pictures are processed in tiles and streamed to disk. The first run of a bundle benchmarks each
+    engine on this machine for about a second.
 
-    A run of several pictures, or into a folder, leaves a record .foveal.jsonl there. --resume goes by it: a picture is
-    skipped if it was made from the same source (size and time of change) by the same bundle, on the same background.
-    Results that the record names are not made larger again beside their source.
+    A run with several pictures, or into a folder, writes a record .foveal.jsonl there. --resume uses it: a picture is
+    skipped if its result was made from the same source (size and modification time) by the same bundle on the same
+    background. Results listed in the record are not upscaled again.
 
-    The exit code is 0 if every picture was done, 1 if one failed, 2 if nothing could begin, 130 after Ctrl-C, 143 after
+    The exit code is 0 if all pictures are done, 1 if one failed, 2 if nothing could start, 130 after Ctrl-C, 143 after
     SIGTERM.
 
     Args:
         pictures: files, folders and globs.
-        more: the same.
-        out: folder or file.
-        scale: output side over input side.
-        quality: of the bundle.
-        model: bundle instead of scale and quality.
-        engine: that computes.
+        more: further files, folders and globs.
+        out: folder, or file for one picture.
+        scale: upscaling factor.
+        quality: quality of the bundle.
+        model: bundle, instead of scale and quality.
+        engine: inference engine.
         threads: processor threads.
-        tile: side, or auto.
-        gpu: -1.
-        file_format: of the results.
-        background: colour for formats without transparency.
-        suffix: of the results' names.
-        recursive: look into folders inside folders.
-        resume: skip what is done.
-        overwrite: replace what exists.
-        dry_run: plan only.
-        compare: write the page.
-        limit_megapixels: of a source.
-        json: machine-readable.
-        quiet: no words.
+        tile: side of a tile in pixels, or auto.
+        gpu: GPU id; only -1.
+        file_format: file format of the results.
+        background: colour behind transparent pixels, for formats without transparency.
+        suffix: suffix of the results' names.
+        recursive: search subfolders.
+        resume: skip finished pictures.
+        overwrite: replace existing files.
+        dry_run: only print the plans.
+        compare: write the comparison page.
+        limit_megapixels: largest size of a source.
+        json: print one JSON document.
+        quiet: print nothing but errors.
 
     Raises:
         typer.Exit: with the exit code.
@@ -177,7 +187,7 @@ def upscale(
     wishes = Wishes(
         overwrite=overwrite,
         resume=resume,
-        # A picture on its own leaves nothing but its result.
+        # A single picture leaves nothing but its result.
         keep_record=resume or len(jobs) > 1 or (out is not None and bool(jobs) and jobs[0].target != Path(out)),
         limit_pixels=int(limit_megapixels * 1e6),
         background=below,

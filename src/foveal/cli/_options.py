@@ -1,0 +1,71 @@
+"""Options that several commands share, and the one way in which a command stops."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from foveal.cli._speech import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Benchmarks", "Json", "Threads", "data_folder", "stop"]
+
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", metavar="N", min=1, help="Processor threads.  [default: all]", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Benchmarks = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Folder of data: benchmark sets.  [default: FOVEAL_DATA, else ./data, else ../shared/data]",
+    ),
+]
+
+
+def stop(command: str, message: object, *, code: int = 2) -> NoReturn:
+    """Report on standard error why a command cannot go on, and end it.
+
+    Args:
+        command: name of the command.
+        message: the problem and what to do about it.
+        code: exit code.
+
+    Raises:
+        typer.Exit: always.
+    """
+    say(f"foveal {command}: {message}", sys.stderr)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def data_folder(command: str, folder: Path | None) -> Iterator[None]:
+    """Set FOVEAL_DATA to a folder inside the block; stop if it is not a folder.
+
+    Args:
+        command: name of the command.
+        folder: folder of benchmark data; None leaves the environment unchanged.
+
+    Yields:
+        Nothing.
+    """
+    if folder is None:
+        yield
+        return
+    if not folder.is_dir():
+        stop(command, f"--data must be a folder, and {folder} is none; name one, or leave --data out")
+    before = os.environ.get("FOVEAL_DATA")
+    os.environ["FOVEAL_DATA"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("FOVEAL_DATA") if before is None else os.environ.update(FOVEAL_DATA=before)

@@ -1,0 +1,201 @@
+"""The transcript at the end of each command's help is what the command prints.
+
+Times, dates, versions, processors, engines and what else depends on the machine are compared by their shape, everything
+else literally; a line "..." stands for any number of lines.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import textwrap
+
+import numpy as np
+import pytest
+from documents import ROOT
+from PIL import Image
+
+from foveal.cli.main import COMMANDS, main
+
+# What may differ on another machine or another day, and what stands for it; applied in order to both texts.
+ALIKE = (
+    (r"\d{4}-\d\d-\d\d", "DATE"),
+    (r"\d+(\.\d+)?e[-+]\d\d", "DIFFERENCE"),
+    (r"\d+(\.\d+)? (MP|steps)/s", r"SPEED \2/s"),
+    (r"\d+(\.\d+)? (h \d+ min|min \d+ s|min|ms|s)\b", "TIME"),
+    (r"\b\d+ threads?\b", "THREADS"),
+)
+ALSO = {
+    "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
+    "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
+    "train": (
+        (r"· (cpu, THREADS|cuda|mps) ·", "· DEVICE ·"),
+        (r"loss \d\.\d{5}", "loss"),
+        (r"(?<=\n)step [0-4]/.*\n", ""),
+    ),
+    "data": ((r"\d+ pictures", "N pictures"),),  # of a toy package here
+    "export": ((r"torch TIME(, \w+ TIME)+", "TIMES"),),
+    # What a row's claims gave is derived from the records, which change.
+    "catalogue": (
+        (r"(written|runs|works) +\d+/\d+", "RESULTS"),
+        (r"\d+ (of 349 [\w ]+:) .*|\d+ (more are)", r"N \1\2"),
+    ),
+    "claims": ((r"(?<=DATE  ).*", "MACHINE"), (r"holds +\d+ +\d+\.\d", "holds")),
+    "doctor": (
+        (r"foveal \S+, Python \S+, .*", "foveal, Python, SYSTEM"),
+        (r"(processor|threads|cache|packages)  .*", r"\1"),
+        (r"(?<=kernels\n)(  .*\n)+", "  KERNELS\n"),
+        (r"works.*|does not work: .*", "STATE"),
+    ),
+}
+SLOW = {
+    "upscale": "measures the engines once",
+    "train": "trains for five steps",
+    "export": "exports with torch and opens every engine",
+    "catalogue": "imports every method",
+    "models": "imports torch",
+    "measure": "imports torch",
+    "claims": "imports torch",
+    "doctor": "opens every engine",
+}
+
+
+def shape(text, name):
+    """A text with what may differ replaced, and runs of spaces as one."""
+    for pattern, word in (*ALIKE, *ALSO.get(name, ())):
+        text = re.sub(pattern, word, text)
+    return "\n".join(re.sub(r" +", " ", line).strip() for line in text.strip().splitlines())
+
+
+def agree(promised, printed, name):
+    """Whether a transcript's lines are those that were printed."""
+    lines = shape(promised, name).splitlines()
+    pattern = "".join(r"(.*\n)*" if line == "..." else re.escape(line) + r"\n" for line in lines)
+    return re.fullmatch(pattern, shape(printed, name) + "\n") is not None
+
+
+def transcripts(text):
+    """Commands and the lines below each, from a help's last paragraphs."""
+    _, found, example = text.partition("\n  Example:\n")
+    if not found:
+        return []
+    lines = textwrap.dedent(example.rstrip()).splitlines()
+    parts = re.split(r"^\$ (.*)\n?", "\n".join(lines), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def photo(folder, width, height):
+    """A picture of that size, of one of the samples."""
+    with Image.open(ROOT / "samples" / "bridge.png") as picture:
+        return picture.resize((width, height)).save(folder)
+
+
+@pytest.fixture
+def upscale(beside_samples):
+    photo(beside_samples / "photo.png", 500, 480)
+
+
+@pytest.fixture
+def train(beside_samples):
+    (beside_samples / "recipes").symlink_to(ROOT / "recipes")
+    (beside_samples / "photos").mkdir()
+    for path in (ROOT / "samples").glob("*.png"):
+        photo(beside_samples / "photos" / path.name, 240, 200)
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """Everything is timed by one call, and no process is started to measure memory."""
+    from foveal.measure import cost
+
+    latency = cost.latency
+
+    def short(fn, *, threads=2, repeats=15, warmup=3):
+        return dataclasses.replace(latency(fn, threads=threads, repeats=1, warmup=0), repeats=repeats)
+
+    monkeypatch.setattr(cost, "latency", short)
+    monkeypatch.setattr(cost, "peak_memory", lambda fn, *, threads: 2**26)
+
+
+@pytest.fixture
+def measure(once):
+    pass
+
+
+@pytest.fixture
+def export(beside_samples, once):
+    from safetensors.torch import save_file
+
+    from foveal.train.restore.recipe import Recipe
+
+    recipe = Recipe.read(ROOT / "recipes" / "fast_x4_1.toml")
+    path = beside_samples / "runs" / "fast_x4_1" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    metadata = {"recipe": json.dumps(dataclasses.asdict(recipe))}
+    save_file({n: t.contiguous() for n, t in recipe.build().state_dict().items()}, path, metadata=metadata)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """An `apt-get` that brings a package with one picture."""
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("dpkg-deb is not here")
+    name = "plasma-workspace-wallpapers"
+    root = tmp_path / "root"
+    (root / "DEBIAN").mkdir(parents=True)
+    control = f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: x\n"
+    (root / "DEBIAN" / "control").write_text(control)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 1), np.uint8)
+    Image.fromarray(np.repeat(noise, 3, 2)).save(root / "a.png", compress_level=0)
+    archive = tmp_path / f"{name}_1_all.deb"
+    subprocess.run(["dpkg-deb", "-Znone", "--build", str(root), str(archive)], check=True, capture_output=True)
+    apt = tmp_path / "bin" / "apt-get"
+    apt.parent.mkdir()
+    apt.write_text(f"#!/bin/sh\ncp '{archive}' .\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(apt.parent), prepend=":")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
+)
+def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
+    if name in ("upscale", "train", "measure", "export", "data"):
+        request.getfixturevalue(name)
+    found = transcripts(run(capsys, name, "--help")[1])
+    assert found, f"help of {name} ends in no transcript"
+    for command, promised in found:
+        program, *arguments = shlex.split(command)
+        assert (program, arguments[0]) == ("foveal", name)
+        code, out, err = run(capsys, *arguments)
+        assert code == 0, err
+        assert promised.strip(), f"$ {command} shows nothing of what it prints"
+        assert agree(promised, out, name), f"$ {command} promises\n{promised}\nand prints\n{out}"
+
+
+def test_a_transcript_is_found_and_a_stale_one_noticed():
+    text = "Options:\n  --a\n\n  Example:\n      $ foveal do --a\n      1 of 2 in 0.5 s\n      ...\n      end\n"
+    ((command, promised),) = transcripts(text)
+    assert command == "foveal do --a"
+    assert agree(promised, "1 of 2 in 12 s\nend\n", "")
+    assert agree(promised, "1 of 2 in 1 min 3 s\nmore\nand more\nend\n", "")
+    assert not agree(promised, "2 of 2 in 12 s\nend\n", "")
+    assert not agree(promised, "1 of 2 in 12 s\n", "")
+    assert not agree(promised, "1 of 2 in 12 s\nend\nmore\n", "")
+    assert transcripts("Usage: foveal do\n\n  $ foveal do\n") == []
+
+
+@pytest.mark.parametrize("name", ALSO)
+def test_shapes_hide_no_whole_line_of_another_command(name):
+    assert shape("12 apples, 3 pears", name) == "12 apples, 3 pears"
