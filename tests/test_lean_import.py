@@ -86,4 +86,4 @@ def test_what_needs_torch_says_how_to_get_it(tmp_path):
     )
     said = run(code, tmp_path)
     assert said.startswith("2 ")
-    assert "pip install 'foveal[torch]'" in said
+    assert "pip install '.[torch]'" in said

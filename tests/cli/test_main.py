@@ -117,7 +117,7 @@ def test_missing_extra_names_the_command_that_brings_it(command, capsys):
     command(try_it)
     code, _, err = run(capsys, "try")
     assert code == 2
-    assert err == "foveal try: needs torch, which is not installed; pip install 'foveal[torch]'\n"
+    assert err == "foveal try: needs torch, which is not installed; pip install '.[torch]'\n"
 
 
 def test_missing_module_of_our_own_is_not_blamed_on_the_user(command):

@@ -81,8 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
+        from foveal._install import install_hint
+
         extra = _EXTRA[missing]
-        say(f"foveal {name}: needs {missing}, which is not installed; pip install 'foveal[{extra}]'", sys.stderr)
+        say(f"foveal {name}: needs {missing}, which is not installed; {install_hint(extra)}", sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         say(f"foveal {name}: interrupted", sys.stderr)
