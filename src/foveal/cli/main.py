@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("foveal.cli.train:train", "Train a network from a recipe."),
     "data": ("foveal.cli.data:data", "Fetch and prepare freely licensed training pictures."),
     "export": ("foveal.cli.export:export", "Export a network to a bundle, checked against torch."),
+    "import": ("foveal.cli.import_:import_", "Import another tool's model as a bundle."),
     "catalogue": ("foveal.cli.catalogue:catalogue", "The methods of the literature and what stands here."),
     "claims": ("foveal.cli.claims:claims", "Run what a paper claims, on this machine."),
     "doctor": ("foveal.cli.doctor:doctor", "What works here, and why the rest does not."),
@@ -41,6 +42,8 @@ _EXTRA = {
     "onnxscript": "torch",
     "matplotlib": "torch",
     "openvino": "openvino",
+    "spandrel": "import",
+    "ncnn": "ncnn",
     "fastapi": "serve",
     "uvicorn": "serve",
 }
