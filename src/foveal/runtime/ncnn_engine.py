@@ -100,7 +100,8 @@ class NcnnEngine:
 
     def _one(self, picture: NDArray) -> NDArray:
         extractor: Any = self._net.create_extractor()
-        extractor.input(self._input, self._ncnn.Mat(picture))
+        # A copy that ncnn owns: a first layer that works in place counts its owners, and NumPy's memory has no counter.
+        extractor.input(self._input, self._ncnn.Mat(picture).clone())
         code, made = extractor.extract(self._output)
         if code == _NO_MEMORY:
             raise EngineMemoryError("ncnn ran out of memory; a smaller tile (--tile) needs less")

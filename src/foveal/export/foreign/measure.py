@@ -53,6 +53,7 @@ ORDERS = ("rgb", "bgr")
 FINE = 1 / 65535  # one level of 16 bits
 EXACT = 1e-3  # a quarter of a level of 8 bits
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 56)
+_GROWING = ((0, 1), (1, 0), (2, 2))  # steps by which the sides are larger than the first
 _BASES = (32, 64, 128, 256)
 _SHIFTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 _NEAR, _FAR = 32, 128  # half lengths of the pictures that the field is measured on
@@ -208,15 +209,16 @@ def find_sizes(run: Run, name: str, *, multiple: int = 1, minimum: int = 1) -> S
         if a > max(2 * base, minimum + step):
             continue
         try:
-            wide, tall = run(_noise(a, a + step)), run(_noise(a + step, a))
+            wide, tall, large = (np.array(run(_noise(a + i * step, a + j * step))) for i, j in _GROWING)
         except ForeignModelError:
             raise
         except Exception as error:  # whatever a network raises for a size it does not take
             first = first or str(error).strip().partition("\n")[0][:200]
             continue
-        scales = ((tall.shape[2] - wide.shape[2]) / step, (wide.shape[3] - tall.shape[3]) / step) if wide.ndim == 4 else ()
         _check_output(wide, name)
-        if 0 in scales:  # padded inside to a larger multiple
+        grown = [(large.shape[2] - tall.shape[2]) / step, (large.shape[3] - wide.shape[3]) / step]
+        scales = [(tall.shape[2] - wide.shape[2]) / step, (wide.shape[3] - tall.shape[3]) / step]
+        if grown != scales:  # padded inside to a larger multiple
             continue
         if scales[0] != scales[1] or scales[0] != int(scales[0]) or scales[0] < 1:
             made = scales[0] if scales[0] == scales[1] else f"{scales[0]:g} by {scales[1]:g}"

@@ -6,6 +6,7 @@ A `.pth` is a pickle, and unpickling one can run any program. Here only tensors 
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from foveal.export.foreign.errors import ForeignModelError, require
@@ -48,7 +49,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise ForeignModelError(f"{path}: is no file of weights ({error}); download it again") from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # that it may not know a pickle's protocol
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
         what = text.partition("Unsupported global: GLOBAL ")[2].partition(" ")[0] or text.partition("\n")[0][:160]
@@ -85,7 +88,10 @@ def open_weights(path: Path) -> Opened:
 
     weights = read_weights(path)
     try:
-        described = ModelLoader(device="cpu").load_from_state_dict(canonicalize_state_dict(weights))
+        # What torch says of an old network's code is for its maker.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            described = ModelLoader(device="cpu").load_from_state_dict(canonicalize_state_dict(weights))
     except UnsupportedModelError as error:
         names = ", ".join(list(weights)[:3])
         raise ForeignModelError(
@@ -119,7 +125,8 @@ def open_weights(path: Path) -> Opened:
         before = torch.get_num_threads()
         torch.set_num_threads(cores())
         try:
-            return network(torch.from_numpy(x)).contiguous().numpy()
+            # A copy: some networks scale their input in place.
+            return network(torch.tensor(x)).contiguous().numpy()
         finally:
             torch.set_num_threads(before)
 
