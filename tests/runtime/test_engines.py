@@ -18,7 +18,7 @@ from foveal.runtime.engines import (
 from foveal.runtime.errors import failure
 
 # Those that run any graph; the other one has test_native_engine.py.
-GENERAL = [name for name in ENGINES if name != "native"]
+GENERAL = [name for name in ENGINES if name not in ("native", "ncnn")]
 
 
 @pytest.mark.parametrize("name", GENERAL)

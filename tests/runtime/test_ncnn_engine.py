@@ -81,7 +81,10 @@ class _Stub:
 
 @pytest.mark.parametrize(
     ("code", "kind", "text"),
-    [(-100, EngineMemoryError, "ncnn ran out of memory; a smaller tile"), (-1, EngineError, "ncnn failed with code -1")],
+    [
+        (-100, EngineMemoryError, "ncnn ran out of memory; a smaller tile"),
+        (-1, EngineError, "ncnn failed with code -1"),
+    ],
 )
 def test_failures(code, kind, text, pair, monkeypatch):
     monkeypatch.setitem(sys.modules, "ncnn", _Stub(code))
@@ -113,7 +116,9 @@ def test_without_a_loader_no_gpu_is_looked_for(monkeypatch):
 
 
 def test_each_engine_says_what_it_runs(pair, bundles, monkeypatch):
-    with pytest.raises(EngineUnsupportedError, match=r"engine onnxruntime runs .onnx files, got model.param; take ncnn"):
+    with pytest.raises(
+        EngineUnsupportedError, match=r"engine onnxruntime runs .onnx files, got model.param; take ncnn"
+    ):
         create("onnxruntime", pair, 1)
     with pytest.raises(EngineUnsupportedError, match=r"engine ncnn runs .param files, got model.onnx; take native or"):
         create("ncnn", bundles["same"].file("float"), 1)

@@ -85,8 +85,10 @@ def import_(
     ranges = " to ".join(dict.fromkeys((colours.range_in, colours.range_out)))
     orders = " to ".join(dict.fromkeys((colours.order_in.upper(), colours.order_out.upper())))
     print(f"{out}: {card.imported['family']}, {card.parameters:,} parameters, ×{card.scale}, {orders} {ranges}")
-    where = "beyond it no value changes by more than" if card.tiling == "exact" else (
-        "it looks at the whole picture, so tiles are blended; what lies beyond changes a value by up to"
+    where = (
+        "beyond it no value changes by more than"
+        if card.tiling == "exact"
+        else ("it looks at the whole picture, so tiles are blended; what lies beyond changes a value by up to")
     )
     sides = f", sides in multiples of {card.multiple}" if card.multiple > 1 else ""
     print(f"tiles: {card.tiling}, margin {card.margin}; {where} {field.beyond:.1e}{sides}")

@@ -103,7 +103,10 @@ def whatever(x):
         (lambda x: np.zeros((len(x), 1000)), "gives 1×1000, not a picture; only models from picture to picture"),
         (lambda x: x[:, :1], r"gives 1 channels, foveal runs models of RGB pictures \(3\)"),
         (lambda x: x * np.nan, "gives values that are no numbers; the file is damaged"),
-        (lambda x: x.repeat(2, axis=2), "by the same whole number, this one enlarges by 2 by 1; take a model of another"),
+        (
+            lambda x: x.repeat(2, axis=2),
+            "by the same whole number, this one enlarges by 2 by 1; take a model of another",
+        ),
         (lambda x: x[:, :, ::2, ::2], "enlarges by 0.5; take a model of another scale"),
         (lambda x: x[:, :, 1:, 1:], "which is not 1 times as large nor trimmed evenly"),
         (whatever, r"took no picture of 32 to 256 pixels a side \(no such size\); export it with free height"),

@@ -147,7 +147,9 @@ def test_a_classifier_is_refused(tmp_path):
         helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["out"]),
     ]
-    with pytest.raises(ForeignModelError, match=r"a.onnx: gives 1×3, not a picture; only models from picture to picture"):
+    with pytest.raises(
+        ForeignModelError, match=r"a.onnx: gives 1×3, not a picture; only models from picture to picture"
+    ):
         imported(save(tmp_path / "a.onnx", nodes))
 
 

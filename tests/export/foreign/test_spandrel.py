@@ -73,7 +73,9 @@ class Evil:
 def test_a_pickle_that_runs_a_program_runs_nothing(save, tmp_path):
     trap = tmp_path / "sprung"
     save({"params": {"w": torch.zeros(2)}, "extra": Evil(trap)}, tmp_path / "evil.pth")
-    with pytest.raises(ForeignModelError, match=r"holds more than weights .* could run any program; nothing of it was run"):
+    with pytest.raises(
+        ForeignModelError, match=r"holds more than weights .* could run any program; nothing of it was run"
+    ):
         read_weights(tmp_path / "evil.pth")
     assert not trap.exists()
 
@@ -104,7 +106,9 @@ def test_a_lone_tensor_is_refused(tmp_path):
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):
-    with pytest.raises(ForeignModelError, match=r"spandrel knows no architecture with these weights \(weight, bias, …\)"):
+    with pytest.raises(
+        ForeignModelError, match=r"spandrel knows no architecture with these weights \(weight, bias, …\)"
+    ):
         open_weights(saved(tmp_path / "a.pth", nn.Linear(2, 2)))
 
 
@@ -117,7 +121,9 @@ def test_damaged_weights_are_refused(tmp_path):
 
 
 def test_grey_networks_are_refused(tmp_path):
-    with pytest.raises(ForeignModelError, match="RealESRGAN Compact with 1 channels in and 1 out; foveal runs models of RGB"):
+    with pytest.raises(
+        ForeignModelError, match="RealESRGAN Compact with 1 channels in and 1 out; foveal runs models of RGB"
+    ):
         open_weights(saved(tmp_path / "a.pth", compact(num_in_ch=1, num_out_ch=1)))
 
 
@@ -178,7 +184,12 @@ def test_other_families(name, tmp_path):
             "rcan": lambda: RCAN(n_resgroups=1, n_resblocks=1, n_feats=16, scale=2, reduction=4),
             "safmn": lambda: SAFMN(dim=8, n_blocks=1, upscaling_factor=2),
             "swinir": lambda: SwinIR(
-                img_size=16, depths=[2], num_heads=[2], embed_dim=12, window_size=8, upscale=2,
+                img_size=16,
+                depths=[2],
+                num_heads=[2],
+                embed_dim=12,
+                window_size=8,
+                upscale=2,
                 upsampler="pixelshuffledirect",
             ),
         }[name]()

@@ -227,7 +227,9 @@ def _hash_of(path: Path) -> str:
 
 def _check_scale(name: str, found: int, said: int | None, wanted: int | None) -> None:
     if said is not None and said != found:
-        raise ForeignModelError(f"{name}: its weights say scale {said}, and it enlarges by {found}; the file is damaged")
+        raise ForeignModelError(
+            f"{name}: its weights say scale {said}, and it enlarges by {found}; the file is damaged"
+        )
     if wanted is not None and wanted != found:
         raise ForeignModelError(f"{name}: enlarges by {found}, and --scale asks for {wanted}; leave --scale out")
 

@@ -244,13 +244,17 @@ def find_sizes(run: Run, name: str, *, multiple: int = 1, minimum: int = 1) -> S
 def _check_output(y: NDArray, name: str) -> None:
     if y.ndim != 4:
         shape = "×".join(map(str, y.shape))
-        raise ForeignModelError(f"{name}: gives {shape}, not a picture; only models from picture to picture are imported")
+        raise ForeignModelError(
+            f"{name}: gives {shape}, not a picture; only models from picture to picture are imported"
+        )
     if y.shape[1] != 3:
         raise ForeignModelError(
             f"{name}: gives {y.shape[1]} channels, foveal runs models of RGB pictures (3); take one trained on colour"
         )
     if not np.isfinite(y).all():
-        raise ForeignModelError(f"{name}: gives values that are no numbers; the file is damaged or not a model of pictures")
+        raise ForeignModelError(
+            f"{name}: gives values that are no numbers; the file is damaged or not a model of pictures"
+        )
 
 
 def _least(run: Run, multiple: int, scale: int, lost: int, works: int, said: int) -> int:

@@ -163,9 +163,7 @@ def recoloured(layers: list[Layer], colours: Colours, name: str) -> list[Layer]:
         The layers, with some before and behind.
     """
     first, last = _ends(layers, name)
-    before = _steps(
-        "foveal_rgb", first, "foveal_in", RANGES[colours.range_in], colours.order_in == "bgr", back=False
-    )
+    before = _steps("foveal_rgb", first, "foveal_in", RANGES[colours.range_in], colours.order_in == "bgr", back=False)
     after = _steps(
         last, "foveal_out_rgb", "foveal_out", RANGES[colours.range_out], colours.order_out == "bgr", back=True
     )

@@ -81,7 +81,9 @@ def open_onnx(path: Path) -> Opened:
 
     producer = model.producer_name or "ONNX"
     parameters = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-    return Opened(f"ONNX ({producer})" if producer != "ONNX" else producer, engine.run, write, "onnxruntime", parameters)
+    return Opened(
+        f"ONNX ({producer})" if producer != "ONNX" else producer, engine.run, write, "onnxruntime", parameters
+    )
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -161,7 +163,9 @@ def _ends(model: Any, name: str) -> tuple[Any, Any, bool]:
         )
     sides = [axis.dim_value for axis in kind.shape.dim]
     if len(sides) != 4:
-        raise ForeignModelError(f"{name}: takes {len(sides)} axes, not the four of pictures (batch, channels, height, width)")
+        raise ForeignModelError(
+            f"{name}: takes {len(sides)} axes, not the four of pictures (batch, channels, height, width)"
+        )
     last = sides[3] == 3 and sides[1] != 3
     channels = sides[3] if last else sides[1]
     if channels not in (0, 3):
