@@ -37,19 +37,19 @@ def test_batches_and_odd_sizes(pair, installed):
 
 def test_a_pair_without_its_weights(pair, installed):
     pair.with_suffix(".bin").unlink()
-    with pytest.raises(EngineError, match="ncnn: model.bin is not beside .*; the bundle is incomplete, copy it again"):
+    with pytest.raises(EngineError, match=r"ncnn: model.bin is not beside .*; the bundle is incomplete, copy it again"):
         create("ncnn", pair, 1)
 
 
 def test_a_text_that_ncnn_does_not_read(pair, installed):
     pair.write_text("1\n")
-    with pytest.raises(EngineError, match="ncnn: cannot read model.param"):
+    with pytest.raises(EngineError, match=r"ncnn: cannot read model.param"):
         create("ncnn", pair, 1)
 
 
 def test_two_outputs(pair, installed):
     pair.write_text("7767517\n2 3\nInput in 0 1 data\nSplit s 1 2 data a b\n")
-    with pytest.raises(EngineError, match="has 1 inputs and 2 outputs, one of each is wanted"):
+    with pytest.raises(EngineError, match=r"has 1 inputs and 2 outputs, one of each is wanted"):
         create("ncnn", pair, 1)
 
 
@@ -127,7 +127,7 @@ def test_each_engine_says_what_it_runs(pair, bundles, monkeypatch):
 def test_without_ncnn_the_command_that_installs_it_is_told(pair, monkeypatch):
     monkeypatch.setattr(throughput, "why_not", lambda name: f"{name} not installed")
     bundle = Bundle(pair.parent, Card(name="other", scale=1, margin=0, trims=False, files={"float": pair.name}))
-    with pytest.raises(EngineError, match="no engine for other: ncnn not installed"):
+    with pytest.raises(EngineError, match=r"no engine for other: ncnn not installed"):
         throughput.pick_engine("auto", bundle, 1, "float")
 
 

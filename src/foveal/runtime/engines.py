@@ -1,9 +1,10 @@
 """Engines: what computes a network. Each is a name, a number of threads and `run(x) -> y`.
 
-An engine runs one ONNX file; `ncnn` runs a `.param` with its `.bin` instead (`ncnn_engine.py`). It knows nothing of tiles or pictures, and it imports its library only when it is opened,
-so a machine that has no OpenVINO or no torch never notices. `native` runs plain super-resolution networks by foveal's
-own kernels (`native_engine.py`) and leaves every other to the rest. `torch` runs the same ONNX graph
-(`foveal.export.torch_engine`); it is there to compare with and is never chosen by `auto`.
+An engine runs one ONNX file; `ncnn` runs a `.param` with its `.bin` instead (`ncnn_engine.py`). It knows nothing of
+tiles or pictures, and it imports its library only when it is opened, so a machine that has no OpenVINO or no torch
+never notices. `native` runs plain super-resolution networks by foveal's own kernels (`native_engine.py`) and leaves
+every other to the rest. `torch` runs the same ONNX graph (`foveal.export.torch_engine`); it is there to compare with
+and is never chosen by `auto`.
 
 Where a bundle has an int8 file, `native` and `openvino` are given that one for 8-bit pictures, if they multiply bytes
 faster than floats here; `onnxruntime` and `torch` always compute in floats.

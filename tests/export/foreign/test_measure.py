@@ -209,3 +209,15 @@ def test_batches():
         return x
 
     assert not takes_batches(one, sizes)
+
+
+def test_a_field_that_fades_is_given_a_reserve():
+    def fading(x):  # each pixel farther counts a third
+        y = np.zeros_like(x)
+        for d in range(12):
+            y += 3.0**-d * np.pad(x, ((0, 0), (0, 0), (0, 0), (d, 0)))[..., : x.shape[3]]
+        return y * (2 / 3)
+
+    field = find_field(fading, Sizes(1, 0, 1, 1))
+    assert field.tiling == "exact"
+    assert 10 <= field.margin <= 13

@@ -92,41 +92,45 @@ def test_other_weights_are_another_import(tiny_ncnn, monkeypatch):
 def test_damaged_weights_are_noticed(tiny_ncnn):
     folder = imported(tiny_ncnn())
     (folder / "model.bin").write_bytes(b"other")
-    with pytest.raises(ValueError, match="model.bin: sha256 is .*; the file is damaged or was changed"):
+    with pytest.raises(ValueError, match=r"model.bin: sha256 is .*; the file is damaged or was changed"):
         Bundle.load(folder).file("float")
     (folder / "model.bin").unlink()
-    with pytest.raises(ValueError, match="model.bin: missing; the bundle is incomplete"):
+    with pytest.raises(ValueError, match=r"model.bin: missing; the bundle is incomplete"):
         Bundle.load(folder).file("float")
 
 
 def test_too_few_weights_are_refused(tiny_ncnn):
     path = tiny_ncnn()
     path.with_suffix(".bin").write_bytes(bytes(40))
-    with pytest.raises(ForeignModelError, match="does not hold the weights that tiny.param wants; the pair is damaged"):
+    with pytest.raises(
+        ForeignModelError, match=r"does not hold the weights that tiny.param wants; the pair is damaged"
+    ):
         open_ncnn(path)
 
 
 def test_layers_of_others_are_refused_by_name(tiny_ncnn):
     path = tiny_ncnn()
     path.write_text(path.read_text().replace("PixelShuffle up", "Secret up"))
-    with pytest.raises(ForeignModelError, match="layers of type Secret are not ncnn's own"):
+    with pytest.raises(ForeignModelError, match=r"layers of type Secret are not ncnn's own"):
         open_ncnn(path)
 
 
 def test_two_outputs_are_refused(tiny_ncnn):
     path = tiny_ncnn()
     path.write_text(path.read_text().replace("3 3", "4 5") + "Split s 1 2 output a b\n")
-    with pytest.raises(ForeignModelError, match="takes 1 inputs and gives 2 outputs; only models from one picture"):
+    with pytest.raises(ForeignModelError, match=r"takes 1 inputs and gives 2 outputs; only models from one picture"):
         open_ncnn(path)
 
 
 def test_other_channels_are_refused(tiny_ncnn):
-    with pytest.raises(ForeignModelError, match="took no picture|gives 1 channels"):
+    with pytest.raises(ForeignModelError, match=r"took no picture|gives 1 channels"):
         imported(tiny_ncnn(channels=1))
 
 
 def test_another_scale_than_asked_for_is_refused(tiny_ncnn, tmp_path):
-    with pytest.raises(ForeignModelError, match="tiny.param: enlarges by 2, and --scale asks for 4; leave --scale out"):
+    with pytest.raises(
+        ForeignModelError, match=r"tiny.param: enlarges by 2, and --scale asks for 4; leave --scale out"
+    ):
         import_model(tiny_ncnn(), tmp_path / "bundle", scale=4)
     assert not (tmp_path / "bundle").exists()
 

@@ -79,31 +79,33 @@ def external(path, location):
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "a/b", "..\\secret", ""])
 def test_weights_elsewhere_are_not_opened(location, tiny_onnx):
-    with pytest.raises(ForeignModelError, match="outside its folder; foveal opens files beside the model only"):
+    with pytest.raises(ForeignModelError, match=r"outside its folder; foveal opens files beside the model only"):
         open_onnx(external(tiny_onnx(), location))
 
 
 def test_weights_that_are_not_there(tiny_onnx):
-    with pytest.raises(ForeignModelError, match="its weights lie in w.data, which is not beside it; copy both files"):
+    with pytest.raises(ForeignModelError, match=r"its weights lie in w.data, which is not beside it; copy both files"):
         open_onnx(external(tiny_onnx(), "w.data"))
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tiny_onnx, tmp_path):
     (tmp_path / "w.data").symlink_to("/etc/hostname")
-    with pytest.raises(ForeignModelError, match="which is not beside it"):
+    with pytest.raises(ForeignModelError, match=r"which is not beside it"):
         open_onnx(external(tiny_onnx(), "w.data"))
 
 
 def test_too_few_weights(tiny_onnx, tmp_path):
     (tmp_path / "w.data").write_bytes(b"1234")
-    with pytest.raises(ForeignModelError, match="tiny.onnx"):
+    with pytest.raises(ForeignModelError, match=r"tiny.onnx"):
         open_onnx(external(tiny_onnx(), "w.data"))
 
 
 def test_operators_of_others_are_refused_by_name(tiny_onnx):
     node = helper.make_node("Magic", ["image"], ["x"], domain="their.own")
     path = tiny_onnx(more=[node], domains=["their.own"])
-    with pytest.raises(ForeignModelError, match="operators their.own.Magic are not ONNX's own .* foveal does not load"):
+    with pytest.raises(
+        ForeignModelError, match=r"operators their.own.Magic are not ONNX's own .* foveal does not load"
+    ):
         open_onnx(path)
 
 
@@ -138,7 +140,7 @@ def save(path, nodes, *, kind=TensorProto.FLOAT, out=None):
 
 def test_bytes_are_refused(tmp_path):
     path = save(tmp_path / "a.onnx", [helper.make_node("Identity", ["image"], ["out"])], kind=TensorProto.UINT8)
-    with pytest.raises(ForeignModelError, match="takes whole numbers, foveal gives floats"):
+    with pytest.raises(ForeignModelError, match=r"takes whole numbers, foveal gives floats"):
         open_onnx(path)
 
 
@@ -155,20 +157,20 @@ def test_a_classifier_is_refused(tmp_path):
 
 def test_what_does_not_resemble_its_picture_is_refused(tmp_path):
     nodes = [helper.make_node("Sign", ["image"], ["out"])]
-    with pytest.raises(ForeignModelError, match="resembles it in no range or order .* say --range and --order"):
+    with pytest.raises(ForeignModelError, match=r"resembles it in no range or order .* say --range and --order"):
         imported(save(tmp_path / "a.onnx", nodes))
 
 
 def test_a_graph_that_onnx_runtime_does_not_run_is_refused(tmp_path):
     path = save(tmp_path / "a.onnx", [helper.make_node("NoSuchOperator", ["image"], ["out"])])
-    with pytest.raises(ForeignModelError, match="ONNX Runtime cannot run it"):
+    with pytest.raises(ForeignModelError, match=r"ONNX Runtime cannot run it"):
         open_onnx(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x08"])
 def test_what_is_no_onnx_is_refused(data, tmp_path):
     (tmp_path / "a.onnx").write_bytes(data)
-    with pytest.raises(ForeignModelError, match="a.onnx: is no ONNX file"):
+    with pytest.raises(ForeignModelError, match=r"a.onnx: is no ONNX file"):
         open_onnx(tmp_path / "a.onnx")
 
 

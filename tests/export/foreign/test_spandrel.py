@@ -95,13 +95,13 @@ def test_a_whole_pickled_module_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_what_is_no_file_of_weights(name, tmp_path):
     (tmp_path / name).write_bytes(b"<html>not found</html>")
-    with pytest.raises(ForeignModelError, match="is no file of weights|holds more than weights"):
+    with pytest.raises(ForeignModelError, match=r"is no file of weights|holds more than weights"):
         read_weights(tmp_path / name)
 
 
 def test_a_lone_tensor_is_refused(tmp_path):
     torch.save(torch.zeros(2), tmp_path / "a.pth")
-    with pytest.raises(ForeignModelError, match="holds Tensor, wanted named weights; save the state_dict"):
+    with pytest.raises(ForeignModelError, match=r"holds Tensor, wanted named weights; save the state_dict"):
         read_weights(tmp_path / "a.pth")
 
 
@@ -116,13 +116,13 @@ def test_damaged_weights_are_refused(tmp_path):
     state = compact().state_dict()
     state["body.0.weight"] = torch.zeros(8, 3, 5, 5)
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(ForeignModelError, match="its weights do not fit the architecture they look like"):
+    with pytest.raises(ForeignModelError, match=r"its weights do not fit the architecture they look like"):
         open_weights(tmp_path / "a.pth")
 
 
 def test_grey_networks_are_refused(tmp_path):
     with pytest.raises(
-        ForeignModelError, match="RealESRGAN Compact with 1 channels in and 1 out; foveal runs models of RGB"
+        ForeignModelError, match=r"RealESRGAN Compact with 1 channels in and 1 out; foveal runs models of RGB"
     ):
         open_weights(saved(tmp_path / "a.pth", compact(num_in_ch=1, num_out_ch=1)))
 
@@ -151,6 +151,7 @@ def test_models_of_other_tasks_are_refused(kind, text, tmp_path, monkeypatch):
         open_weights(saved(tmp_path / "a.pth", compact()))
 
 
+@pytest.mark.dear("loads torch's exporter")
 def test_what_torch_cannot_export_is_said(tmp_path, monkeypatch, quick):
     from foveal.export import onnx
     from foveal.export.deployable import ExportError

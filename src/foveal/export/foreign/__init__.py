@@ -95,7 +95,8 @@ def _files(path: Path) -> list[Path]:
     """The files that a model consists of, given one of them."""
     if path.suffix.lower() not in _READERS:
         raise ForeignModelError(
-            f"{path}: a model to import must be one of {', '.join(_READERS)}, got {path.suffix or 'no suffix'}; convert it"
+            f"{path}: a model to import must be one of {', '.join(_READERS)}, got "
+            f"{path.suffix or 'no suffix'}; convert it"
         )
     if path.suffix.lower() in (".param", ".bin"):
         from foveal.export.foreign.ncnn import pair
@@ -146,8 +147,8 @@ def import_model(
         The bundle and what was found.
 
     Raises:
-        ForeignModelError: the file is damaged, unsafe, of an unknown architecture or no model of RGB pictures; its scale
-            is not the one expected; the bundle's files compute something else; or something stands in `folder`.
+        ForeignModelError: the file is damaged, unsafe, of an unknown architecture or no model of RGB pictures; its
+            scale is not the one expected; the bundle's files compute something else; or something stands in `folder`.
     """
     source, folder = Path(source), Path(folder)
     for word, value, words in (("range", colour_range, RANGES), ("order", order, ORDERS)):
@@ -196,7 +197,7 @@ def import_model(
             tiling=field.tiling,
             multiple=sizes.multiple,
             minimum=sizes.minimum,
-            files=written,
+            files={str(kind): file for kind, file in written.items()},
             sha256={file.name: _hash_of(file) for file in sorted(place.iterdir())},
             purpose="restoration" if sizes.scale == 1 else "super-resolution",
             licence=licence,
@@ -260,8 +261,8 @@ def _parity(original: Run, written: Run, sizes: Sizes, name: str) -> float:
         largest = max(largest, float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max()))))
         if not largest <= _TOLERANCE:
             raise ForeignModelError(
-                f"{name}: the bundle differs from the model by {largest:.1e} at {width}×{height}, more than {_TOLERANCE}; "
-                "it cannot be imported"
+                f"{name}: the bundle differs from the model by {largest:.1e} at {width}×{height}, more than "
+                f"{_TOLERANCE}; it cannot be imported"
             )
     return largest
 

@@ -20,7 +20,7 @@ def require(path: object, extra: str, *modules: str) -> None:
     Args:
         path: file to read.
         extra: extra of foveal that brings the modules.
-        modules: modules needed.
+        *modules: modules needed.
 
     Raises:
         ForeignModelError: one is missing; the message says how to install it.

@@ -58,6 +58,7 @@ _BASES = (32, 64, 128, 256)
 _SHIFTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 _NEAR, _FAR = 32, 128  # half lengths of the pictures that the field is measured on
 _WIDEST = 64  # widest overlap of a network that depends on the whole picture
+_SLOW = 50  # times the limit: less than that, just within the margin, is no sharp end of a field
 _HEIGHT = 32  # of those pictures
 _CLOSER = 1.0  # dB by which another range or order than the usual one has to be closer
 _LIKE = 20.0  # dB from which a result resembles its picture
@@ -174,6 +175,16 @@ def _noise(height: int, width: int, seed: int = 0) -> NDArray:
     waves = [np.sin(rows / rng.uniform(2, 20) + columns / rng.uniform(2, 20) + rng.uniform(0, 6)) for _ in range(3)]
     x = 0.5 + 0.25 * np.stack(waves) + rng.uniform(-0.2, 0.2, (3, height, width))
     return np.clip(x, 0, 1).astype(np.float32)[None]
+
+
+def _blocks(height: int, width: int, seed: int = 0) -> NDArray:
+    """A picture of flat coloured rectangles with hard edges, (1, 3, H, W) in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    x = np.full((1, 3, height, width), 0.5, np.float32)
+    for _ in range(height * width // 40):
+        top, left = rng.integers(height), rng.integers(width)
+        x[..., top : top + rng.integers(1, 12), left : left + rng.integers(1, 12)] = rng.random((3, 1, 1))
+    return x
 
 
 def _smooth(height: int, width: int) -> NDArray:
@@ -329,8 +340,8 @@ def find_colours(run: Run, sizes: Sizes, name: str) -> Colours:
     best = max((psnr for psnr, _ in found), default=-np.inf)
     if best < _LIKE:
         raise ForeignModelError(
-            f"{name}: what it makes of a picture resembles it in no range or order of colours (closest: {best:.1f} dB); "
-            "it is no model that enlarges or restores pictures, or say --range and --order if it changes their colours"
+            f"{name}: what it makes of a picture resembles it in no range or order of colours (closest: {best:.1f} "
+            "dB); it is no model that enlarges or restores pictures, or say --range and --order if it changes colours"
         )
     psnr, colours = next((psnr, colours) for psnr, colours in found if psnr >= best - _CLOSER)
     return Colours(colours.range_in, colours.range_out, colours.order_in, colours.order_out, psnr)
@@ -379,23 +390,28 @@ def find_field(run: Run, sizes: Sizes) -> Field:
     Returns:
         The field. A network that trims has the field that it trims, if that is all it sees.
     """
-    margin, beyond = _from_which(_changes(run, sizes, _NEAR), FINE)
+    margin, beyond = _from_which(_changes(run, sizes, _NEAR), FINE, reserve=True)
     if margin <= _NEAR * 3 // 4:
         return Field("exact", margin, beyond)
     # The field does not end well within: look farther, and be content with what no picture of 8 bits shows.
     changes = _changes(run, sizes, _FAR)
     for limit, widest in ((FINE, _WIDEST), (EXACT, _FAR * 3 // 4)):
-        margin, beyond = _from_which(changes, limit)
+        margin, beyond = _from_which(changes, limit, reserve=limit == FINE)
         if margin <= widest:
             return Field("exact", margin, beyond)
     margin = next((d for d in range(8, _WIDEST) if changes[d:].max() <= 4 * EXACT), _WIDEST)
     return Field("overlap", margin, float(changes[margin:].max()))
 
 
-def _from_which(changes: NDArray, limit: float) -> tuple[int, float]:
-    """The distance from which on changes stay within a limit, and the largest of them."""
+def _from_which(changes: NDArray, limit: float, *, reserve: bool = False) -> tuple[int, float]:
+    """The distance from which on changes stay within a limit, and the largest of them.
+
+    Where they sink slowly below it, other pictures may show more; a reserve of an eighth is for those.
+    """
     above = np.nonzero(changes > limit)[0]
     margin = int(above[-1]) + 1 if len(above) else 0
+    if reserve and margin and changes[margin - 1] < _SLOW * limit:
+        margin = min(margin + margin // 8 + 1, len(changes))
     return margin, float(changes[margin:].max(initial=0.0))
 
 
@@ -403,10 +419,11 @@ def _changes(run: Run, sizes: Sizes, reach: int) -> NDArray:
     """Largest change of an output pixel by all that lies more than d pixels from it, d = 0 … reach - 1."""
     t = sizes.trims
     half, height = sizes.up(reach + 2 * t), sizes.up(_HEIGHT + 2 * t)
-    picture = _noise(height, 2 * half)
-    other = (1 - 0.8 * _noise(height, 2 * half, seed=7) ** 2).astype(np.float32)
+    texture, blocks = _noise(height, 2 * half), _blocks(height, 2 * half)
+    others = (1 - 0.8 * texture[..., ::-1] ** 2).astype(np.float32), (1 - blocks[..., ::-1] ** 2)
     changes = np.zeros(reach)
-    for axis, flip in product((2, 3), (False, True)):
+    contents = ((texture, others[0]), (blocks, others[1]))
+    for axis, flip, (picture, other) in product((2, 3), (False, True), contents):
 
         def view(x: NDArray, axis: int = axis, flip: bool = flip) -> NDArray:
             x = x[..., ::-1] if flip else x

@@ -1,8 +1,8 @@
 """ncnn's pairs, `.param` and `.bin`, as Upscayl and its relatives use them.
 
-A `.param` is text: a magic number, the counts of layers and blobs, then a layer a line: type, name, number of inputs and
-outputs, their blobs, and parameters `key=value`. The `.bin` holds the weights in the order of the layers. Range and order
-of colours are corrected by layers without weights, so the `.bin` stays as it is.
+A `.param` is text: a magic number, the counts of layers and blobs, then a layer a line: type, name, number of inputs
+and outputs, their blobs, and parameters `key=value`. The `.bin` holds the weights in the order of the layers. Range and
+order of colours are corrected by layers without weights, so the `.bin` stays as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foveal.export.foreign.measure import Colours, Sizes
-    from foveal.runtime.card import FileKind
+    from foveal.runtime.engines import FileKind
 
 __all__ = ["Layer", "open_ncnn", "pair", "read_param", "recoloured"]
 
@@ -90,7 +90,8 @@ def read_param(path: Path) -> list[Layer]:
         magic, counts, *rest = [line.split() for line in lines if line.strip()]
         if magic != [_MAGIC]:
             raise ValueError(f"begins with {' '.join(magic)[:40]!r} instead of {_MAGIC}")
-        layers, made = [], set()
+        layers: list[Layer] = []
+        made: set[str] = set()
         for words in rest:
             kind, name, count_in, count_out = words[0], words[1], int(words[2]), int(words[3])
             blobs = words[4 : 4 + count_in + count_out]

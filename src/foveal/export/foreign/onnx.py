@@ -1,8 +1,8 @@
 """ONNX files of other tools, from picture to picture.
 
-The file is made what `runtime` runs: one float32 input (B, 3, H, W) of RGB in [0, 1], free height and width, the weights
-inside. What stood there (half precision, channels last, fixed sides, weights beside the file, other colours) is rewritten,
-or refused where it cannot be.
+The file is made what `runtime` runs: one float32 input (B, 3, H, W) of RGB in [0, 1], free height and width, weights
+inside. What stood there (half precision, channels last, fixed sides, weights beside the file, other colours) is
+rewritten, or refused where it cannot be.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveal.export.foreign.measure import Colours, Sizes
-    from foveal.runtime.card import FileKind
+    from foveal.runtime.engines import FileKind
 
 __all__ = ["open_onnx"]
 
@@ -131,7 +131,8 @@ def _load_weights(model: Any, path: Path) -> None:
         location = said.get("location", "")
         if Path(location).name != location or not location or "\\" in location:
             raise ForeignModelError(
-                f"{path}: its weights point to {location!r}, outside its folder; foveal opens files beside the model only"
+                f"{path}: its weights point to {location!r}, outside its folder; foveal opens files beside "
+                "the model only"
             )
         beside = path.parent / location
         if beside.is_symlink() or not beside.is_file():
@@ -153,8 +154,8 @@ def _ends(model: Any, name: str) -> tuple[Any, Any, bool]:
     outputs = list(model.graph.output)
     if len(inputs) != 1 or len(outputs) != 1:
         raise ForeignModelError(
-            f"{name}: takes {len(inputs)} inputs ({', '.join(v.name for v in inputs)}) and gives {len(outputs)} outputs "
-            f"({', '.join(v.name for v in outputs)}); only models from one picture to one picture are imported"
+            f"{name}: takes {len(inputs)} inputs ({', '.join(v.name for v in inputs)}) and gives {len(outputs)} "
+            f"outputs ({', '.join(v.name for v in outputs)}); only models from one picture to one picture are imported"
         )
     kind = inputs[0].type.tensor_type
     if kind.elem_type not in (_FLOAT, _HALF):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from foveal.export.foreign.measure import Colours, Run, Sizes
-    from foveal.runtime.card import FileKind
+    from foveal.runtime.engines import FileKind
 
 __all__ = ["Opened"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveal.export.foreign.measure import Sizes
-    from foveal.runtime.card import FileKind
+    from foveal.runtime.engines import FileKind
 
 __all__ = ["open_weights", "read_weights"]
 
@@ -56,8 +56,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         text = str(error)
         what = text.partition("Unsupported global: GLOBAL ")[2].partition(" ")[0] or text.partition("\n")[0][:160]
         raise ForeignModelError(
-            f"{path}: holds more than weights ({what}), and building that could run any program; nothing of it was run. "
-            "Ask for the weights as .safetensors"
+            f"{path}: holds more than weights ({what}), and building that could run any program; nothing of it was "
+            "run. Ask for the weights as .safetensors"
         ) from error
     except Exception as error:
         raise ForeignModelError(
@@ -95,13 +95,13 @@ def open_weights(path: Path) -> Opened:
     except UnsupportedModelError as error:
         names = ", ".join(list(weights)[:3])
         raise ForeignModelError(
-            f"{path}: spandrel knows no architecture with these weights ({names}, …); it must be a network that enlarges "
-            "or restores pictures; one of another framework can be imported as .onnx"
+            f"{path}: spandrel knows no architecture with these weights ({names}, …); it must be a network that "
+            "enlarges or restores pictures; one of another framework can be imported as .onnx"
         ) from error
     except Exception as error:
         raise ForeignModelError(
-            f"{path}: its weights do not fit the architecture they look like ({str(error).partition(chr(10))[0][:160]}); "
-            "the file is damaged, or newer than the installed spandrel"
+            f"{path}: its weights do not fit the architecture they look like "
+            f"({str(error).partition(chr(10))[0][:160]}); the file is damaged, or newer than the installed spandrel"
         ) from error
     family = described.architecture.name
     if not isinstance(described, ImageModelDescriptor):
@@ -115,7 +115,8 @@ def open_weights(path: Path) -> Opened:
         )
     if described.purpose == "FaceSR":
         raise ForeignModelError(
-            f"{path}: {family} restores one cropped face of fixed size, not a picture of any size; foveal runs no such model"
+            f"{path}: {family} restores one cropped face of fixed size, not a picture of any size; foveal runs no such "
+            "model"
         )
     wants = described.size_requirements
     network = _Called(described).eval()
