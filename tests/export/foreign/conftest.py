@@ -20,6 +20,9 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(measure, "_NEAR", 12)
     monkeypatch.setattr(measure, "_HEIGHT", 12)
+    # Threads that wait for one another cost more than tiny models do.
+    for module in ("foveal.runtime.machine", "foveal.runtime.upscaler", "foveal.export.foreign"):
+        monkeypatch.setattr(f"{module}.cores", lambda: 1)
 
 
 def blur_kernel(scale: int, channels: int = 3, seed: int = 0):

@@ -50,7 +50,7 @@ Run = Callable[["NDArray"], "NDArray"]
 
 RANGES = {"0-1": (0.0, 1.0), "0-255": (0.0, 255.0), "-1-1": (-1.0, 1.0)}
 ORDERS = ("rgb", "bgr")
-FINE = 1 / 65535  # one level of 16 bits
+FINE = 1e-4  # a fortieth of a level of 8 bits; an engine's own rounding stays below
 EXACT = 1e-3  # a quarter of a level of 8 bits
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 56)
 _GROWING = ((0, 1), (1, 0), (2, 2))  # steps by which the sides are larger than the first
@@ -60,7 +60,9 @@ _NEAR, _FAR = 32, 128  # half lengths of the pictures that the field is measured
 _WIDEST = 64  # widest overlap of a network that depends on the whole picture
 _SLOW = 50  # times the limit: less than that, just within the margin, is no sharp end of a field
 _HEIGHT = 32  # of those pictures
-_CLOSER = 1.0  # dB by which another range or order than the usual one has to be closer
+# dB by which another range, and blue first on both sides, have to be closer than RGB in [0, 1].
+_CLOSER_RANGE, _CLOSER_ORDER = 2.0, 6.0
+_SAME = 0.5  # dB between two of which the first is taken
 _LIKE = 20.0  # dB from which a result resembles its picture
 
 
@@ -306,8 +308,8 @@ def takes_batches(run: Run, sizes: Sizes) -> bool:
 def find_colours(run: Run, sizes: Sizes, name: str) -> Colours:
     """Range and order of colours.
 
-    Where several are as close as one decibel, the usual ones are taken: a network without biases gives the same in
-    every range, and one that treats the three colours alike in every order.
+    RGB in [0, 1] is taken unless another is clearly closer: a network without biases gives the same in every range, and
+    most treat the three colours alike, so that a little closer says nothing.
 
     Args:
         run: network in its own colours.
@@ -343,8 +345,14 @@ def find_colours(run: Run, sizes: Sizes, name: str) -> Colours:
             f"{name}: what it makes of a picture resembles it in no range or order of colours (closest: {best:.1f} "
             "dB); it is no model that enlarges or restores pictures, or say --range and --order if it changes colours"
         )
-    psnr, colours = next((psnr, colours) for psnr, colours in found if psnr >= best - _CLOSER)
+    scores = [psnr - _handicap(colours) for psnr, colours in found]
+    psnr, colours = next(one for one, score in zip(found, scores, strict=True) if score >= max(scores) - _SAME)
     return Colours(colours.range_in, colours.range_out, colours.order_in, colours.order_out, psnr)
+
+
+def _handicap(colours: Colours) -> float:
+    ranges = (colours.range_in, colours.range_out) != ("0-1", "0-1")
+    return _CLOSER_RANGE * ranges + _CLOSER_ORDER * (colours.order_in == colours.order_out == "bgr")
 
 
 def find_period(run: Run, sizes: Sizes) -> int:
