@@ -24,6 +24,7 @@ WRONG = {
     "train": (["nothing.toml"], "nothing.toml: no such recipe"),
     "data": (["out", "--kind", "x"], "--kind must be one of all, photographs, textures, got 'x'"),
     "export": (["no_model", "-o", "out"], "no model is called 'no_model'"),
+    "import": (["none.onnx", "-o", "out"], "none.onnx"),
     "catalogue": (["--family", "x"], "no family is called 'x'; the families are"),
     "claims": ([], "name one or more methods, or pass --all"),
     "doctor": (["--x"], "No such option: --x; see foveal doctor --help"),

@@ -14,7 +14,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from documents import ROOT
+from documents import ROOT, load
 from PIL import Image
 
 from foveal.cli.main import COMMANDS, main
@@ -145,6 +145,19 @@ def export(beside_samples, once):
     save_file({n: t.contiguous() for n, t in recipe.build().state_dict().items()}, path, metadata=metadata)
 
 
+@pytest.fixture(name="import")
+def import_(tmp_path, monkeypatch):
+    """A network of one convolution."""
+    from foveal.export.foreign import measure
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure, "_NEAR", 12)
+    monkeypatch.setattr(measure, "_HEIGHT", 12)
+    tiny = load("conftest", ROOT / "tests" / "export" / "foreign")
+    tiny.write_onnx(tmp_path / "model.onnx")
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """An `apt-get` that brings a package with one picture."""
@@ -171,7 +184,7 @@ def data(tmp_path, monkeypatch):
     [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
 )
 def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
-    if name in ("upscale", "train", "measure", "export", "data"):
+    if name in ("upscale", "train", "measure", "export", "data", "import"):
         request.getfixturevalue(name)
     found = transcripts(run(capsys, name, "--help")[1])
     assert found, f"help of {name} ends in no transcript"

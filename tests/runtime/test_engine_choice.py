@@ -46,5 +46,7 @@ def test_opening_teaches_how_long_it_takes(bundles, monkeypatch):
 def test_wrong_choices_are_refused(bundles):
     with pytest.raises(ValueError, match='tile must be "auto" or a number of pixels of at least 1, got 0'):
         EngineChoice(bundles["trims"], "auto", 1, 0)
-    with pytest.raises(ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, got 'x'"):
+    with pytest.raises(
+        ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, ncnn, got 'x'"
+    ):
         EngineChoice(bundles["trims"], "x", 1, "auto")

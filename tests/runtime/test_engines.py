@@ -18,7 +18,7 @@ from foveal.runtime.engines import (
 from foveal.runtime.errors import failure
 
 # Those that run any graph; the other one has test_native_engine.py.
-GENERAL = [name for name in ENGINES if name != "native"]
+GENERAL = [name for name in ENGINES if name not in ("native", "ncnn")]
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -67,7 +67,7 @@ def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):
     monkeypatch.setattr(engines, "cpu_flags", lambda: {"avx2", "avx512_vnni"})
     kinds = ["float", "uint8", "int8"]
     given = {name: engines.file_kind(name, "uint8", kinds) for name in ENGINES if name != "native"}
-    assert given == {"onnxruntime": "uint8", "openvino": "int8", "torch": "uint8"}
+    assert given == {"onnxruntime": "uint8", "openvino": "int8", "torch": "uint8", "ncnn": "uint8"}
     assert engines.file_kind("openvino", "float", kinds) == "float"
     assert engines.file_kind("openvino", "uint8", kinds[:2]) == "uint8"
     monkeypatch.setattr(engines, "cpu_flags", lambda: {"avx2"})
@@ -79,7 +79,7 @@ def test_bytes_inside_are_for_those_that_gain_by_them(monkeypatch):
 
 
 def test_available_engines_are_those_without_a_reason():
-    assert available() == [name for name in ENGINES if not why_not(name)]
+    assert available() == [name for name in ENGINES if name != "ncnn" and not why_not(name)]
     assert "onnxruntime" in available()
 
 
@@ -92,14 +92,14 @@ def test_missing_library_names_the_command(monkeypatch, bundles):
 
 def test_wrong_arguments(bundles):
     with pytest.raises(
-        ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, got 'cuda'"
+        ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, ncnn, got 'cuda'"
     ):
         why_not("cuda")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         create("onnxruntime", bundles["trims"].file("float"), 0)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["native", *GENERAL])
 def test_broken_file_names_the_engine(name, tmp_path):
     if reason := why_not(name):
         pytest.skip(reason)

@@ -102,7 +102,7 @@ def test_engines_that_are_not_there(bundles, monkeypatch):
     monkeypatch.setattr(module, "why_not", lambda name: f"{name} not installed; pip install {name}")
     with pytest.raises(EngineError, match="engine openvino: openvino not installed; pip install openvino"):
         pick_engine("openvino", bundles["trims"], 1, "float")
-    with pytest.raises(EngineError, match="no engine: onnxruntime not installed"):
+    with pytest.raises(EngineError, match="no engine for tiny: onnxruntime not installed"):
         pick_engine("auto", bundles["trims"], 1, "float")
 
 

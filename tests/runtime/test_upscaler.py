@@ -278,7 +278,7 @@ def test_wrong_options():
     with pytest.raises(ValueError, match='tile must be "auto" or a number of pixels of at least 1, got 0'):
         Upscaler(tile=0)
     with pytest.raises(
-        ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, got 'gpu'"
+        ValueError, match="engine must be auto or one of native, onnxruntime, openvino, torch, ncnn, got 'gpu'"
     ):
         Upscaler(engine="gpu")
 

@@ -45,6 +45,7 @@ def doctor(json: Json = False) -> None:
           onnxruntime  works 1.31.1
           openvino     does not work: openvino not installed; pip install '.[openvino]'
           torch        does not work: torch not installed; pip install '.[torch]'
+          ncnn         does not work: ncnn not installed; pip install '.[ncnn]'
         kernels
           avx512_vnni  works in use
           avx512       works
@@ -183,10 +184,12 @@ def _kernels() -> dict[str, Any]:
 
 
 def _engine(name: str, bundles: list[str]) -> dict[str, Any]:
-    from foveal.runtime.engines import library_version, why_not
+    from foveal.runtime.engines import engine_kind, library_version, why_not
 
     if reason := why_not(name):
         return {"works": False, "why": reason}
+    if engine_kind(name).reads != ".onnx":  # it runs imported models, and none of foveal's bundles is one
+        return {"works": True, "version": library_version(name)}
     if not bundles:
         return {"works": False, "why": "no bundle to try it with"}
     try:

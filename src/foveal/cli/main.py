@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("foveal.cli.train:train", "Train a network from a recipe."),
     "data": ("foveal.cli.data:data", "Fetch and prepare freely licensed training pictures."),
     "export": ("foveal.cli.export:export", "Export a network to a bundle, checked against torch."),
+    "import": ("foveal.cli.import_:import_", "Import another tool's model as a bundle."),
     "catalogue": ("foveal.cli.catalogue:catalogue", "List published methods and which are implemented."),
     "claims": ("foveal.cli.claims:claims", "Run the claims of papers on this machine."),
     "doctor": ("foveal.cli.doctor:doctor", "Check engines, kernels and picture formats on this machine."),
@@ -45,6 +46,8 @@ _EXTRA = {
     "onnxscript": "torch",
     "matplotlib": "torch",
     "openvino": "openvino",
+    "spandrel": "import",
+    "ncnn": "ncnn",
     "fastapi": "serve",
     "uvicorn": "serve",
 }

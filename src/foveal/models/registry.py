@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from foveal.index import models
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0)
         raise ValueError(f"no model is called {name!r}; the closest are {', '.join(near)}; `foveal models` lists all")
-    return importlib.import_module(known[name].module).METHOD.models[name]
+    with torch.device("cpu"):  # constants of the file hold values, also where a network without storage is asked for
+        return importlib.import_module(known[name].module).METHOD.models[name]
 
 
 def _natural(name: str) -> list[int | str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,10 @@ from foveal.runtime.card import PURPOSES, QUALITIES, BundleError, Card, Purpose
 if TYPE_CHECKING:
     from foveal.runtime.engines import FileKind
 
-__all__ = ["SHIPPED", "Bundle", "BundleError", "Card", "available", "choose"]
+__all__ = ["FOREIGN", "SHIPPED", "Bundle", "BundleError", "Card", "available", "choose"]
 
+# Suffixes of the models of other tools.
+FOREIGN = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".param", ".bin")
 SHIPPED = Path(__file__).resolve().parent.parent / "bundles"
 
 
@@ -35,7 +38,8 @@ class Bundle:
         """One bundle by name or path.
 
         Args:
-            name: name of a bundle that ships with foveal, or the path of a bundle's folder or of its `card.json`.
+            name: name of a bundle that ships with foveal; the path of a bundle's folder or of its `card.json`; or the
+                path of another tool's model (.pth, .safetensors, .onnx, .param), which is imported once.
 
         Returns:
             The bundle.
@@ -51,6 +55,9 @@ class Bundle:
             path = SHIPPED / path
         if path.is_dir():
             return cls(path, Card.read(path / "card.json"))
+        if path.suffix.lower() in FOREIGN:
+            # By name: it stands above this folder, which does without torch.
+            return cls.load(import_module("foveal.export.foreign").imported(path))
         names = [bundle.card.name for bundle in available()]
         close = get_close_matches(str(name), names, n=3, cutoff=0.0)
         raise BundleError(
@@ -78,15 +85,22 @@ class Bundle:
         path = self.folder / name
         if not path.is_file():
             raise BundleError(f"{path}: missing; the bundle is incomplete, copy or install it again")
-        wanted = self.card.sha256.get(name)
-        if wanted is not None:
-            got = hashlib.sha256(path.read_bytes()).hexdigest()
-            if got != wanted.lower():
-                raise BundleError(
-                    f"{path}: sha256 is {got[:12]}…, the card says {wanted[:12]}…; the file is damaged or was changed, "
-                    "install the bundle again or export it anew"
-                )
+        # What has a hash and is no file of its own (the weights of a .param) belongs to every one.
+        for part in (name, *(self.card.sha256.keys() - set(self.card.files.values()))):
+            if (wanted := self.card.sha256.get(part)) is not None:
+                self._check(self.folder / Path(part).name, wanted)
         return path
+
+    @staticmethod
+    def _check(path: Path, wanted: str) -> None:
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; the bundle is incomplete, copy or install it again")
+        got = hashlib.sha256(path.read_bytes()).hexdigest()
+        if got != wanted.lower():
+            raise BundleError(
+                f"{path}: sha256 is {got[:12]}…, the card says {wanted[:12]}…; the file is damaged or was changed, "
+                "install the bundle again or export it anew"
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -65,6 +65,9 @@ class Card:
         parameters: number of parameters.
         model: "name" and "arguments" that build the network again with torch; empty if that cannot be done.
         equivariant: True if a turned or mirrored input gives the turned or mirrored output.
+        batches: False if the files take one picture at a time.
+        imported: for a model of another tool its "file", "family" and "sha256", and the largest change of an output
+            value by what lies beyond the margin, "seam"; else empty.
         version: version of the card's own format.
 
     Raises:
@@ -89,6 +92,8 @@ class Card:
     parameters: int = 0
     model: Mapping[str, Any] = field(default_factory=dict)
     equivariant: bool = False
+    batches: bool = True
+    imported: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -104,7 +109,7 @@ class Card:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise BundleError(f"{self.name}: {name} must be a whole number of at least {low}, got {value!r}")
-        for name in ("trims", "equivariant"):
+        for name in ("trims", "equivariant", "batches"):
             if not isinstance(getattr(self, name), bool):
                 raise BundleError(f"{self.name}: {name} must be true or false, got {getattr(self, name)!r}")
         if self.version > VERSION:
@@ -124,7 +129,7 @@ class Card:
             raise BundleError(f"{self.name}: files must name at least a float file, got {self.files!r}")
         if unknown := set(self.files) - set(FILES):
             raise BundleError(f"{self.name}: files may be float, uint8 and int8, got {', '.join(sorted(unknown))}")
-        for name in ("files", "sha256", "measured", "model"):
+        for name in ("files", "sha256", "measured", "model", "imported"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @classmethod

@@ -1,9 +1,10 @@
 """Engines: what computes a network. Each is a name, a number of threads and `run(x) -> y`.
 
-An engine runs one ONNX file. It knows nothing of tiles or pictures, and it imports its library only when it is opened,
-so a machine that has no OpenVINO or no torch never notices. `native` runs plain super-resolution networks by foveal's
-own kernels (`native_engine.py`) and leaves every other to the rest. `torch` runs the same ONNX graph
-(`foveal.export.torch_engine`); it is there to compare with and is never chosen by `auto`.
+An engine runs one ONNX file; `ncnn` runs a `.param` with its `.bin` instead (`ncnn_engine.py`). It knows nothing of
+tiles or pictures, and it imports its library only when it is opened, so a machine that has no OpenVINO or no torch
+never notices. `native` runs plain super-resolution networks by foveal's own kernels (`native_engine.py`) and leaves
+every other to the rest. `torch` runs the same ONNX graph (`foveal.export.torch_engine`); it is there to compare with
+and is never chosen by `auto`.
 
 Where a bundle has an int8 file, `native` and `openvino` are given that one for 8-bit pictures, if they multiply bytes
 faster than floats here; `onnxruntime` and `torch` always compute in floats.
@@ -159,6 +160,17 @@ def _open_torch(path: Path, threads: int, exact: bool) -> Engine:  # noqa: ARG00
         raise failure("torch", error) from error
 
 
+def _open_ncnn(path: Path, threads: int, exact: bool) -> Engine:
+    try:
+        from foveal.runtime.ncnn_engine import NcnnEngine
+
+        return NcnnEngine(path, threads, exact)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise failure("ncnn", error) from error
+
+
 def _native_multiplies_bytes() -> bool:
     import foveal_kernels
 
@@ -184,6 +196,7 @@ class EngineKind:
         process_bytes: memory of a process with the engine loaded and nothing to do.
         multiplies_bytes: function that says whether an int8 file is faster than an 8-bit one here.
         why_not: function that says why the engine cannot be used although its modules are installed; None if it can.
+        reads: suffix of the files that it runs.
     """
 
     name: str
@@ -195,6 +208,7 @@ class EngineKind:
     process_bytes: int
     multiplies_bytes: Callable[[], bool] = lambda: False
     why_not: Callable[[], str | None] = lambda: None
+    reads: str = ".onnx"
 
 
 _KINDS = {
@@ -239,6 +253,16 @@ _KINDS = {
             distribution="torch",
             auto=False,
             process_bytes=450 << 20,
+        ),
+        EngineKind(
+            name="ncnn",
+            open=_open_ncnn,
+            needs=("ncnn",),
+            install=install_hint("ncnn"),
+            distribution="ncnn",
+            auto=True,
+            process_bytes=90 << 20,
+            reads=".param",
         ),
     )
 }
@@ -296,21 +320,24 @@ def file_kind(engine: str, kind: PixelKind, files: Collection[str]) -> FileKind:
     return "int8" if kind == "uint8" and "int8" in files and engine_kind(engine).multiplies_bytes() else kind
 
 
-def available() -> list[str]:
+def available(reads: str = ".onnx") -> list[str]:
     """Engines that can be used here.
+
+    Args:
+        reads: suffix of the files that they run.
 
     Returns:
         Their names.
     """
-    return [name for name in ENGINES if not why_not(name)]
+    return [name for name in ENGINES if engine_kind(name).reads == reads and not why_not(name)]
 
 
 def create(name: str, path: Path, threads: int, *, exact: bool = False) -> Engine:
-    """Load an ONNX file into an engine.
+    """Load a bundle's file into an engine.
 
     Args:
         name: one of `ENGINES`.
-        path: the ONNX file.
+        path: the ONNX file, or the `.param` of ncnn.
         threads: processor threads, at least 1.
         exact: compute in float32 even where the processor has something faster.
 
@@ -319,8 +346,14 @@ def create(name: str, path: Path, threads: int, *, exact: bool = False) -> Engin
 
     Raises:
         EngineError: its library is missing, or cannot load the file.
+        EngineUnsupportedError: the file is of a kind that another engine runs.
         ValueError: no such engine, or fewer than one thread.
     """
+    if (reads := engine_kind(name).reads) != path.suffix:
+        others = [kind.name for kind in _KINDS.values() if kind.reads == path.suffix]
+        raise EngineUnsupportedError(
+            f"engine {name} runs {reads} files, got {path.name}; take {' or '.join(others) or 'another file'}"
+        )
     if reason := why_not(name):
         raise EngineError(f"engine {name}: {reason}")
     if threads < 1:

@@ -26,6 +26,7 @@ from foveal.runtime.engines import (
     EngineUnsupportedError,
     PixelKind,
     create,
+    engine_kind,
     file_kind,
     library_version,
     why_not,
@@ -264,9 +265,13 @@ def pick_engine(
         if reason := why_not(wanted):
             raise EngineError(f"engine {wanted}: {reason}")
         return wanted, ""
-    names = [name for name in AUTO if not why_not(name)]
+    suffix = bundle.file("float").suffix
+    fitting = [name for name in AUTO if engine_kind(name).reads == suffix]
+    names = [name for name in fitting if not why_not(name)]
     if not names:
-        raise EngineError(f"no engine: {why_not('onnxruntime')}")
+        usual = "onnxruntime" if "onnxruntime" in fitting else next(iter(fitting), "")
+        reason = why_not(usual) if usual else f"none runs {suffix} files"
+        raise EngineError(f"no engine for {bundle.card.name}: {reason}")
     if len(names) == 1:
         return names[0], ""
     costs: dict[str, float] = {}
