@@ -123,16 +123,17 @@ def test_what_is_no_enlarging_network_is_refused(run, text):
 def test_ranges_are_found(range_in, range_out):
     way = Colours(range_in, range_out)
 
-    def run(x):  # one that clips and counts in steps of its range notices a wrong one
+    def run(x):  # one that is off where its input does not fill the range that it expects
         low, high = RANGES[range_in]
-        y = np.round((np.clip(x, low, high) - low) / (high - low) * 50) / 50
+        y = (x - low) / (high - low)
+        y = y if y.min() < 0.3 and 0.7 < y.max() < 1 else y + 0.2
         low, high = RANGES[range_out]
         return low + (high - low) * repeated(y, 2)
 
     found = find_colours(run, Sizes(2, 0, 1, 1), "net")
     assert (found.range_in, found.range_out, found.order_in, found.order_out) == (range_in, range_out, "rgb", "rgb")
-    x = np.random.default_rng(0).random((1, 3, 4, 5), np.float32)
-    np.testing.assert_allclose(way.around(run)(x), repeated(x, 2), atol=0.011)
+    x = np.random.default_rng(0).random((1, 3, 9, 9), np.float32)
+    np.testing.assert_allclose(way.around(run)(x), repeated(x, 2), atol=1e-5)
 
 
 def test_a_swapped_order_is_found():
@@ -154,7 +155,11 @@ def test_blue_first_is_taken_only_where_it_is_clearly_closer():
     found = find_colours(wants(blue, 0.1), sizes, "net")
     assert (found.order_in, found.order_out) == ("bgr", "bgr")
     # Five decibels closer, and still no reason.
-    assert find_colours(lambda x: wants(blue, 0.008)(x) + 0.01, sizes, "net").usual
+    assert find_colours(lambda x: wants(blue, 0.024)(x) + 0.03 * max(1, x.max()), sizes, "net").usual
+
+
+def test_a_constant_error_does_not_speak_for_a_wider_range():
+    assert find_colours(lambda x: x + 0.03, Sizes(1, 0, 1, 1), "net").range_in == "0-1"
 
 
 def test_a_network_alike_in_every_range_is_taken_as_usual():

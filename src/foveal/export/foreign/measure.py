@@ -60,8 +60,10 @@ _NEAR, _FAR = 32, 128  # half lengths of the pictures that the field is measured
 _WIDEST = 64  # widest overlap of a network that depends on the whole picture
 _SLOW = 50  # times the limit: less than that, just within the margin, is no sharp end of a field
 _HEIGHT = 32  # of those pictures
-# dB by which another range, and blue first on both sides, have to be closer than RGB in [0, 1].
-_CLOSER_RANGE, _CLOSER_ORDER = 2.0, 6.0
+# dB by which another range, and blue first on both sides, have to be closer than RGB in [0, 1]. In a wider range the
+# same error counts less (6 dB less in one twice as wide), which is no sign that the range is right.
+_CLOSER = {"0-1": 0.0, "-1-1": 8.0, "0-255": 14.0, "bgr": 6.0}
+_CLOSE = 40.0  # dB from which closer means nothing
 _SAME = 0.5  # dB between two of which the first is taken
 _LIKE = 20.0  # dB from which a result resembles its picture
 
@@ -338,7 +340,7 @@ def find_colours(run: Run, sizes: Sizes, name: str) -> Colours:
             colours = Colours(range_in, range_out, order_in, order_out)
             error = float(((np.clip(colours.decode(small), -1, 2) - kept) ** 2).mean())
             if np.isfinite(error):
-                found.append((min(-10 * float(np.log10(error + 1e-12)), 60.0), colours))
+                found.append((min(-10 * float(np.log10(error + 1e-12)), _CLOSE), colours))
     best = max((psnr for psnr, _ in found), default=-np.inf)
     if best < _LIKE:
         raise ForeignModelError(
@@ -351,8 +353,8 @@ def find_colours(run: Run, sizes: Sizes, name: str) -> Colours:
 
 
 def _handicap(colours: Colours) -> float:
-    ranges = (colours.range_in, colours.range_out) != ("0-1", "0-1")
-    return _CLOSER_RANGE * ranges + _CLOSER_ORDER * (colours.order_in == colours.order_out == "bgr")
+    both = colours.order_in == colours.order_out == "bgr"
+    return max(_CLOSER[colours.range_in], _CLOSER[colours.range_out]) + (_CLOSER["bgr"] if both else 0)
 
 
 def find_period(run: Run, sizes: Sizes) -> int:
