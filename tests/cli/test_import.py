@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,16 @@ def test_what_is_no_model(name, text, tmp_path, capsys):
         (tmp_path / name).write_text("")
     assert run(tmp_path / name, "-o", tmp_path / "bundle") == 2
     assert text in capsys.readouterr().err
+
+
+def test_an_imported_bundle_runs_without_torch_and_onnx(model, tmp_path):
+    assert run(model, "-o", tmp_path / "bundle") == 0
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'onnx', 'spandrel', 'safetensors')))\n"
+        "import numpy as np, foveal\n"
+        "upscale = foveal.Upscaler(model='bundle', engine='onnxruntime')\n"
+        "print(upscale(np.full((9, 7, 3), 99, np.uint8)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.strip() == "(18, 14, 3)", done.stderr
