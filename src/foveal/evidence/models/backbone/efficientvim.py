@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from foveal.models.backbone.efficientvim import (
     summed_up,
     use_plain_blocks_,
 )
-from foveal.nn.from_timm import from_timm
 from foveal.ops.ssd import ssd_noncausal
 from foveal.record import equal, faster, macs, params, smaller
 
@@ -133,7 +133,7 @@ CLAIMS = (
         "M2 takes less time than SHViT-S2, which is as accurate.",
         paper="faster, on a GPU",
         ours=call(efficientvim_m2, 2, 3, 224, 224),
-        theirs=call(partial(from_timm, "shvit_s2"), 2, 3, 224, 224),
+        theirs=call(partial(timm.create_model, "shvit_s2"), 2, 3, 224, 224),
         beyond="faster than SHViT at equal accuracy",
     ),
 )
