@@ -1,20 +1,15 @@
 """`foveal import`: what is printed, and that nothing is made of what cannot be imported."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from documents import ROOT, load
 
 from foveal.cli.main import main
 
-_SPEC = importlib.util.spec_from_file_location(
-    "tiny_models", Path(__file__).parents[1] / "export" / "foreign" / "conftest.py"
-)
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
+tiny = load("conftest", ROOT / "tests" / "export" / "foreign")
 
 
 @pytest.fixture
