@@ -1,0 +1,72 @@
+"""Data of a compression: inputs to calibrate on, labelled batches to train on, and the quality to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from foveal.shrink.step import Inputs
+
+__all__ = ["Data", "calibration"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What steps calibrate and train on, and how the quality of the result is measured.
+
+    Args:
+        inputs: inputs of the model for calibration, (n, …).
+        quality: quality of a model on held-out data; higher is better.
+        unit: unit of the quality, such as "points" or "dB".
+        name: name of the held-out data in reports.
+        batches: training batches (inputs, targets) by step, counted from 0, depending on nothing but the step; None
+            if steps that train cannot be used.
+        loss: function from output and target to a scalar; None if steps that train cannot be used.
+    """
+
+    inputs: Tensor
+    quality: Callable[[nn.Module], float]
+    unit: str = "points"
+    name: str = "held-out data"
+    batches: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def calibration(data: Inputs | Data | None, *, step: str, limit: int = 256) -> Tensor:
+    """Inputs to calibrate on, as one tensor.
+
+    Args:
+        data: tensor of inputs, batches of inputs, or `Data`.
+        step: name of the step that asks, for errors.
+        limit: number of inputs to take from the start.
+
+    Returns:
+        Inputs, (n, …) with n ≤ limit.
+
+    Raises:
+        TypeError: something else than tensors.
+        ValueError: no inputs.
+    """
+    given: Any = data.inputs if isinstance(data, Data) else data
+    if given is None:
+        raise ValueError(f"{step} observes activations and needs data, got none; pass some inputs of the model")
+    if not isinstance(given, Tensor):
+        batches: list[Any] = list(islice(given, limit)) if isinstance(given, Iterable) else [given]
+        if wrong := next((x for x in batches if not isinstance(x, Tensor)), None):
+            raise TypeError(
+                f"{step} calibrates on tensors, got {type(wrong).__name__}; yield inputs alone, without labels"
+            )
+        if not batches:
+            raise ValueError(f"{step} needs at least one batch of data, got none")
+        given = torch.cat(batches)
+    if not len(given):
+        raise ValueError(f"{step} needs at least one input, got a tensor of shape {tuple(given.shape)}")
+    return given[:limit]

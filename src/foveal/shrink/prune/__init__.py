@@ -1,0 +1,1 @@
+"""Pruning: weights, channels, heads and blocks that go."""
