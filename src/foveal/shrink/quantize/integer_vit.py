@@ -330,6 +330,11 @@ METHOD = Method(
         identifier="arXiv:2405.00314",
     ),
     cases={
-        "vit": Transform(apply=lambda model: IntegerOnly().apply(model, _pictures(0)), model=tiny_vit, inputs=_pictures)
+        "vit": Transform(
+            apply=lambda model: IntegerOnly().apply(model, _pictures(0)),
+            model=tiny_vit,
+            inputs=_pictures,
+            twice="IntegerOnly takes a timm VisionTransformer",
+        ),
     },
 )
