@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("foveal.cli.data:data", "Fetch and prepare freely licensed training pictures."),
     "export": ("foveal.cli.export:export", "Export a network to a bundle, checked against torch."),
     "import": ("foveal.cli.import_:import_", "Import another tool's model as a bundle."),
+    "serve": ("foveal.cli.serve:serve", "Serve a page to drop pictures on, and the same over HTTP."),
     "catalogue": ("foveal.cli.catalogue:catalogue", "List published methods and which are implemented."),
     "claims": ("foveal.cli.claims:claims", "Run the claims of papers on this machine."),
     "doctor": ("foveal.cli.doctor:doctor", "Check engines, kernels and picture formats on this machine."),
