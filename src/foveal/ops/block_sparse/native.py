@@ -1,7 +1,7 @@
 """The block-sparse linear layer with the compiled kernel, registered with torch for autograd and `torch.compile`.
 
-kernels/cpp/block_sparse.cpp skips the blocks that are not stored. Gradients are computed in torch: that of x with the whole
-weight, that of the values block by block. Exported graphs use torch's operators.
+kernels/cpp/block_sparse.cpp skips the blocks that are not stored. Gradients are computed in torch: that of x with the
+whole weight, that of the values block by block. Exported graphs use torch's operators.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     y = x Wᵀ + b,  W (N, K) of blocks of `tall` rows and `wide` columns                  (1)
 
 Packed, W is the blocks that are kept, along rows of blocks, each (wide, tall): `values` (n, wide, tall); the number of
-each one's column of blocks, `columns` (n,), ascending in a row; and where each row of blocks starts, `starts` (N/tall + 1,).
+each one's column of blocks, `columns` (n,), ascending in a row; and where each row of blocks starts, `starts`
+(N/tall + 1,).
 """
 
 from __future__ import annotations
