@@ -88,9 +88,8 @@ def test_a_minute_of_clients(tmp_path):
         while any(thread.is_alive() for thread in threads):
             time.sleep(1)
             memory.append(resident(process.pid))
-        print(
-            f"{counts[0]} pictures, {counts[1]} hostile, {counts[2]} told to wait; {memory[5]:.0f} → {memory[-1]:.0f} MB"
-        )
+        print(f"{counts[0]} pictures, {counts[1]} hostile, {counts[2]} told to wait")
+        print(f"memory from {memory[5]:.0f} to {memory[-1]:.0f} MB")
         assert not failures, (len(failures), failures[:5])
         assert min(counts[:2]) > 0
         settled = sorted(memory[10 : len(memory) // 2])

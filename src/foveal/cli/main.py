@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "command_help", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures two, three or four times."),
+    "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures and films two, three or four times."),
     "models": ("foveal.cli.models:models", "List bundles to run and networks to train."),
     "measure": ("foveal.cli.measure:measure", "Measure parameters, multiply-adds, latency and memory of a model."),
     "eval": ("foveal.cli.eval:eval", "Measure PSNR and SSIM on a set of pictures."),
@@ -51,6 +51,7 @@ _EXTRA = {
     "ncnn": "ncnn",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "av": "video",
 }
 
 _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attributes:"}
