@@ -1,0 +1,1 @@
+"""Low rank: weights as products of two thinner matrices."""
