@@ -46,6 +46,7 @@ _EXTRA = {
     "onnxscript": "torch",
     "matplotlib": "torch",
     "openvino": "openvino",
+    "torch_pruning": "shrink",
     "spandrel": "import",
     "ncnn": "ncnn",
     "fastapi": "serve",

@@ -106,8 +106,9 @@ def fold_batch_norms_(model: nn.Module, inputs: Tensor, *, tolerance: float = 1e
     wanted, folded = model(inputs), []
     for layer_name, norm_name in batch_norms_after(model, inputs):
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+        fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         try:
-            fused = (fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval)(layer, norm)
+            fused = fuse(layer, norm)
         except (AssertionError, AttributeError, TypeError, RuntimeError) as error:
             note(f"fold: left {norm_name}: {error}")
             continue
