@@ -1,0 +1,1 @@
+"""Low-rank factorisation of linear layers and convolutions."""
