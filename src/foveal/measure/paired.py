@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def interleaved(
     Args:
         functions: functions to time.
         pairs: number of timings of each.
-        warm_up: calls of each before that, not timed; the last of them says how often a short function is repeated.
+        warm_up: calls of each before that; the shortest of them says how often a short function is repeated.
         least: seconds that one timing lasts at least; a shorter function is repeated within it.
         most: seconds that all timings should take; fewer are made when they would take longer, but at least five.
         clock: seconds since some moment.
@@ -98,9 +99,10 @@ def interleaved(
             function()
         return (clock() - start) / repeats
 
-    once = [0.0 for _ in functions]
+    once = [math.inf for _ in functions]
     for _ in range(warm_up):
-        once = [lasting(function, 1) for function in functions]
+        once = [min(before, lasting(function, 1)) for before, function in zip(once, functions, strict=True)]
+    once = [0.0 if math.isinf(seconds) else seconds for seconds in once]
     repeats = [max(1, min(10_000, round(least / max(seconds, 1e-9)))) for seconds in once]
     a_round = sum(seconds * count for seconds, count in zip(once, repeats, strict=True))
     pairs = min(pairs, max(5, int(most / max(a_round, 1e-9))))

@@ -7,8 +7,8 @@ keeps the window (Y. Zhang et al., "Accelerating Very Deep Convolutional Network
 
 Shapes: a layer's weight is a matrix W: (out, in·k·k); rank r gives A: (r, in·k·k) and B: (out, r).
 
-Differs from the paper: ranks come from `foveal.shrink.allocate`: least total harm, measured at the network's output with
-one layer changed at a time, under a budget of multiply-adds.
+Differs from the paper: ranks come from `foveal.shrink.allocate`: least total harm, measured at the network's output
+with one layer changed at a time, under a budget of multiply-adds.
 """
 
 from __future__ import annotations
