@@ -292,6 +292,7 @@ def load(folder: Path | str) -> nn.Module:
     Raises:
         ShrinkError: no such folder, or one that holds weights alone, or files that do not fit each other.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -323,6 +324,6 @@ def load(folder: Path | str) -> nn.Module:
             raise ShrinkError(f"weights and config differ in {(*unexpected, *missing)[0]!r}")
     except ShrinkError as error:
         raise ShrinkError(f"{folder}: {error}") from error
-    except (OSError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ShrinkError(f"{folder}: damaged: {error}") from error
     return model.eval()
