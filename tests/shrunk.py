@@ -11,6 +11,7 @@ from foveal.measure.paired import Ratio
 from foveal.shrink.data import Data
 from foveal.shrink.measured import FormTime, Measured, Written
 
+
 def tiny():
     torch.manual_seed(0)
     return nn.Sequential(

@@ -6,9 +6,8 @@ import sys
 
 import pytest
 import torch
-from torch import nn
-
 from shrunk import tiny
+from torch import nn
 
 import foveal
 from foveal.shrink import forms, measured

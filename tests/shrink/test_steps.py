@@ -98,7 +98,7 @@ def test_orders_that_work_pass():
 
 
 def test_the_untouched_teacher_is_no_model():
-    with pytest.raises(ShrinkError, match="run the step by foveal.shrink"):
+    with pytest.raises(ShrinkError, match="run the step by foveal"):
         untouched(None)
     assert describe(3) == "3"
     assert steps.describe(Tune()) == "Tune(steps=500)"

@@ -228,7 +228,8 @@ class Classifier:
         """
         logits = self.outputs(image)
         if logits.ndim != 1:
-            raise BundleError(f"{self.bundle.card.name} answers with a map of shape {logits.shape}; call outputs(image)")
+            name = self.bundle.card.name
+            raise BundleError(f"{name} answers with a map of shape {logits.shape}; call outputs(image)")
         odds = np.exp((logits - logits.max()).astype(np.float64))
         odds /= odds.sum()
         order = np.argsort(-odds, kind="stable")[:5]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveal.runtime.card import Card, Purpose
-from foveal.runtime.classify import Framing
 from foveal.shrink.rebuild import Origin, save
 from foveal.shrink.report import write_report
 from foveal.shrink.step import ShrinkError
 
 if TYPE_CHECKING:
+    from foveal.runtime.classify import Framing
     from foveal.shrink.recipe import Shrunk
 
 __all__ = ["save_bundle"]

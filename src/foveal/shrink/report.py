@@ -92,9 +92,9 @@ def to_json(lines: Sequence[Line], *, name: str, about: dict[str, Any], notes: S
 def _under(found: dict[str, Any]) -> str:
     engines = ", ".join(f"{name} {version}" for name, version in found["engines"].items())
     return (
-        f"{found['date']}, {found['processor']}, {found['threads']} threads, {found['batch']} input(s) a call; {engines}. "
-        f"Quality: {found['unit']} on {found['data']}, of the file in the engine named. Times: median and quartiles, each "
-        "timed in turn with the untouched model in its fastest form, which “of untouched” compares with."
+        f"{found['date']}, {found['processor']}, {found['threads']} threads, {found['batch']} input(s) a call; "
+        f"{engines}. Quality: {found['unit']} on {found['data']}, of the file in the engine named. Times: median and "
+        "quartiles, each timed in turn with the untouched model in its fastest form, which “of untouched” compares with."
     )
 
 
