@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
+import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from foveal.measure.cost import Latency
 from foveal.measure.paired import Ratio
+from foveal.shrink import recipe
 from foveal.shrink.data import Data
 from foveal.shrink.measured import FormTime, Measured, Written
 
@@ -45,6 +51,13 @@ class Pretend:
     def __init__(self):
         self.times, self.score, self.models = lambda model: 10.0, lambda model: 90.0, {}
 
+    def patch(self, monkeypatch):
+        """Let the verb use them."""
+        monkeypatch.setattr(recipe, "write", self.write)
+        monkeypatch.setattr(recipe, "measure_files", self.measure)
+        monkeypatch.setattr(recipe, "paired", lambda a, b, **_: ([a] * 5, [b] * 5))
+        monkeypatch.setattr(recipe, "quantise_file", lambda source, target, inputs, step: target.write_bytes(b"8"))
+
     def write(self, model, folder, name, example):
         path = folder / f"{name}.onnx"
         path.write_bytes(b"x" * sum(p.numel() for p in model.parameters()))
@@ -73,3 +86,37 @@ class Pretend:
             1,
             self.score(self.models[written.files["float"].stem]),
         )
+
+
+def classifier_bundle(folder, *, labels=(), dense=False, **answer):
+    """A bundle whose two outputs are the mean red and the mean blue, or whose map is the picture's red."""
+    folder.mkdir(parents=True)
+    weights = np.array([[8, 0, 0], [0, 0, 8]], np.float32)[..., None, None]
+    kernel = onnx.numpy_helper.from_array(weights[:1] if dense else weights, "w")
+    nodes = [onnx.helper.make_node("Conv", ["image", "w"], ["c"])]
+    if not dense:
+        nodes += [
+            onnx.helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+            onnx.helper.make_node("Flatten", ["p"], ["o"]),
+        ]
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("image", kind, [1, 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("c" if dense else "o", kind, [1, 1, 8, 8] if dense else [1, 2])],
+        [kernel],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    card = {
+        "name": folder.name,
+        "scale": 1,
+        "margin": 0,
+        "trims": False,
+        "files": {"float": "model.onnx"},
+        "sha256": {"model.onnx": hashlib.sha256(model.SerializeToString()).hexdigest()},
+        "purpose": "dense" if dense else "classification",
+        "answer": {"size": [8, 8], "labels": list(labels), **answer},
+    }
+    (folder / "card.json").write_text(json.dumps(card))

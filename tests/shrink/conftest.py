@@ -3,7 +3,7 @@
 import pytest
 from shrunk import Pretend, toy_data
 
-from foveal.shrink import forms, recipe
+from foveal.shrink import forms
 
 
 @pytest.fixture
@@ -20,8 +20,5 @@ def one_engine(monkeypatch):
 @pytest.fixture
 def pretend(monkeypatch):
     made = Pretend()
-    monkeypatch.setattr(recipe, "write", made.write)
-    monkeypatch.setattr(recipe, "measure_files", made.measure)
-    monkeypatch.setattr(recipe, "paired", lambda a, b, **_: ([a] * 5, [b] * 5))
-    monkeypatch.setattr(recipe, "quantise_file", lambda source, target, inputs, step: target.write_bytes(b"8"))
+    made.patch(monkeypatch)
     return made

@@ -23,9 +23,7 @@ def run(
         Path | None,
         typer.Option("--out", "-o", metavar="PATH", help="Folder for the maps of a dense model, as PNG files."),
     ] = None,
-    engine: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino or torch.")
-    ] = "auto",
+    engine: Annotated[str, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino or torch.")] = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

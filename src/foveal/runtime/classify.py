@@ -20,7 +20,7 @@ from foveal.runtime.machine import cores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Answer", "Classifier", "Framing", "prepare"]
+__all__ = ["Answer", "Classifier", "Framing", "framed", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         from foveal import images
 
-        image = images.read(Path(image)).pixels
+        image = images.read(Path(image)).frame(0).pixels
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -144,18 +144,15 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     return np.repeat(array, 3, 2) if array.shape[2] == 1 else array
 
 
-def prepare(image: Any, framing: Framing) -> NDArray[np.float32]:
-    """A picture as a network's input: resized so that its shorter side fits, cropped at the centre, normalised.
+def framed(image: Any, framing: Framing) -> NDArray[np.uint8]:
+    """A picture resized so that its shorter side fits, and cropped at the centre.
 
     Args:
         image: path, PIL image or array, (H, W) or (H, W, C).
-        framing: size and colours.
+        framing: size.
 
     Returns:
-        Input, (3, height, width).
-
-    Raises:
-        TypeError: something that is no picture.
+        Pixels, (height, width, 3).
     """
     from PIL import Image
 
@@ -167,7 +164,23 @@ def prepare(image: Any, framing: Framing) -> NDArray[np.float32]:
         whole = Image.fromarray(np.ascontiguousarray(pixels)).resize((sides[1], sides[0]), Image.Resampling.BICUBIC)
         top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
         pixels = np.asarray(whole)[top : top + height, left : left + width]
-    x = pixels.astype(np.float32) / 255
+    return pixels
+
+
+def prepare(image: Any, framing: Framing) -> NDArray[np.float32]:
+    """A picture as a network's input: framed and normalised.
+
+    Args:
+        image: path, PIL image or array, (H, W) or (H, W, C).
+        framing: size and colours.
+
+    Returns:
+        Input, (3, height, width).
+
+    Raises:
+        TypeError: something that is no picture.
+    """
+    x = framed(image, framing).astype(np.float32) / 255
     x = (x - np.asarray(framing.mean, np.float32)) / np.asarray(framing.std, np.float32)
     return np.ascontiguousarray(x.transpose(2, 0, 1))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveal.runtime.card import Card, Purpose
+from foveal.shrink.forms import FORMS
 from foveal.shrink.rebuild import Origin, save
 from foveal.shrink.report import write_report
 from foveal.shrink.step import ShrinkError
@@ -55,7 +56,7 @@ def save_bundle(
     if (folder / "card.json").exists() and not overwrite:
         raise ShrinkError(f"{folder} holds a bundle; give another folder, or overwrite=True (--overwrite)")
     last = shrunk.last
-    form = next(o.form for o in shrunk.written.open(shrunk.threads).values() if o.form.name == last.form)
+    form = next(form for form in FORMS if form.name == last.form)
     said: list[str] = []
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:

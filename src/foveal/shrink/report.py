@@ -94,7 +94,7 @@ def _under(found: dict[str, Any]) -> str:
     return (
         f"{found['date']}, {found['processor']}, {found['threads']} threads, {found['batch']} input(s) a call; "
         f"{engines}. Quality: {found['unit']} on {found['data']}, of the file in the engine named. Times: median and "
-        "quartiles, each timed in turn with the untouched model in its fastest form, which “of untouched” compares with."
+        "quartiles, timed in turn with the untouched model in its fastest form, which “of untouched” compares with."
     )
 
 

@@ -251,13 +251,13 @@ def search(
     def over(points: list[Point]) -> bool:
         return any(map(enough, points)) if budget is not None else all(map(enough, points))
 
-    below, above = 0.0, None
+    below, above = 0.0, 0.0
     for i, strength in enumerate(ladder):
         if over(measure(strength, len(ladder) - i - 1)):
             above = strength
             break
         below = strength
-    for left in (1, 0) if above is not None and below else ():
+    for left in (1, 0) if above and below else ():
         strength = round((below + above) / 2, 3)
         below, above = (below, strength) if over(measure(strength, left)) else (strength, above)
     fitting = [point for point in journal.points if meets(point)]
