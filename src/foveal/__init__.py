@@ -13,16 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from foveal import shrink
     from foveal.models import create_model, list_models
     from foveal.runtime import Upscaler
 
-__all__ = ["Upscaler", "__version__", "create_model", "list_models"]
+__all__ = ["Upscaler", "__version__", "create_model", "list_models", "shrink"]
 
 _HOME = {
     "Upscaler": "foveal.runtime",
     "create_model": "foveal.models",
     "list_models": "foveal.models",
 }
+
+_CALLABLE = ("shrink",)  # packages that are verbs too
 
 
 def __getattr__(name: str) -> object:
@@ -33,6 +36,8 @@ def __getattr__(name: str) -> object:
             value: object = version("foveal")
         except PackageNotFoundError:  # run from a checkout that was never installed
             value = "0+unknown"
+    elif name in _CALLABLE:
+        value = import_module(f"foveal.{name}")
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     else:

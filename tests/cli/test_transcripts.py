@@ -30,6 +30,8 @@ ALIKE = (
 ALSO = {
     "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
+    "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
+    "run": ((r"0\.\d\d\b", "PROBABILITY"),),
     "train": (
         (r"· (cpu, THREADS|cuda|mps) ·", "· DEVICE ·"),
         (r"loss \d\.\d{5}", "loss"),
@@ -53,6 +55,8 @@ ALSO = {
 SLOW = {
     "upscale": "measures the engines once",
     "train": "trains for five steps",
+    "shrink": "imports timm and torchvision, prunes and trains",
+    "run": "opens an engine",
     "export": "exports with torch and opens every engine",
     "catalogue": "imports every method",
     "models": "imports torch",
@@ -111,6 +115,37 @@ def train(beside_samples):
     (beside_samples / "photos").mkdir()
     for path in (ROOT / "samples").glob("*.png"):
         photo(beside_samples / "photos" / path.name, 240, 200)
+
+
+@pytest.fixture
+def shrink(beside_samples, monkeypatch):
+    """A tiny network of timm with its weights, pictures of two classes, and a verb that times nothing."""
+    import timm
+    from safetensors.torch import save_file
+    from shrunk import Pretend
+
+    made = Pretend()
+    made.times = lambda model: 0.01 * model.conv1[6].out_channels
+    made.score = lambda model: 90.0
+    made.patch(monkeypatch)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (beside_samples / "pictures" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(beside_samples / "pictures" / name / f"{i}.png")
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), beside_samples / "model.safetensors")
+    steps = '[[step]]\nname = "prune"\nkeep = 0.5\n[[step]]\nname = "tune"\nsteps = 1\n'
+    (beside_samples / "recipe.toml").write_text(steps)
+    (beside_samples / "bundles").mkdir()
+
+
+@pytest.fixture(name="run")
+def a_classifier(beside_samples):
+    """A classifier of two classes, by the mean of the picture's blue."""
+    from shrunk import classifier_bundle
+
+    classifier_bundle(beside_samples / "bundles" / "mine", labels=("warm", "cold"))
 
 
 @pytest.fixture
@@ -184,7 +219,7 @@ def data(tmp_path, monkeypatch):
     [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
 )
 def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
-    if name in ("upscale", "train", "measure", "export", "data", "import"):
+    if name in ("upscale", "train", "measure", "export", "data", "import", "shrink", "run"):
         request.getfixturevalue(name)
     found = transcripts(run(capsys, name, "--help")[1])
     assert found, f"help of {name} ends in no transcript"

@@ -24,6 +24,8 @@ __all__ = ["COMMANDS", "command_help", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures and films two, three or four times."),
+    "shrink": ("foveal.cli.shrink:shrink", "Make a model cheaper, every step measured on this machine."),
+    "run": ("foveal.cli.run:run", "Run a classifier's bundle on pictures."),
     "models": ("foveal.cli.models:models", "List bundles to run and networks to train."),
     "measure": ("foveal.cli.measure:measure", "Measure parameters, multiply-adds, latency and memory of a model."),
     "eval": ("foveal.cli.eval:eval", "Measure PSNR and SSIM on a set of pictures."),
@@ -47,6 +49,7 @@ _EXTRA = {
     "onnxscript": "torch",
     "matplotlib": "torch",
     "openvino": "openvino",
+    "torch_pruning": "shrink",
     "spandrel": "import",
     "ncnn": "ncnn",
     "fastapi": "serve",

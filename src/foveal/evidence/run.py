@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from foveal.evidence import machine
-from foveal.evidence.paired import paired
+from foveal.measure.paired import paired
 from foveal.evidence.rehearsal import rehearsing
 from foveal.measure import benchmarks
 

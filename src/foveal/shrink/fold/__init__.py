@@ -1,0 +1,1 @@
+"""Folding: layers that become one, with the same outputs."""
