@@ -35,6 +35,10 @@ demo: demo/.venv/.installed  ## an install without torch, the sample pictures ×
 test: setup  ## the fast suite
 	$(BIN)/pytest
 
+.PHONY: browser
+browser: setup  ## the tests of the page in a browser; they need chromium and chromedriver
+	$(BIN)/pytest -m browser -n0 tests/serve
+
 # The same lines, in the same order, as .pre-commit-config.yaml; a test compares them.
 .PHONY: lint
 lint: export PATH := $(BIN):$(PATH)

@@ -15,13 +15,14 @@ from foveal_kernels.calls import declare
 
 __all__ = ["built", "instruction_sets", "load", "multiplies_bytes", "why_not"]
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 HERE = Path(__file__).parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-PREFERRED = ("avx512_vnni", "avx512", "avx2", "plain")
+PREFERRED = ("avx512_vpopcntdq", "avx512_vnni", "avx512", "avx2", "plain")
 _AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"}
 NEEDS = {
+    "avx512_vpopcntdq": _AVX512 | {"avx512_vnni", "avx512_vpopcntdq"},
     "avx512_vnni": _AVX512 | {"avx512_vnni"},
     "avx512": _AVX512,
     "avx2": {"avx2", "fma"},

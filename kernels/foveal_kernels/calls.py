@@ -10,11 +10,15 @@ from ctypes import POINTER, c_int, c_int64, c_void_p
 
 __all__ = [
     "Attention",
+    "BlockSparse",
     "Convolution",
     "ConvolutionGradients",
     "ScanData",
     "ScanGradients",
     "ScanShape",
+    "Signs",
+    "XnorConv",
+    "XnorMatmul",
     "declare",
 ]
 
@@ -79,6 +83,37 @@ class ConvolutionGradients(ctypes.Structure):
     )
 
 
+class Signs(ctypes.Structure):
+    """Packing of the signs of rows."""
+
+    _fields_ = (*_fields(c_int64, "rows columns"), *_fields(c_void_p, "x words"))
+
+
+class XnorMatmul(ctypes.Structure):
+    """Products of the signs of rows with packed signs."""
+
+    _fields_ = (*_fields(c_int64, "batch rows columns inner"), *_fields(c_void_p, "a b y"))
+
+
+class XnorConv(ctypes.Structure):
+    """A convolution of the signs of a picture with packed signs."""
+
+    _fields_ = (
+        *((name, c_int64) for name in _CONVOLUTION),
+        *_fields(c_int64, "kernel_height kernel_width stride padding"),
+        *_fields(c_void_p, "x weight y"),
+    )
+
+
+class BlockSparse(ctypes.Structure):
+    """A linear layer whose weight is stored in blocks."""
+
+    _fields_ = (
+        *_fields(c_int64, "rows in_channels out_channels tall wide"),
+        *_fields(c_void_p, "x values starts columns bias y"),
+    )
+
+
 _BASE = (c_int64, c_int64, c_void_p)  # scale, side of the base, base
 _BACK = (c_int64, c_void_p, c_void_p, c_void_p)  # side of the back-projection's kernels; small, reduce, enlarge
 _ROWS = POINTER(c_void_p)  # one array per layer
@@ -92,6 +127,10 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "foveal_decayed_attention": (c_int, (POINTER(Attention), c_int)),
     "foveal_conv3x3": (c_int, (POINTER(Convolution), c_int)),
     "foveal_conv3x3_weights": (c_int, (POINTER(ConvolutionGradients), c_int)),
+    "foveal_signs": (c_int, (POINTER(Signs), c_int)),
+    "foveal_xnor_matmul": (c_int, (POINTER(XnorMatmul), c_int)),
+    "foveal_xnor_conv": (c_int, (POINTER(XnorConv), c_int)),
+    "foveal_block_sparse": (c_int, (POINTER(BlockSparse), c_int)),
     # layers, widths, weights, biases, slopes
     "foveal_chain_make": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK)),
     # layers, widths, first weight, weights, scales, biases, slopes, steps, zeros

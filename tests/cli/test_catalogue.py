@@ -134,7 +134,7 @@ def test_json_of_a_name_holds_its_recorded_results(foveal):
         (["--status", "done"], "no status is called 'done'; it is one of works, runs, written, planned"),
         (
             ["espcn", "--family", "restore"],
-            "a name shows one method; leave out --family, --status and --all, or the name",
+            "a name shows one method; leave out --family, --status, --facet and --all, or the name",
         ),
     ],
 )

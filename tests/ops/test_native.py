@@ -130,7 +130,8 @@ def test_structures_have_the_fields_of_the_sources():
 
     mirrored = {
         "ScanShape": "ScanShape", "ScanData": "ScanData", "ScanGradients": "ScanGradients", "Attention": "Attention",
-        "Conv3x3": "Convolution", "Conv3x3Weights": "ConvolutionGradients",
+        "Conv3x3": "Convolution", "Conv3x3Weights": "ConvolutionGradients", "Signs": "Signs",
+        "XnorMatmul": "XnorMatmul", "XnorConv": "XnorConv", "BlockSparse": "BlockSparse",
     }  # fmt: skip
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "kernels/cpp").glob("*.cpp")))
     for theirs, ours in mirrored.items():

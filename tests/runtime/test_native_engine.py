@@ -145,7 +145,7 @@ def file_of_bytes(request, tmp_path_factory):
     return export_bundle(model, folder / "bundle", calibration=folder, **given).folder / "model_int8.onnx"
 
 
-@pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("name", ["avx512_vpopcntdq", "avx512_vnni", "avx512", "avx2", "plain"])
 def test_sums_of_bytes_are_exact(name, file_of_bytes):
     """Of every instruction set, for every way to fill its registers."""
     if name not in foveal_kernels.instruction_sets():
@@ -159,7 +159,7 @@ def test_sums_of_bytes_are_exact(name, file_of_bytes):
     assert mine.std() > 5
 
 
-@pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("name", ["avx512_vpopcntdq", "avx512_vnni", "avx512", "avx2", "plain"])
 @pytest.mark.parametrize("kind", ["float", "uint8", "int8"])
 # 16, 32 and 64 channels; 4 and 9 phases fill no register; the last has back-projection.
 @pytest.mark.parametrize("bundle", ["fast_x2", "balanced_x3", "balanced_x4"])
@@ -350,7 +350,7 @@ def test_auto_passes_over_it_in_silence_for_other_networks(bundles):
     assert note == ""
 
 
-@pytest.mark.parametrize("name", ["avx512_vnni", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("name", ["avx512_vpopcntdq", "avx512_vnni", "avx512", "avx2", "plain"])
 def test_widths_that_fill_no_register(name, tmp_path):
     if name not in foveal_kernels.instruction_sets():
         pytest.skip(str(foveal_kernels.why_not(name)))

@@ -25,6 +25,10 @@ def catalogue(
         str | None, typer.Option(metavar="NAME", help="Only this family, such as restore or tokens.")
     ] = None,
     status: Annotated[str | None, typer.Option(metavar="NAME", help="Only works, runs, written or planned.")] = None,
+    facet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only rows with this facet, such as method=pruning; may be repeated."),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="List planned methods too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -38,11 +42,12 @@ def catalogue(
         name: method to show in full.
         family: family to list.
         status: status to list.
+        facet: facets to list, of the taxonomies of compression in `foveal.catalogue.facets`.
         every: list planned methods too.
         as_json: print one JSON document.
 
     Raises:
-        typer.Exit: an unknown method, family or status.
+        typer.Exit: an unknown method, family, status or facet.
 
     Example:
         $ foveal catalogue --family tokens
@@ -54,6 +59,7 @@ def catalogue(
     from collections import Counter
 
     from foveal.catalogue.collect import CatalogueError
+    from foveal.catalogue.facets import chosen as with_facets
     from foveal.catalogue.status import STATUSES, pick, rows
     from foveal.cli._tables import console, table
 
@@ -61,8 +67,10 @@ def catalogue(
     try:
         listed = rows()
         if name is not None:
-            if family or status or every:
-                raise CatalogueError("a name shows one method; leave out --family, --status and --all, or the name")
+            if family or status or facet or every:
+                raise CatalogueError(
+                    "a name shows one method; leave out --family, --status, --facet and --all, or the name"
+                )
             row = pick(name, listed)
             out.print_json(json.dumps(_details(row))) if as_json else _show(row, out)
             return
@@ -71,9 +79,16 @@ def catalogue(
             raise CatalogueError(f"no family is called {family!r}; the families are {', '.join(families)}")
         if status is not None and status not in STATUSES:
             raise CatalogueError(f"no status is called {status!r}; it is one of {', '.join(STATUSES)}")
+        ids = with_facets(facet) if facet else None
     except CatalogueError as error:
         stop("catalogue", error)
-    chosen = [row for row in listed if family in (None, row.family) and status in (None, row.status)]
+    chosen = [
+        row
+        for row in listed
+        if family in (None, row.family)
+        and status in (None, row.status)
+        and (ids is None or (row.entry is not None and row.entry.id in ids))
+    ]
     hidden = 0
     if not (every or status or as_json):
         hidden = sum(row.status == "planned" for row in chosen)
@@ -117,11 +132,13 @@ def _line(row: Row) -> dict[str, Any]:
 
 def _details(row: Row) -> dict[str, Any]:
     """One row in full, as JSON."""
+    from foveal.catalogue.facets import facets
+
     found = _line(row) | {"note": row.note}
     if row.entry is not None:
         entry = row.entry
         found |= {"kind": entry.kind, "tasks": entry.tasks, "works_when": entry.works_when}
-        found |= {"mechanism": entry.mechanism}
+        found |= {"mechanism": entry.mechanism, "facets": facets().get(entry.id, {})}
         found |= {"code": entry.code, "library": entry.library}
     if row.record is not None:
         method = row.record.method
@@ -155,6 +172,7 @@ def _details(row: Row) -> dict[str, Any]:
 
 def _show(row: Row, out: Console) -> None:
     """Print one row in full."""
+    from foveal.catalogue.facets import facets
     from foveal.cli._tables import table
 
     def say(label: str, text: str) -> None:
@@ -169,6 +187,7 @@ def _show(row: Row, out: Console) -> None:
         say("tasks", ", ".join(row.entry.tasks))
         say("code", row.entry.code)
         say("also in", row.entry.library)
+        say("facets", ", ".join(f"{name}={value}" for name, value in facets().get(row.entry.id, {}).items()))
     say("status", row.status)
     say("note", row.note)
     if row.record is None:

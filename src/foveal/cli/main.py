@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "command_help", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures two, three or four times."),
+    "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures and films two, three or four times."),
     "shrink": ("foveal.cli.shrink:shrink", "Make a model cheaper, every step measured on this machine."),
     "run": ("foveal.cli.run:run", "Run a classifier's bundle on pictures."),
     "models": ("foveal.cli.models:models", "List bundles to run and networks to train."),
@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("foveal.cli.data:data", "Fetch and prepare freely licensed training pictures."),
     "export": ("foveal.cli.export:export", "Export a network to a bundle, checked against torch."),
     "import": ("foveal.cli.import_:import_", "Import another tool's model as a bundle."),
+    "serve": ("foveal.cli.serve:serve", "Serve a page to drop pictures on, and the same over HTTP."),
     "catalogue": ("foveal.cli.catalogue:catalogue", "List published methods and which are implemented."),
     "claims": ("foveal.cli.claims:claims", "Run the claims of papers on this machine."),
     "doctor": ("foveal.cli.doctor:doctor", "Check engines, kernels and picture formats on this machine."),
@@ -53,6 +54,7 @@ _EXTRA = {
     "ncnn": "ncnn",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "av": "video",
 }
 
 _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attributes:"}

@@ -6,12 +6,15 @@ import json as json_module
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from foveal.cli._signals import exit_code, like_ctrl_c
 from foveal.cli._speech import say
+
+if TYPE_CHECKING:
+    from foveal.cli._film_run import FilmRun
 
 __all__ = ["upscale"]
 
@@ -76,6 +79,14 @@ def upscale(
             help="Colour behind transparent pixels, for formats without transparency.",
         ),
     ] = "",
+    codec: Annotated[
+        str,
+        typer.Option("--codec", metavar="NAME", help="Of films: h264, hevc, av1, vp9 or ffv1.  [default: h264]"),
+    ] = "",
+    crf: Annotated[
+        int | None,
+        typer.Option("--crf", metavar="N", help="Of films: rate factor, lower is better.  [default: the codec's]"),
+    ] = None,
     suffix: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +114,7 @@ def upscale(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Upscale pictures two, three or four times.
+    """Upscale pictures and films two, three or four times.
 
     Colour profile, metadata, orientation, transparency, 16 bits and animation are kept; what a format cannot store is
     reported. Large pictures are processed in tiles and streamed to disk. The first run of a bundle benchmarks each
@@ -129,6 +140,8 @@ def upscale(
         gpu: GPU id; only -1.
         file_format: file format of the results.
         background: colour behind transparent pixels, for formats without transparency.
+        codec: codec of films.
+        crf: rate factor of films.
         suffix: suffix of the results' names.
         recursive: search subfolders.
         resume: skip finished pictures.
@@ -147,9 +160,11 @@ def upscale(
         1 picture, 3.8 MP with balanced_x4, native, 2 threads: about 0.5 s
         photo.png → large.png: 2000×1920, 3.8 MP in 0.4 s (10.4 MP/s)
     """
+    from foveal.cli._film_run import FilmRun, films_among, targets
     from foveal.cli._upscale_run import Run, Wishes
     from foveal.runtime.batch import find_jobs
     from foveal.runtime.engines import EngineError
+    from foveal.runtime.film.encode import Coding
     from foveal.runtime.upscaler import Upscaler
 
     if gpu >= 0:
@@ -172,8 +187,18 @@ def upscale(
                 f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
                 "leave one of them out"
             )
+        given = [*(pictures or []), *(more or [])]
+        if films := films_among(given):
+            coding = Coding(codec or "h264", crf) if codec or crf is not None else None
+            code = _films(
+                FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
+                films,
+                targets(films, out, suffix, upscaler.scale),
+                dry_run=dry_run,
+            )
+            raise typer.Exit(code)
         jobs = find_jobs(
-            [*(pictures or []), *(more or [])],
+            given,
             out,
             scale=upscaler.scale,
             recursive=recursive,
@@ -217,6 +242,24 @@ def upscale(
             code = code or 1
     if code or run.count("failed"):
         raise typer.Exit(code or 1)
+
+
+def _films(run: FilmRun, films: list[Path], places: list[Path], *, dry_run: bool) -> int:
+    """Work on films; the exit code."""
+    code = 0
+    with like_ctrl_c():
+        try:
+            for source, target in zip(films, places, strict=True):
+                run.one(source, target, dry_run=dry_run)
+        except KeyboardInterrupt as error:
+            code = exit_code(error)
+            say(
+                f"interrupted: {run.count('done')} of {len(films)} done; the same command goes on from there",
+                sys.stderr,
+            )
+    if run.json and not say(json_module.dumps({"files": run.files, "interrupted": bool(code)}, indent=2), sys.stdout):
+        code = code or 1
+    return code or int(run.count("failed") > 0)
 
 
 def _stop(message: str) -> NoReturn:

@@ -1,1 +1,1 @@
-"""Low-rank factorisation of linear layers and convolutions."""
+"""Low rank: weights as products of two thinner matrices."""

@@ -90,7 +90,7 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
     if rows.shape[1] % m:
         raise ValueError(f"rows of {rows.shape[1]} weights do not divide into groups of {m}; leave this layer dense")
     groups = rows.reshape(len(rows), -1, m)
-    best = groups.sort(-1, descending=True, stable=True).indices[..., :n]
+    best = groups.sort(dim=-1, descending=True, stable=True).indices[..., :n]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).view(scores.shape)
 
 
@@ -205,7 +205,7 @@ def mask_(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 def _mask_of(layer: nn.Module) -> Mask | None:
     if not parametrize.is_parametrized(layer, "weight"):
         return None
-    return next((p for p in layer.parametrizations["weight"] if isinstance(p, Mask)), None)  # type: ignore[union-attr]
+    return next((p for p in layer.parametrizations["weight"] if isinstance(p, Mask)), None)  # type: ignore[index, union-attr]
 
 
 def masked(model: nn.Module) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         ValueError: codes outside their range.
     """
     flat = codes.reshape(-1).to(torch.int64)
-    if len(flat) and not (0 <= int(flat.min()) and int(flat.max()) < 2**bits):
+    if len(flat) and (int(flat.min()) < 0 or int(flat.max()) >= 2**bits):
         raise ValueError(f"codes must be in [0, {2**bits}) for {bits} bits, got {int(flat.min())} to {int(flat.max())}")
     single = (flat[:, None] >> torch.arange(bits)) & 1
     padded = torch.nn.functional.pad(single.reshape(-1), (0, -len(flat) * bits % 8)).view(-1, 8)
@@ -93,9 +93,17 @@ def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
     }
 
 
+def _bits(layer: QuantizedLayer) -> int:
+    quantizer: Any = layer.weight_quantizer
+    return int(quantizer.bits)
+
+
 def _others(model: nn.Module) -> dict[str, Tensor]:
     """Tensors that are stored as they are: all but the packed weights and what quantises them."""
-    packed = tuple(f"{name}{part}" for name in _packable(model) for part in ("layer.weight", "weight_quantizer."))
+    layers = {id(layer) for layer in _packable(model).values()}
+    places = [name for name, module in model.named_modules(remove_duplicate=False) if id(module) in layers]
+    parts = ("layer.weight", "weight_quantizer.")
+    packed = tuple(f"{name}.{part}" if name else part for name in places for part in parts)
     return {k: v.detach() for k, v in model.state_dict().items() if not k.startswith(packed)}
 
 
@@ -156,11 +164,7 @@ def load_packed_(model: nn.Module, path: Path) -> nn.Module:
     """
     tensors, table = _read(path)
     packable, others = _packable(model), _others(model)
-    wanted = {
-        name: [quantizer.bits, list(layer.layer.weight.shape)]
-        for name, layer in packable.items()
-        for quantizer in [layer.weight_quantizer]
-    }
+    wanted = {name: [_bits(layer), list(layer.layer.weight.shape)] for name, layer in packable.items()}
     found = {name: [entry["bits"], entry["shape"]] for name, entry in table.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):

@@ -1,0 +1,385 @@
+"""The HTTP interface: pictures in, jobs, progress as server-sent events, results out. OpenAPI at /openapi.json."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import zipfile
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
+from starlette.datastructures import MutableHeaders
+
+from foveal.images.formats import FORMATS
+from foveal.serve.limits import Limits, RefusedError
+from foveal.serve.store import Job, Kept, Store
+from foveal.serve.upload import received
+from foveal.serve.work import QUALITIES, SCALES, Studio, Wish, checked, preview
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["create_app"]
+
+MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff", "avif": "image/avif",
+        "gif": "image/gif", "bmp": "image/bmp"}  # fmt: skip
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_COOKIE = "foveal"
+_PAGE = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+
+
+def _wish(
+    scale: Annotated[int, Query(description="Output side over input side: 2, 3 or 4.")] = 4,
+    quality: Annotated[str, Query(description="fast or balanced.")] = "balanced",
+    output: Annotated[str, Query(alias="format", description="Format of the result; by default the source's.")] = "",
+    crop: Annotated[str, Query(description="left,top,width,height: only this part, as a PNG.")] = "",
+) -> Wish:
+    part = None
+    if crop:
+        numbers = crop.split(",")
+        if len(numbers) != 4 or not all(n.strip().isdecimal() and len(n) < 9 for n in numbers):
+            raise RefusedError(422, f"crop must be left,top,width,height in pixels, got {crop[:60]!r}")
+        part = (int(numbers[0]), int(numbers[1]), int(numbers[2]), int(numbers[3]))
+    return Wish(scale, quality, output, part)
+
+
+Wished = Annotated[Wish, Depends(_wish)]
+
+
+def create_app(
+    *, limits: Limits | None = None, token: str = "", hosts: tuple[str, ...] = (), threads: int | None = None
+) -> FastAPI:
+    """The application; closing it (its lifespan) drops all jobs and deletes all files.
+
+    Args:
+        limits: limits; None for the defaults.
+        token: secret that every request must show, as "Authorization: Bearer …" or as the cookie that /?token=… sets;
+            "" for none.
+        hosts: names by which requests may address the server, such as "localhost"; empty for any. Keeps web pages of
+            others from reaching a server without a token by a name of theirs.
+        threads: processor threads; None for all.
+
+    Returns:
+        The application; `app.state.store` holds the pictures and jobs.
+    """
+    limits = limits or Limits()
+    store = Store(Studio(threads), limits)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's signature
+        sweeping = asyncio.create_task(_sweep(store))
+        yield
+        sweeping.cancel()
+        await run_in_threadpool(store.close)
+
+    app = FastAPI(
+        title="foveal", description="Upscale pictures.", lifespan=lifespan, docs_url=None, redoc_url=None, version="1"
+    )
+    app.state.store = store
+    _guard(app, token, hosts)
+    _page(app, token)
+    _pictures(app, store)
+    _jobs(app, store)
+    return app
+
+
+async def _sweep(store: Store) -> None:
+    while True:
+        await asyncio.sleep(min(60.0, store.limits.keep / 4))
+        await run_in_threadpool(store.sweep)
+
+
+def _refusal(error: RefusedError) -> JSONResponse:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return JSONResponse({"error": str(error)}, error.status, headers={**_HEADERS, **headers})
+
+
+def _guard(app: FastAPI, token: str, hosts: tuple[str, ...]) -> None:
+    """Headers, who may ask, and errors as JSON {"error": …}."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> JSONResponse:  # noqa: ARG001
+        return _refusal(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:  # noqa: ARG001
+        first = error.errors()[0]
+        return _refusal(RefusedError(422, f"{first['loc'][-1]}: {first['msg']}"))
+
+    app.add_middleware(_Guard, token=token, hosts=hosts)
+
+
+class _Guard:
+    """ASGI middleware: who may ask, and headers. With Starlette's own base class a client's going away is not seen."""
+
+    def __init__(self, app: ASGIApp, token: str, hosts: tuple[str, ...]) -> None:
+        self.app, self.token, self.hosts = app, token, hosts
+
+    def _refused(self, request: Request) -> RefusedError | None:
+        name = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        if self.hosts and name not in self.hosts:
+            return RefusedError(403, f"this server answers to {', '.join(self.hosts)} only, got host {name!r}")
+        origin = request.headers.get("origin")
+        if origin and urlsplit(origin).netloc != request.headers.get("host"):
+            return RefusedError(403, "requests from other sites' pages are refused; open this server's page")
+        if self.token and not _knows(request, self.token):
+            return RefusedError(401, "wanted the server's token; open the address that `foveal serve` printed")
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refused = self._refused(Request(scope))
+        if refused is not None:
+            await _refusal(refused)(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for key, value in _HEADERS.items():
+                    headers.setdefault(key, value)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def _knows(request: Request, token: str) -> bool:
+    shown = [request.headers.get("authorization", "").removeprefix("Bearer ").strip(), request.cookies.get(_COOKIE, "")]
+    if request.url.path == "/":
+        shown.append(request.query_params.get("token", ""))
+    return any(hmac.compare_digest(one.encode(), token.encode()) for one in shown)
+
+
+def _page(app: FastAPI, token: str) -> None:
+    folder = files("foveal.serve")
+
+    @app.get("/", include_in_schema=False)
+    def page(request: Request) -> Response:
+        if token and request.query_params.get("token"):  # the secret leaves the address line
+            response: Response = RedirectResponse("/", 303)
+            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+            return response
+        return HTMLResponse(folder.joinpath("page.html").read_text(encoding="utf-8"))
+
+    @app.get("/static/{name}", include_in_schema=False)
+    def static(name: str) -> Response:
+        if name not in _PAGE:
+            raise RefusedError(404, "there is no such file here")
+        return Response(folder.joinpath(name).read_text(encoding="utf-8"), media_type=_PAGE[name])
+
+
+def _described(kept: Kept) -> dict[str, Any]:
+    info = kept.info
+    return {
+        "id": kept.id, "name": kept.name, "bytes": kept.size, "width": info.width, "height": info.height,
+        "frames": info.frames, "format": info.format,
+    }  # fmt: skip
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+async def _taken(request: Request, store: Store) -> Kept:
+    path = await run_in_threadpool(store.room)
+    name = await received(request, path, store.limits)
+    try:
+        info = await run_in_threadpool(checked, path, name or "the picture", store.limits.megapixels)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    # A suffix, because readers may look at it; from the format found, not from the client's name.
+    final = path.with_suffix(FORMATS[info.format].suffixes[0])
+    path.rename(final)
+    return store.keep(final, name or f"picture{final.suffix}", info)
+
+
+def _pictures(app: FastAPI, store: Store) -> None:
+    """Routes of uploads."""
+
+    @app.get("/api/v1")
+    def about() -> dict[str, Any]:
+        """What the server offers, and its limits."""
+        limits = {name: getattr(store.limits, name) for name in Limits.__dataclass_fields__}
+        return {"scales": SCALES, "qualities": QUALITIES, "formats": list(FORMATS), "limits": limits}
+
+    @app.post("/api/v1/upscale")
+    async def upscale(request: Request, wish: Wished) -> Response:
+        """A picture in, the larger picture out. Body: the bytes of a picture, or a form with a field "file"."""
+        kept = await _taken(request, store)
+        try:
+            job = store.submit(kept, wish, _client(request))
+            await _finished(request, store, job)
+        except BaseException:
+            store.forget(kept.id)
+            raise
+        if job.state != "done":
+            store.forget(kept.id)
+            raise RefusedError(504 if "--max-seconds" in job.error else 422, job.error)
+        return _result(job, then=lambda: store.forget(kept.id))
+
+    @app.post("/api/v1/pictures", status_code=201)
+    async def upload(request: Request) -> dict[str, Any]:
+        """Send a picture, for plans and jobs. Body: its bytes, or a form with a field "file"."""
+        return _described(await _taken(request, store))
+
+    @app.get("/api/v1/pictures/{key}/plan")
+    def plan(key: str, wish: Wished) -> dict[str, Any]:
+        """Size and seconds of a result, and what will not be kept."""
+        kept = store.picture(key)
+        return store.studio.plan(kept.path, kept.info, wish)
+
+    @app.post("/api/v1/pictures/{key}/jobs", status_code=202)
+    def start(key: str, wish: Wished, request: Request, response: Response) -> dict[str, Any]:
+        """Put a job in the queue."""
+        job = store.submit(store.picture(key), wish, _client(request))
+        response.headers["Location"] = f"/api/v1/jobs/{job.id}"
+        return store.state(job)
+
+    @app.delete("/api/v1/pictures/{key}", status_code=204)
+    def forget(key: str) -> None:
+        """Delete a picture, its jobs and their results."""
+        store.forget(key)
+
+
+async def _finished(request: Request, store: Store, job: Job) -> None:
+    """Wait for a job; a client that goes away frees it."""
+    while not job.over:
+        if await request.is_disconnected():
+            store.cancel(job.id)
+            raise RefusedError(499, "the client went away")
+        await asyncio.sleep(0.05)
+
+
+def _result(job: Job, then: Callable[[], None] | None = None) -> Response:
+    from starlette.background import BackgroundTask
+
+    name = quote(job.download_name)
+    suffix = job.path.suffix.lower()
+    made = next(name for name, form in FORMATS.items() if suffix in form.suffixes)
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+    notes = " | ".join(job.result.get("notes", ()))
+    if notes:
+        headers["X-Foveal-Notes"] = quote(notes, safe=" |,.;:()×→")[:2000].encode("ascii", "ignore").decode()
+    return FileResponse(
+        job.path, media_type=MIME[made], headers=headers, background=BackgroundTask(then) if then else None
+    )
+
+
+def _jobs(app: FastAPI, store: Store) -> None:
+    """Routes of jobs."""
+
+    def done(key: str) -> Job:
+        job = store.job(key)
+        if job.state != "done":
+            raise RefusedError(
+                409, f"the job is {job.state}, its result is there once it is done; {job.error or 'wait'}"
+            )
+        return job
+
+    @app.get("/api/v1/jobs/{key}")
+    def state(key: str) -> dict[str, Any]:
+        """State and progress of a job."""
+        return store.state(store.job(key))
+
+    @app.get("/api/v1/jobs/{key}/events")
+    async def events(key: str, request: Request) -> StreamingResponse:
+        """Progress as server-sent events, until the job is over."""
+        return StreamingResponse(_events(store, store.job(key), request), media_type="text/event-stream")
+
+    @app.get("/api/v1/jobs/{key}/result")
+    def result(key: str) -> Response:
+        """The result's file."""
+        return _result(done(key))
+
+    @app.get("/api/v1/jobs/{key}/{side}.png")
+    def shown(key: str, side: str) -> Response:
+        """The picture "before" and "after" as PNGs of one size, for comparison."""
+        job = done(key)
+        if side not in ("before", "after"):
+            raise RefusedError(404, f"the sides are before and after, got {side[:20]!r}")
+        target = store.previews(job)[side]
+        if not target.exists():
+            part = job.wish.crop if side == "before" else None
+            source = job.picture.path if side == "before" else job.path
+            preview(source, target, (job.result["width"], job.result["height"]), part)
+        return FileResponse(target, media_type="image/png")
+
+    @app.delete("/api/v1/jobs/{key}", status_code=204)
+    def cancel(key: str) -> None:
+        """Stop a job, or delete its result."""
+        store.cancel(key)
+
+    @app.get("/api/v1/zip")
+    def zipped(job: Annotated[list[str], Query(description="Ids of jobs.")]) -> StreamingResponse:
+        """Several results in one zip file."""
+        jobs = [done(key) for key in job]
+        headers = {"Content-Disposition": "attachment; filename=foveal.zip"}
+        return StreamingResponse(_zip(jobs), media_type="application/zip", headers=headers)
+
+
+async def _events(store: Store, job: Job, request: Request) -> AsyncIterator[str]:
+    last, quiet = "", 0
+    while True:
+        state = store.state(job)
+        said = json.dumps(state)
+        if said != last:
+            last, quiet = said, 0
+            yield f"event: {'end' if job.over else 'progress'}\ndata: {said}\n\n"
+        if job.over or await request.is_disconnected():
+            return
+        quiet += 1
+        if quiet % 50 == 0:
+            yield ": still here\n\n"
+        await asyncio.sleep(0.2)
+
+
+class _Sink:
+    """Unseekable file that hands on what is written."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self.parts.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def taken(self) -> bytes:
+        data, self.parts = b"".join(self.parts), []
+        return data
+
+
+def _zip(jobs: list[Job]) -> Iterator[bytes]:
+    sink, used = _Sink(), set()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+        for job in jobs:
+            name, number = job.download_name, 1
+            while name in used:
+                number += 1
+                name = f"{number}_{job.download_name}"
+            used.add(name)
+            with job.path.open("rb") as source, archive.open(name, "w", force_zip64=True) as into:
+                while chunk := source.read(1 << 20):
+                    into.write(chunk)
+                    yield sink.taken()
+    yield sink.taken()

@@ -1,0 +1,165 @@
+"""The page in a real browser: Debian's Chromium, headless. Run with -m browser."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import urllib.request
+import zipfile
+
+import pytest
+from PIL import Image
+from served import png
+
+selenium = pytest.importorskip("selenium")
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's own sockets
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,800"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(30)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def client(serving):
+    return serving(hosts=("127.0.0.1", "localhost"))
+
+
+@pytest.fixture
+def page(browser, client, tmp_path):
+    """The page, freshly opened, at two times and fast; `add` gives it files."""
+    browser.get(f"http://127.0.0.1:{client.port}/")
+    wait(browser, lambda: len(Select(find(browser, "#scale")).options) == 3)
+    Select(find(browser, "#scale")).select_by_value("2")
+    Select(find(browser, "#quality")).select_by_value("fast")
+
+    def add(**files: bytes) -> None:
+        for name, data in files.items():
+            (tmp_path / name.replace("_", ".")).write_bytes(data)
+        paths = [str(tmp_path / name.replace("_", ".")) for name in files]
+        find(browser, "#files").send_keys("\n".join(paths))
+
+    browser.add = add
+    yield browser
+    log = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert [message for message in log if "status of 4" not in message] == []
+
+
+def find(browser, selector: str):
+    return browser.find_element(By.CSS_SELECTOR, selector)
+
+
+def wait(browser, until, seconds: float = 60):
+    return WebDriverWait(browser, seconds).until(lambda _: until())
+
+
+def text(browser, selector: str) -> str:
+    return find(browser, selector).text
+
+
+def test_a_picture_is_planned_tried_enlarged_compared_and_downloaded(page):
+    page.add(one_png=png(40, 30))
+    wait(page, lambda: text(page, ".plan").startswith("becomes 80×60 in "))
+    assert text(page, ".size").startswith("40×30, png, ")
+    find(page, ".try").click()
+    wait(page, lambda: find(page, "#viewer").get_attribute("open"))
+    wait(page, lambda: page.execute_script("return document.getElementById('after').naturalWidth") == 80)
+    stage = find(page, "#stage")
+    assert stage.get_attribute("aria-valuenow") == "50"
+    stage.send_keys(Keys.ARROW_LEFT)
+    assert stage.get_attribute("aria-valuenow") == "52"
+    scale = "return document.getElementById('{}').style.transform"
+    before = page.execute_script(scale.format("after"))
+    stage.send_keys("+")
+    after = page.execute_script(scale.format("after"))
+    assert after != before
+    assert page.execute_script(scale.format("before")) == after  # both zoom together
+    stage.send_keys(Keys.ESCAPE)
+    wait(page, lambda: not find(page, "#viewer").get_attribute("open"))
+    find(page, ".start").click()
+    wait(page, lambda: find(page, ".download").is_displayed())
+    link = find(page, ".download")
+    assert link.get_attribute("download") == "one_x2.png"
+    with urllib.request.urlopen(link.get_attribute("href")) as got, Image.open(io.BytesIO(got.read())) as made:
+        assert made.size == (80, 60)
+    find(page, ".remove").click()
+    wait(page, lambda: not page.find_elements(By.CSS_SELECTOR, "#list > li"))
+
+
+def test_many_pictures_with_a_bad_one_and_a_zip(page):
+    page.add(a_png=png(16, 16), b_png=png(20, 10, seed=1), bad_png=b"no picture")
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".error:not([hidden])")) == 1)
+    assert "bad.png: " in text(page, "#list > li:nth-child(3) .error")
+    find(page, "#start-all").click()
+    wait(page, lambda: "3 pictures, 2 done" in text(page, "#sum"))
+    script = """
+        const done = arguments[0], ids = items.filter((item) => item.finished).map((item) => "job=" + item.job.id);
+        fetch("/api/v1/zip?" + ids.join("&")).then((r) => r.arrayBuffer()).then((b) => done([...new Uint8Array(b)]));
+    """
+    with zipfile.ZipFile(io.BytesIO(bytes(page.execute_async_script(script)))) as archive:
+        assert archive.namelist() == ["a_x2.png", "b_x2.png"]
+    assert find(page, "#zip").is_enabled()
+
+
+def test_work_can_be_cancelled(page, slow):
+    page.add(one_png=png(16, 16))
+    wait(page, lambda: find(page, ".start").is_enabled())
+    find(page, ".start").click()
+    wait(page, lambda: find(page, "progress").get_property("value") == 0.5)
+    find(page, ".cancel").click()
+    wait(page, lambda: text(page, ".plan") == "cancelled")
+    assert find(page, ".start").is_enabled()
+
+
+def test_the_keyboard_reaches_everything(page):
+    page.add(one_png=png(16, 16))
+    wait(page, lambda: find(page, ".start").is_enabled())
+    find(page, "body").click()
+    reached = set()
+    for _ in range(16):
+        webdriver.ActionChains(page).send_keys(Keys.TAB).perform()
+        now = page.switch_to.active_element
+        reached.add(now.get_attribute("id") or now.get_attribute("class"))
+    assert {"files", "folder", "scale", "quality", "format", "start-all", "try", "start", "remove"} <= reached
+    find(page, ".start").send_keys(Keys.ENTER)
+    wait(page, lambda: find(page, ".download").is_displayed())
+
+
+def test_on_a_phone_and_in_the_dark(page):
+    phone = {"width": 360, "height": 640, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    page.add(a_long_name_that_would_not_fit_png=png(16, 16))
+    wait(page, lambda: find(page, ".start").is_enabled())
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 360
+    shades = []
+    for value in ("light", "dark"):
+        wanted = {"features": [{"name": "prefers-color-scheme", "value": value}]}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+        shades.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert shades[0] != shades[1]
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_nothing_is_fetched_from_elsewhere(page, client):
+    fetched = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert fetched
+    assert all(name.startswith(f"http://127.0.0.1:{client.port}/") for name in fetched)

@@ -1,0 +1,43 @@
+"""The curl lines of the page on HTTP, run against a server."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from documents import ROOT
+from PIL import Image
+from served import png
+
+PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.dear("six processes of curl and Python, and an engine at scale 2")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_lines_of_the_page_run(serving, tmp_path):
+    client = serving()
+    (tmp_path / "photo.png").write_bytes(png(16, 12))
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 3
+    script = "set -e\n" + "\n".join(blocks).replace("127.0.0.1:7860", f"127.0.0.1:{client.port}")
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in ("photo_x2.png", "photo_x2.jpg", "result.png"):
+        with Image.open(tmp_path / name) as made:
+            assert made.size == (32, 24)
+    assert '"width":32,"height":24' in done.stdout
+    assert "event: end" in done.stdout
+    assert '"state": "done"' in done.stdout
+    assert not client.store._pictures
+
+
+def test_the_limits_of_the_page_are_those_of_the_command():
+    import inspect
+
+    from foveal.cli.serve import serve
+
+    defaults = {name: p.default for name, p in inspect.signature(serve).parameters.items()}
+    rows = re.findall(r"^\| `--([\w-]+)` \| (\d+)", PAGE, re.MULTILINE)
+    assert len(rows) == 7
+    for option, value in rows:
+        assert defaults[option.replace("-", "_")] == float(value)
