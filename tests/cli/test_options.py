@@ -18,6 +18,8 @@ MEANINGS = {
 }
 WRONG = {
     "upscale": (["photo.png", "--tile", "x"], "--tile must be auto or a number of pixels, got 'x'"),
+    "shrink": (["zebra", "--data", "nowhere", "-o", "out"], "nowhere: no folder of class folders, and no set"),
+    "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),
     "measure": (["sesr_m5", "--shape", "1,3"], "--shape must be four whole numbers such as 1,3,256,256, got '1,3'"),
     "eval": (["bicubic", "--data", "nowhere"], "--data must be a folder, and nowhere is none; name one, or"),

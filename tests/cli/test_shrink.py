@@ -77,7 +77,7 @@ def test_a_budget_that_cannot_be_met_names_the_nearest(capsys, place):
 
 def test_what_was_reached_is_written_when_a_step_fails(capsys, place):
     (place / "r.toml").write_text('[[step]]\nname = "prune"\nkeep = 0.5\n[[step]]\nname = "lowrank"\nkeep = 0.001\n')
-    code, out, err = run(capsys, *GIVEN, "-o", "small")
+    code, _out, err = run(capsys, *GIVEN, "-o", "small")
     assert code == 2
     assert "step 2 of 2, LowRank: keep = 0.001 cannot be met" in err
     assert "what was reached before it is in small" in err

@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from shrunk import tiny
 from torch import nn
@@ -14,17 +15,19 @@ from foveal.shrink.lowrank.step import LowRank
 from foveal.shrink.prune.structure import Prune
 from foveal.shrink.rebuild import Origin, build, load, origin_of, save
 from foveal.shrink.step import ShrinkError
+from foveal.shrink.tokens.merge import Merge
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def shrunk(name, steps, **options):
     torch.manual_seed(0)
+    x = X if options.get("img_size") != 64 else F.interpolate(X, 64)
     model = timm.create_model(name, num_classes=7, **options).eval()
     origin = origin_of(model)
     for step in steps:
-        model = step.apply(model, X)
-    return model, origin
+        model = step.apply(model, x)
+    return model, origin, x
 
 
 @pytest.mark.parametrize(
@@ -34,15 +37,16 @@ def shrunk(name, steps, **options):
         ("test_efficientnet", [Prune(keep=0.5), Fold()], {}),
         ("test_vit", [Prune(keep=0.5, stream=True)], {"img_size": 32}),
         ("test_vit", [Prune(keep=0.5), LowRank(keep=0.9)], {"img_size": 32}),
+        ("test_vit", [Prune(keep=0.5), Merge(r=2, multiple=1)], {"img_size": 64}),
     ],
-    ids=["resnet", "efficientnet", "vit", "vit_lowrank"],
+    ids=["resnet", "efficientnet", "vit", "vit_lowrank", "vit_merged"],
 )
 def test_a_shrunk_timm_network_comes_back(tmp_path, name, steps, options):
-    model, origin = shrunk(name, steps, **options)
+    model, origin, x = shrunk(name, steps, **options)
     assert (origin.library, origin.name) == ("timm", name)
     save(model, tmp_path / "torch", origin)
     again = load(tmp_path)
-    torch.testing.assert_close(again(X), model(X), rtol=0, atol=0)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
     assert sorted(path.name for path in (tmp_path / "torch").iterdir()) == ["config.json", "model.safetensors"]
     assert all(list(t.shape) for t in load_file(tmp_path / "torch" / "model.safetensors").values() if t.ndim)
 

@@ -28,7 +28,8 @@ def shrink(
         str, typer.Argument(metavar="MODEL", help="A name of foveal, timm or torchvision, or a folder written here.")
     ],
     data: Annotated[
-        str, typer.Option("--data", metavar="PATH|NAME", help="Folder of class folders, cifar10 or imagenette.")
+        str,
+        typer.Option("--data", metavar="PATH", help="Folder of data: a folder for each class; or cifar10, imagenette."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Folder of the result.")],
     recipe: Annotated[

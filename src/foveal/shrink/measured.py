@@ -77,6 +77,7 @@ class Written:
         shape: shape of the input.
         parameters: number of parameters.
         macs: multiply-adds of one call; None where torch cannot count them.
+        opened: files opened so far, by the name of the form.
     """
 
     files: dict[str, Path]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,19 @@ def origin_of(model: nn.Module) -> Origin | None:
 def _plain(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(_plain(item) for item in value)
+    if is_dataclass(value) and type(value).__module__.startswith("foveal.shrink."):  # a step's settings
+        return all(_plain(getattr(value, item.name)) for item in fields(value))
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _encoded(value: Any) -> Any:
+    """A plain value as JSON holds it."""
+    if isinstance(value, tuple):
+        return {"tuple": list(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"settings": kind, "fields": {i.name: _encoded(getattr(value, i.name)) for i in fields(value)}}
+    return value
 
 
 _OWN = {"training", *nn.Module().__dict__}
@@ -144,7 +156,7 @@ def _spec(module: nn.Module, name: str = "") -> dict[str, Any]:
         raise ShrinkError(f"{name or 'the model'} is a {kind}, which cannot be rebuilt without pickle: {reason}")
     return {
         "type": kind,
-        "attributes": {key: {"tuple": list(v)} if isinstance(v, tuple) else v for key, v in attributes.items()},
+        "attributes": {key: _encoded(value) for key, value in attributes.items()},
         "parameters": {n: None if p is None else list(p.shape) for n, p in module._parameters.items()},
         "buffers": {
             n: None if b is None else [list(b.shape), str(b.dtype).removeprefix("torch.")]
@@ -177,7 +189,15 @@ def _made(spec: dict[str, Any]) -> nn.Module:
 
 
 def _value(value: Any) -> Any:
-    return tuple(value["tuple"]) if isinstance(value, dict) and set(value) == {"tuple"} else value
+    if isinstance(value, dict) and set(value) == {"tuple"}:
+        return tuple(value["tuple"])
+    if isinstance(value, dict) and set(value) == {"settings", "fields"}:
+        home, _, word = value["settings"].rpartition(".")
+        found = getattr(import_module(home), word, None) if home.startswith("foveal.shrink.") else None
+        if not is_dataclass(found):
+            raise ShrinkError(f"config names {value['settings']}, which is no step of foveal.shrink")
+        return found(**{key: _value(inner) for key, inner in value["fields"].items()})  # type: ignore[operator]
+    return value
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -211,7 +231,7 @@ def differences(model: nn.Module, built: nn.Module) -> dict[str, dict[str, Any]]
         changed = {k: v for k, v in ours.items() if _plain(v) and (k not in theirs or theirs[k] != v)}
         shapes = {k: v for k, v in _tensors(new).items() if _tensors(old).get(k, "absent") != v}
         if changed or shapes:
-            values = {k: {"tuple": list(v)} if isinstance(v, tuple) else v for k, v in changed.items()}
+            values = {key: _encoded(value) for key, value in changed.items()}
             found[name] = {"set": values, "shapes": shapes}
         for child, module in new._modules.items():
             if module is not None:

@@ -168,7 +168,17 @@ def shrink(
         from foveal.shrink.search import search
 
         return search(
-            model, steps, data, budget=budget, keep=keep, threads=threads, batch=batch, folder=folder, tell=tell
+            model,
+            steps,
+            data,
+            budget=budget,
+            keep=keep,
+            threads=threads,
+            batch=batch,
+            folder=folder,
+            memory=memory,
+            seconds=seconds,
+            tell=tell,
         ).chosen
     run = _Run(original, data, threads=threads, batch=batch, folder=folder, memory=memory, seconds=seconds, tell=tell)
     for number, step in enumerate(steps, 1):

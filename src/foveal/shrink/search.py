@@ -181,6 +181,8 @@ def search(
     batch: int = 1,
     folder: Path | None = None,
     key: str = "",
+    memory: bool = True,
+    seconds: float = 20.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """Run a recipe at several strengths, with int8 and without, and choose by measurement.
@@ -197,6 +199,8 @@ def search(
         batch: number of inputs of one call.
         folder: folder for journal.jsonl and frontier.html, .md and .json; None keeps no journal.
         key: name of what is searched, beside the recipe; a journal's points of another are not used.
+        memory: whether peak memory is measured.
+        seconds: seconds that one timing should take at most.
         tell: function called with one line after each candidate, with the seconds left.
 
     Returns:
@@ -208,6 +212,13 @@ def search(
     """
     from foveal.shrink.recipe import shrink
 
+    options: dict[str, Any] = {
+        "threads": threads,
+        "batch": batch,
+        "memory": memory,
+        "seconds": seconds,
+        "insist": True,
+    }
     if budget is not None and not 0 < budget < 1:
         raise ShrinkError(f"the latency budget is a share of the untouched model's, in (0, 1), got {budget}")
     whole = [step for step in steps if not isinstance(step, Quantise)]
@@ -222,7 +233,7 @@ def search(
         points = [p for p in journal.points if p.strength == strength]
         if not points:
             begun = time.perf_counter()
-            both = _run(model, at_strength(steps, strength, int8=True), data, threads=threads, batch=batch)
+            both = _run(model, at_strength(steps, strength, int8=True), data, options)
             taken = time.perf_counter() - begun
             for found in both:
                 int8 = "int8" in found.written.files
@@ -231,11 +242,11 @@ def search(
                 made[strength, int8] = found
             journal.add(points)
         runs = {p.strength for p in journal.points}
-        seconds = left * sum(p.seconds for p in journal.points) / len(runs)
+        rest = left * sum(p.seconds for p in journal.points) / len(runs)
         for point in points:
             tell(
                 f"strength {strength:g}{', int8' if point.int8 else ''}: {point.latency:.2f} of untouched, "
-                f"{point.change:+.2f} {data.unit}; about {seconds:.0f} s left"
+                f"{point.change:+.2f} {data.unit}; about {rest:.0f} s left"
             )
         if folder:
             _write(journal.points, data, folder, threads=threads, batch=batch)
@@ -266,16 +277,16 @@ def search(
     best = max(fitting, key=lambda p: p.change if budget is not None else -p.latency)
     if (best.strength, best.int8) not in made:  # known from the journal
         recipe = at_strength(steps, best.strength, int8=best.int8)
-        made[best.strength, best.int8] = shrink(model, recipe, data, threads=threads, batch=batch, insist=True)
+        made[best.strength, best.int8] = shrink(model, recipe, data, **options)
     return Found(made[best.strength, best.int8], best, tuple(journal.points))
 
 
-def _run(model: nn.Module, recipe: Sequence[Step], data: Data, *, threads: int, batch: int) -> list[Shrunk]:
+def _run(model: nn.Module, recipe: Sequence[Step], data: Data, options: dict[str, Any]) -> list[Shrunk]:
     """Run a recipe that ends in int8; the result in floats, and in int8 if that works."""
     from foveal.shrink.recipe import StepError, shrink
 
     try:
-        found = shrink(model, recipe, data, threads=threads, batch=batch, insist=True)
+        found = shrink(model, recipe, data, **options)
     except StepError as error:
         if error.reached is None or len(error.reached.stages) < len(recipe):
             raise

@@ -37,6 +37,7 @@ STEPS = {
     "prune": "foveal.shrink.prune.structure:Prune",
     "lowrank": "foveal.shrink.lowrank.step:LowRank",
     "quantise": "foveal.shrink.quantize.int8:Quantise",
+    "merge": "foveal.shrink.tokens.merge:Merge",
     "topvim": "foveal.shrink.tokens.top_vim:ToPViM",
 }
 _TRAINS = {"Distil", "Tune"}
