@@ -49,13 +49,6 @@ def test_file_agrees_with_torch_at_sizes_it_was_not_traced_at(tmp_path):
     assert found[1].to_json()["shape"] == (2, 3, 7, 63)
 
 
-def test_height_and_width_can_be_fixed(tmp_path):
-    path = tmp_path / "m.onnx"
-    to_onnx(Same().eval(), path, torch.rand(2, 3, 8, 9), free_size=False)
-    assert session(path).get_inputs()[0].shape == ["batch", 3, 8, 9]
-    parity(Same().eval(), path, [(1, 3, 8, 9), (3, 3, 8, 9)])
-
-
 def test_the_path_is_looked_at_before_the_work(tmp_path):
     with pytest.raises(ExportError, match=r"none/m.onnx lies in no folder that is there; give a file in a folder"):
         to_onnx(None, str(tmp_path / "none" / "m.onnx"), torch.rand(2, 3, 16, 17))

@@ -54,9 +54,7 @@ class Parity:
         return asdict(self)
 
 
-def to_onnx(
-    model: nn.Module, path: str | Path, example: Tensor, *, output: str = "upscaled", free_size: bool = True
-) -> None:
+def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, output: str = "upscaled") -> None:
     """Write a network as an ONNX file whose batch, height and width are free.
 
     Args:
@@ -64,7 +62,6 @@ def to_onnx(
         path: target file.
         example: input to trace with; use a batch of two or more, because torch would fix a batch size of one.
         output: name of the output; the input is called "image".
-        free_size: whether height and width are free; False fixes those of `example`, as networks of one size need.
 
     Raises:
         ExportError: the folder of `path` does not exist, or torch cannot export the network.
@@ -74,7 +71,7 @@ def to_onnx(
         reason = "is a folder" if path.is_dir() else "lies in no folder that is there"
         raise ExportError(f"{path} {reason}; give a file in a folder that exists")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    names = {0: "batch", 2: "height", 3: "width"} if free_size else {0: "batch"}
+    names = {0: "batch", 2: "height", 3: "width"}
     try:
         with warnings.catch_warnings(), torch.no_grad(), lowered_later():
             warnings.simplefilter("ignore")
