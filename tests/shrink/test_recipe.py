@@ -3,7 +3,9 @@
 import dataclasses
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 from shrunk import tiny
@@ -173,3 +175,17 @@ def test_the_package_is_the_verb_and_its_import_is_light():
     with pytest.raises(AttributeError, match=r"module 'foveal.shrink' has no attribute 'squeeze'"):
         _ = foveal.shrink.squeeze
     assert foveal.shrink.Prune is Prune
+
+
+def test_any_number_of_inputs_goes_through_a_file_of_one_batch():
+    class Engine:
+        buffer = np.empty((4, 2), np.float32)  # one, used again
+
+        def run(self, x):
+            assert x.shape == (4, 3)
+            self.buffer[:] = x[:, :2]
+            return self.buffer
+
+    opened = types.SimpleNamespace(shape=(4, 3), engine=Engine())
+    x = torch.randn(10, 3)
+    torch.testing.assert_close(measured.Answering(opened)(x), x[:, :2], rtol=0, atol=0)
