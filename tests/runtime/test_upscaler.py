@@ -10,6 +10,7 @@ from foveal.runtime.bundle import available
 from foveal.runtime.card import BundleError
 from foveal.runtime.engines import EngineError, EngineMemoryError, why_not
 from foveal.runtime.throughput import remembered
+from foveal.runtime.tiles import make_grid
 from foveal.runtime.upscaler import Upscaler
 
 KINDS = ("trims", "x1", "x3", "same", "blocks", "same_blocks", "float")
@@ -494,7 +495,7 @@ def test_the_best_is_the_mean_over_mirror_images(kind, dtype, bundles, natural):
     found = remembered(bundles[kind], "onnxruntime", 1, "float")
     plan = best.plan(image)
     assert plan.seconds - plan.start == pytest.approx(
-        4 * found.seconds * best._grid(20, 24, found.tile, 3).pixels / 1e6
+        4 * found.seconds * make_grid(20, 24, found.tile, best.card, automatic=True).pixels / 1e6
     )
 
 
