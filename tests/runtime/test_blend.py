@@ -6,8 +6,7 @@ from PIL import Image
 
 from foveal.runtime.blend import ramp
 from foveal.runtime.engines import EngineMemoryError
-from foveal.runtime.tiles import cut
-from foveal.runtime.tiles import make_grid
+from foveal.runtime.tiles import cut, make_grid
 from foveal.runtime.upscaler import Upscaler
 
 

@@ -6,8 +6,8 @@ source has within two pixels, widened by a share of that range,
     least - share · (greatest - least)  ≤  result  ≤  greatest + share · (greatest - least),
 
 so where a 5×5 neighbourhood has one value, the result has it too. On photographs a share of a half costs nothing that
-can be measured (`docs/clean.md`). In graphics (screenshots, line art, sprites), where neighbouring pixels are mostly
-equal and edges are steps, the share is that of bicubic interpolation.
+can be measured (`docs/clean.md`). In graphics (screenshots, line art, sprites), whose edges end in plateaus of one
+value, results overshoot a plateau by no more than bicubic interpolation does.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ __all__ = ["GRAPHIC_SHARE", "REACH", "hold", "is_graphic"]
 
 REACH = 2  # pixels: neighbourhoods are 5×5
 GRAPHIC_SHARE = 0.07  # how far bicubic interpolation overshoots a step, as a share of its height
+_STROKE_SHARE = 0.12  # the same beside a thin stroke
 _STEP = 24 / 255  # least range of a neighbourhood that has an edge
 _EQUAL = 0.45  # share of equal neighbours from which on a neighbourhood with an edge is drawn
 _LEAST_GRAPHIC = 0.25  # share of drawn edges among a picture's edges from which on it is looked at closely
+_PLATEAU = 3  # pixels of a neighbourhood that have its extreme value
 _LOOK = 96  # side of the regions in which a large picture is looked at, and how many there are on a side
 _LOOKS = 3
 
@@ -105,16 +107,27 @@ def _limits(around: NDArray, share: float, graphic: bool) -> tuple[NDArray, NDAr
     if around.dtype == np.uint8 and share == 0.5 and not graphic:
         more = (high - low) >> 1  # without leaving bytes: this is every photograph's way
     else:
-        shares: NDArray | np.float32 = np.float32(share)
-        if graphic:
-            drawn = _drawn(around)[1]
-            shares = np.where(drawn, np.float32(min(share, GRAPHIC_SHARE)), np.float32(share))[..., None]
-        wide = (high - low).astype(np.float32) * shares
-        more = wide.astype(around.dtype) if around.dtype.kind != "f" else wide
+        more = _share_of(high - low, share)
+    below = above = more
+    if graphic:
+        little, some = (np.minimum(more, _share_of(high - low, s)) for s in (GRAPHIC_SHARE, _STROKE_SHARE))
+        below, above = (np.where(_plateau(around, limit), little, some) for limit in (low, high))
     if around.dtype.kind == "f":
-        return low - more, high + more
-    top = around.dtype.type(white)
-    return low - np.minimum(more, low), high + np.minimum(more, top - high)
+        return low - below, high + above
+    return low - np.minimum(below, low), high + np.minimum(above, around.dtype.type(white) - high)
+
+
+def _share_of(range_: NDArray, share: float) -> NDArray:
+    return (range_.astype(np.float32) * np.float32(share)).astype(range_.dtype)
+
+
+def _plateau(around: NDArray, limit: NDArray) -> NDArray[np.bool_]:
+    """Where several pixels of a neighbourhood have its extreme value: in photographs hardly ever at an edge."""
+    height, width = limit.shape[:2]
+    count: NDArray = np.zeros(limit.shape, np.uint8)
+    for y, x in np.ndindex(2 * REACH + 1, 2 * REACH + 1):
+        count += around[y : y + height, x : x + width] == limit
+    return count >= _PLATEAU
 
 
 def hold(made: NDArray, around: NDArray, scale: int, share: float, *, graphic: bool = False) -> None:
