@@ -163,6 +163,9 @@ def test_a_network_with_levels_becomes_a_bundle_with_a_table(tmp_path, monkeypat
     monkeypatch.setattr("foveal.export.bundle.write_levels", partial(write_levels, levels=LEVELS))
     arguments = {"channels": 8, "depth": 1, "expand": 0}
     told = LumaClean(2, **arguments).eval()
+    with pytest.raises(ExportError, match="all levels are alike, so nothing can be told; train it first"):
+        write_levels(told, tmp_path, LEVELS)
+    torch.nn.init.normal_(told.tell[2].weight)
     described = {"name": "told", "model_name": "luma_clean_balanced", "arguments": arguments, "scale": 2}
     made = export_bundle(told, tmp_path / "told", quality="balanced", **described)
     bundle = Bundle.load(made.folder)
