@@ -207,7 +207,7 @@ class Cleaner:
         if not set(available()) - _WITHOUT:
             return "no engine that cleans is installed; pip install onnxruntime"
         try:
-            self.choice.engine("float")
+            self.choice.engine("uint8" if "uint8" in self.card.files else "float")
         except EngineError as error:
             return str(error)
         return ""
