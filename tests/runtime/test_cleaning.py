@@ -143,8 +143,11 @@ def test_a_bundle_that_cleans_is_whole(bundle, tmp_path):
 def test_a_bundle_without_a_table_says_so():
     with pytest.raises(BundleError, match="no table of levels; choose a bundle that cleans"):
         choose(4, "fast")[0].levels()
-    with pytest.raises(ValueError, match="fast_x4 does not clean, and clean=30 asks for it"):
+    with pytest.raises(ValueError, match="none comes with fast_x4; leave out the model, or leave out clean"):
         Upscaler(model="fast_x4", clean=30)
+    if cleaner(2, "fast") is None:
+        with pytest.raises(ValueError, match="none comes with fast_x2; take scale 4, or leave out clean"):
+            Upscaler(2, "fast", clean=30)
     plain = {"name": "a", "scale": 2, "margin": 1, "trims": True, "files": {"float": "a.onnx"}}
     for wrong in ({"levels": 3}, {"overshoot": 2}, {"overshoot": "much"}):
         with pytest.raises(BundleError, match="must be"):

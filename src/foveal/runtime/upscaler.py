@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from foveal.runtime.bundle import Bundle, choose, cleaner
 from foveal.runtime.card import BundleError, Purpose
 from foveal.runtime.cleaning import AUTO, OFF, Cleaner, Cleaning, Look, checked_clean, file_level, stated_level
 from foveal.runtime.engine_choice import EngineChoice
-from foveal.runtime.enlarge import Step, enlarge
+from foveal.runtime.enlarge import Progress, Step, counter, enlarge
 from foveal.runtime.inputs import measure, take
 from foveal.runtime.local_range import REACH, is_graphic
 from foveal.runtime.machine import cores
@@ -34,15 +33,13 @@ from foveal.runtime.tiles import Grid, make_grid
 from foveal.runtime.wrapping import unwrapped, wrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
     from foveal.runtime.engines import PixelKind
 
 __all__ = ["Progress", "Result", "Upscaler"]
-
-# Called with megapixels of the result that are done, those in all, and the part just finished as (left, top, right,
-# bottom) in pixels of the result.
-Progress = Callable[[float, float, tuple[int, int, int, int]], None]
 
 CONTENTS = ("auto", "pixel")
 _PIXEL_ART, _PIXEL_ART_SECONDS = "pixel art", 0.2  # what enlarges it, and seconds a megapixel of the source
@@ -115,14 +112,16 @@ class Upscaler:
         else:
             cleans = self.bundle if self.card.levels else None
         if cleans is None and isinstance(self.clean, int):
+            instead = "take scale 4" if model is None else "leave out the model"
             raise ValueError(
-                f"{self.card.name} does not clean, and clean={self.clean} asks for it; leave out the model, or clean"
+                f"clean={self.clean} asks for cleaning, and none comes with {self.card.name}; {instead}, or leave out "
+                "clean"
             )
         self.threads = threads or cores()
         self._note = note
         self._choice = EngineChoice(self.bundle, engine, self.threads, tile)
-        self._network = Network(self.card, self._choice.open, mirrored=quality == "best")
-        mirrored = len(self._network.ways) > 1
+        mirrored = quality == "best"
+        self._network = Network(self.card, self._choice.open, mirrored=mirrored)
         setting = OFF if content == "pixel" else self.clean
         self._cleaning = Cleaning(cleans, setting, lambda b: Cleaner(b, engine, self.threads, tile, mirrored=mirrored))
 
@@ -200,7 +199,7 @@ class Upscaler:
                 out = np.empty((channels, *large[:2]), pixels.dtype).transpose(1, 2, 0)
             else:
                 out = np.empty(large, pixels.dtype)
-            step = _counter(progress, large[0] * large[1])
+            step = counter(progress, large[0] * large[1])
             look = self._cleaning.look(pixels, taken.alpha, stated)
             for _ in self._bands(pixels, taken.alpha, step, look, out=out):
                 pass
@@ -355,7 +354,7 @@ class Upscaler:
         frames = reading.frames
         width, height = reading.width * self.scale, reading.height * self.scale
         pixels = reading.info.total_pixels * self.scale**2
-        step = _counter(progress, pixels)
+        step = counter(progress, pixels)
         picture = reading.frame(0)
         # The palettes of animations are dithered, which is no noise; and their frames must look alike.
         still = frames == 1 and reading.info.format != "gif"
@@ -394,18 +393,3 @@ class Upscaler:
 def _name(network: Network) -> str:
     """A bundle's name, and whether its mirror images take part."""
     return f"{network.card.name} mirrored" if len(network.ways) > 1 else network.card.name
-
-
-def _counter(progress: Progress | None, pixels: int) -> Step | None:
-    """Steps of tiles as calls of `progress`."""
-    if progress is None:
-        return None
-    done = 0
-
-    def step(region: tuple[int, int, int, int]) -> None:
-        nonlocal done
-        left, top, right, bottom = region
-        done += (right - left) * (bottom - top)
-        progress(done / 1e6, pixels / 1e6, region)
-
-    return step
