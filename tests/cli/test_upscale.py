@@ -225,7 +225,7 @@ throughput._TRIED = (32,)
 # What a shell started in the background ignores, its children ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-counted = upscaler._counter
+counted = upscaler.counter
 def slow(progress, pixels):
     step = counted(progress, pixels)
     def stop(region):
@@ -233,7 +233,7 @@ def slow(progress, pixels):
         if region[1] > 100:
             os.kill(os.getpid(), signal.SIGINT)
     return stop
-upscaler._counter = slow
+upscaler.counter = slow
 from foveal.cli.main import main
 main(sys.argv[1:])
 """

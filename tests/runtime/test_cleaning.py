@@ -208,6 +208,19 @@ def test_flat_stays_flat_where_it_is_cleaned():
     assert (made == (12, 130, 250)).all()
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+def test_grey_stays_grey_where_it_is_cleaned(alpha):
+    colour = sample("dogs", 64)
+    grey = (colour @ [0.3, 0.6, 0.1]).astype(np.uint8)[..., None].repeat(3, 2)
+    half = np.concatenate([grey[:, :32], colour[:, 32:]], axis=1)
+    if alpha:
+        grey, half = (np.dstack([one, np.full((64, 64), 200, np.uint8)]) for one in (grey, half))
+    assert (np.ptp(upscaler(clean=50)(grey)[..., :3], axis=2) == 0).all()
+    tint = np.ptp(upscaler(clean=50)(half)[..., :3], axis=2)
+    assert (tint[:, : 4 * 30] == 0).all()
+    assert tint[:, 4 * 34 :].any()
+
+
 def test_strength_is_obeyed():
     damaged = decoded(sample("dogs", 64))
     made = [upscaler(clean=clean)(damaged).astype(float) for clean in ("off", 10, 40, 100)]

@@ -154,11 +154,12 @@ def disc(background, size=48, dtype=np.uint8):
 @pytest.mark.parametrize("bundle", available(), ids=lambda b: b.card.name)
 @pytest.mark.parametrize("background", [0, 255])
 def test_disc_has_no_halo(bundle, background):
+    least = 0.9 if bundle.card.levels else 0.98  # what cleans may take a soft edge for something else
     for dtype, tile in ((np.uint8, "auto"), (np.uint16, 16)):
         white = np.iinfo(dtype).max
         large = make(bundle, tile=tile)(disc(background, dtype=dtype))
         visible = large[..., 3] > 0.1 * white
-        assert (large[visible][:, :3] >= 0.98 * white).all()
+        assert (large[visible][:, :3] >= least * white).all()
         s = bundle.card.scale
         middle, corner = large[20 * s : 28 * s, 20 * s : 28 * s, 3], large[: 4 * s, : 4 * s, 3]
         assert (middle == white).all()

@@ -19,8 +19,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GRAPHIC_SHARE", "REACH", "hold", "is_graphic"]
+__all__ = ["GRAPHIC_SHARE", "REACH", "hold", "is_graphic", "keep_grey"]
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 REACH = 2  # pixels: neighbourhoods are 5×5
 GRAPHIC_SHARE = 0.07  # how far bicubic interpolation overshoots a step, as a share of its height
 _STROKE_SHARE = 0.12  # the same beside a thin stroke
@@ -150,3 +151,24 @@ def hold(made: NDArray, around: NDArray, scale: int, share: float, *, graphic: b
         else:
             for k in range(scale):
                 best(made[k::scale], wide, out=made[k::scale])
+
+
+def keep_grey(made: NDArray, around: NDArray, scale: int) -> None:
+    """Take the colour out of a result where its source has none, which a network that cleans colour may add.
+
+    Args:
+        made: result, (s·h, s·w, 3); changed where the 5×5 neighbourhood of the source is grey.
+        around: its source with two pixels more on each side, (h + 4, w + 4, 3).
+        scale: s.
+    """
+    grey = (around == around[..., :1]).all(2, keepdims=True)
+    if not grey.any():
+        return
+    inside = _extremes(grey, REACH, np.minimum)[..., 0]
+    if not inside.any():
+        return
+    luma = made.astype(np.float32) @ LUMA
+    if made.dtype.kind != "f":
+        luma += np.float32(0.5)
+    where = inside.repeat(scale, axis=0).repeat(scale, axis=1)
+    np.copyto(made, luma.astype(made.dtype)[..., None], where=where[..., None])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from foveal.runtime.local_range import REACH, hold
+from foveal.runtime.local_range import REACH, hold, keep_grey
 from foveal.runtime.network import Network
 from foveal.runtime.tiles import cut
 
@@ -158,6 +158,8 @@ def _hold(image: NDArray, network: Network, piece: Piece, made: NDArray) -> None
     if network.card.overshoot is None or made.dtype != image.dtype:  # floats that are still to be blended
         return
     around = _around_used(image, piece)
+    if network.card.levels and image.shape[2] == 3:
+        keep_grey(made, around, network.card.scale)
     hold(made, around, network.card.scale, network.card.overshoot, graphic=network.graphic)
 
 
@@ -254,6 +256,9 @@ def _hold_with_alpha(around: NDArray, network: Network, into: NDArray) -> None:
     assert network.card.overshoot is not None
     scale, share = network.card.scale, network.card.overshoot
     held = into.copy()
+    if network.card.levels and into.shape[2] == 4:
+        keep_grey(held[..., :-1], around[..., :-1], scale)
+        np.copyto(into, held, where=into[..., -1:] > 0)
     for some in (slice(None, -1), slice(-1, None)):
         part = np.ascontiguousarray(held[..., some])
         hold(part, np.ascontiguousarray(around[..., some]), scale, share, graphic=network.graphic)
