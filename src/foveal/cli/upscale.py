@@ -195,6 +195,8 @@ def upscale(
     below = _colour(background)
     passed_over: list[tuple[Path, str]] = []
     try:
+        given = [*(pictures or []), *(more or [])]
+        films = films_among(given)
         upscaler = Upscaler(
             scale or 4,
             quality,
@@ -202,7 +204,7 @@ def upscale(
             engine=engine,
             threads=threads,
             tile="auto" if tile in ("auto", "0") else int(tile),
-            clean=clean,
+            clean="off" if films and clean == "auto" else clean,  # a look at each frame would flicker
             content=content,
             wrap=wrap,
         )
@@ -211,8 +213,7 @@ def upscale(
                 f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
                 "leave one of them out"
             )
-        given = [*(pictures or []), *(more or [])]
-        if films := films_among(given):
+        if films:
             coding = Coding(codec or "h264", crf) if codec or crf is not None else None
             code = _films(
                 FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
