@@ -75,13 +75,16 @@ def test_only_the_tuned_part_learns():
     assert changed == {"tuned.0.weight", "tuned.0.bias"}
 
 
-def test_the_less_uncertain_part_answers():
-    model = Robustified(nn.Identity(), nn.Linear(2, 2, bias=False))
-    model.original.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    model.tuned.weight.data = torch.tensor([[3.0, 0.0], [0.0, 0.1]])
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert model(x)[0].tolist() == [3, 0]
-    assert model(x)[1].tolist() == [0, 1]
+@pytest.mark.parametrize(
+    ("margin", "tuned"), [(0.0, [False] * 3), (1.0, [True, False, False]), (1.08, [True, True, False])]
+)
+def test_the_surer_part_answers(margin, tuned):
+    model = Robustified(nn.Identity(), nn.Linear(3, 3, bias=False), margin=margin)
+    model.original.weight.data = torch.eye(3)
+    model.tuned.weight.data = torch.tensor([3.0, 0.8, 0.1]).diag()
+    assert [bool((row != own).any()) for row, own in zip(model(torch.eye(3)), torch.eye(3), strict=True)] == tuned
+    with pytest.raises(ValueError, match="margin must be at least 0, got -1; 0 is the original network"):
+        Robustified(nn.Identity(), nn.Linear(2, 2), margin=-1)
 
 
 def test_each_corruption_of_the_training_changes_its_quarter():

@@ -8,10 +8,11 @@ the uncertainty of a prediction, in [0, 1],
     loss = cross-entropy(h(f(x')), y) + D(r(x'), h(f(x'))) + D(g(f(x)), h(f(x)))
     D(t, s) = mean over B of (1 - u(t)) T² KL(softmax(t/T) ‖ softmax(s/T))
 
-For each picture, g or h answers, whichever is less uncertain; without h the network is the original one, bit for bit.
+For each picture h answers unless g is m times less uncertain: trained on clean pictures alone, g is sure of itself on
+corrupted ones too. Without h the network is the original one, bit for bit.
 
-*Differs from the paper*: uncertainty is the normalised entropy of one prediction, which costs nothing; a third head,
-which the paper trains on both kinds of pictures, is left out, since h sees both here.
+*Differs from the paper*: uncertainty is the normalised entropy of one prediction, which costs nothing, and a margin m
+decides between the heads; a third head, trained on both kinds of pictures, is left out, since h sees both here.
 *Provenance*: written from the paper. T is as usual at 32×32.
 """
 
@@ -91,10 +92,18 @@ class Robustified(nn.Module):
     Args:
         trunk: first part of the network, f, (B, …) to features.
         last: last part, g, features to (B, classes).
+        margin: m, at least 0: how many times less uncertain the original part must be to answer; 0 is the original
+            network.
+
+    Raises:
+        ValueError: a negative margin.
     """
 
-    def __init__(self, trunk: nn.Module, last: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, last: nn.Module, *, margin: float = 2.0) -> None:
         super().__init__()
+        if margin < 0:
+            raise ValueError(f"margin must be at least 0, got {margin}; 0 is the original network, 1 the surer part")
+        self.margin = margin
         self.trunk, self.original = trunk.eval().requires_grad_(False), last.eval().requires_grad_(False)
         self.tuned = copy.deepcopy(last).requires_grad_(True)
 
@@ -129,7 +138,7 @@ class Robustified(nn.Module):
         return Views(x, targets, self.tuned(features), said)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify with the part that is less uncertain.
+        """Classify with the tuned part, or with the original one where that is far less uncertain.
 
         Args:
             x: pictures, (B, …).
@@ -139,7 +148,7 @@ class Robustified(nn.Module):
         """
         features = self.trunk(x)
         before, after = self.original(features), self.tuned(features)
-        return torch.where((uncertainty(after) < uncertainty(before))[:, None], after, before)
+        return torch.where((uncertainty(after) < self.margin * uncertainty(before))[:, None], after, before)
 
 
 def _drawn(seed: int) -> dict[str, Tensor]:
