@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import textwrap
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ ALSO = {
     "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
-    "run": ((r"0\.\d\d\b", "PROBABILITY"),),
+    "run": ((r"(?<=\.png) +\w+ +0\.\d\d\b", " LABEL"),),
     "train": (
         (r"· (cpu, THREADS|cuda|mps) ·", "· DEVICE ·"),
         (r"loss \d\.\d{5}", "loss"),
@@ -119,25 +120,30 @@ def train(beside_samples):
 
 @pytest.fixture
 def shrink(beside_samples, monkeypatch):
-    """A tiny network of timm with its weights, pictures of two classes, and a verb that times nothing."""
+    """Untrained weights, a CIFAR-10 of twenty pictures, and a verb that trains and times nothing."""
     import timm
     from safetensors.torch import save_file
     from shrunk import Pretend
 
     made = Pretend()
-    made.times = lambda model: 0.01 * model.conv1[6].out_channels
-    made.score = lambda model: 90.0
+    made.times = lambda model: 0.1 * model.conv1[6].out_channels
     made.patch(monkeypatch)
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (beside_samples / "pictures" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(beside_samples / "pictures" / name / f"{i}.png")
-    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), beside_samples / "model.safetensors")
-    steps = '[[step]]\nname = "prune"\nkeep = 0.5\n[[step]]\nname = "tune"\nsteps = 1\n'
-    (beside_samples / "recipe.toml").write_text(steps)
-    (beside_samples / "bundles").mkdir()
+    monkeypatch.setattr("foveal.shrink.distill.distillation.fit", lambda model, *_, **__: model)
+    encoded = BytesIO()
+    Image.new("RGB", (32, 32)).save(encoded, "JPEG")
+    jpeg = np.frombuffer(encoded.getvalue(), np.uint8)
+    for part in ("train", "test"):
+        np.savez(
+            beside_samples / f"cifar10_{part}.npz",
+            jpeg=np.tile(jpeg, 20),
+            offsets=np.arange(21) * len(jpeg),
+            labels=np.arange(20, dtype=np.uint8) % 10,
+            classes=np.array([f"class {i}" for i in range(10)]),
+        )
+    monkeypatch.setenv("FOVEAL_DATA", str(beside_samples))
+    save_file(timm.create_model("resnet10t", num_classes=10).state_dict(), beside_samples / "model.safetensors")
+    steps = ('name = "prune"\nkeep = 0.5', 'name = "distil"\nsteps = 300', 'name = "quantise"')
+    (beside_samples / "recipe.toml").write_text("".join(f"[[step]]\n{step}\n" for step in steps))
 
 
 @pytest.fixture(name="run")
@@ -145,7 +151,7 @@ def a_classifier(beside_samples):
     """A classifier of two classes, by the mean of the picture's blue."""
     from shrunk import classifier_bundle
 
-    classifier_bundle(beside_samples / "bundles" / "mine", labels=("warm", "cold"))
+    classifier_bundle(beside_samples / "bundles" / "small", labels=("warm", "cold"))
 
 
 @pytest.fixture

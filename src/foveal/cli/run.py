@@ -43,9 +43,10 @@ def run(
         typer.Exit: no such bundle or engine, or with 1 if a picture could not be read.
 
     Example:
-        $ foveal run bundles/mine samples/dogs.png samples/clock.png
-        samples/dogs.png   dog    0.87
-        samples/clock.png  clock  0.93
+        $ foveal run bundles/small samples/dogs.png samples/clock.png samples/bridge.png
+        samples/dogs.png    horse     0.43
+        samples/clock.png   cat       0.42
+        samples/bridge.png  airplane  0.63
     """
     from foveal.errors import FovealError
     from foveal.runtime.classify import Classifier

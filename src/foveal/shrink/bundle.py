@@ -90,6 +90,7 @@ def save_bundle(
             target = folder / part.name
             if target.is_dir():
                 shutil.rmtree(target)
-            part.chmod(0o755 if part.is_dir() else 0o644)
+            for file in (part, *part.rglob("*")):
+                file.chmod(0o755 if file.is_dir() else 0o644)
             shutil.move(part, target)
     return said
