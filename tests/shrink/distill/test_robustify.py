@@ -47,8 +47,8 @@ def test_unsure_teachers_count_less(rows, classes):
 def test_the_loss_is_the_sum_of_its_parts():
     s, t, y = logits()
     clean = Views(s, y, 2 * s, t + s.detach())
-    value = transfer(Views(s, y, s, t), clean, temperature=2.0)
-    parts = certain_targets(s, t, temperature=2.0) + certain_targets(2 * s, t + s.detach(), temperature=2.0)
+    value = transfer(Views(s, y, s, t), clean, keep=3.0, temperature=2.0)
+    parts = certain_targets(s, t, temperature=2.0) + 3 * certain_targets(2 * s, t + s.detach(), temperature=2.0)
     torch.testing.assert_close(value, F.cross_entropy(s, y) + parts)
 
 

@@ -5,7 +5,7 @@ network is a trunk f and a last part g; both stay as they are, and a copy h of g
 and corrupted copies x', with the small robust teacher r, logits (B, classes), and u(z) = H(softmax z) / log(classes),
 the uncertainty of a prediction, in [0, 1],
 
-    loss = cross-entropy(h(f(x')), y) + D(r(x'), h(f(x'))) + D(g(f(x)), h(f(x)))
+    loss = cross-entropy(h(f(x')), y) + D(r(x'), h(f(x'))) + k D(g(f(x)), h(f(x)))
     D(t, s) = mean over B of (1 - u(t)) T² KL(softmax(t/T) ‖ softmax(s/T))
 
 For each picture h answers unless g is m times less uncertain: trained on clean pictures alone, g is sure of itself on
@@ -13,7 +13,7 @@ corrupted ones too. Without h the network is the original one, bit for bit.
 
 *Differs from the paper*: uncertainty is the normalised entropy of one prediction, which costs nothing, and a margin m
 decides between the heads; a third head, trained on both kinds of pictures, is left out, since h sees both here.
-*Provenance*: written from the paper. T is as usual at 32×32.
+*Provenance*: written from the paper. T is as usual at 32×32; k and m are set for short trainings.
 """
 
 from __future__ import annotations
@@ -70,12 +70,13 @@ def certain_targets(student: Tensor, teacher: Tensor, *, temperature: float = 4.
     return temperature**2 * ((1 - uncertainty(teacher)) * divergence).mean()
 
 
-def transfer(corrupted: Views, clean: Views, *, temperature: float = 4.0) -> Tensor:
+def transfer(corrupted: Views, clean: Views, *, keep: float = 2.0, temperature: float = 4.0) -> Tensor:
     """Loss of the tuned part.
 
     Args:
         corrupted: what the tuned part and the small robust teacher make of corrupted pictures.
         clean: what the tuned part and the original network make of the same pictures as they were.
+        keep: k, weight of the original network on clean pictures.
         temperature: T, above 0.
 
     Returns:
@@ -83,7 +84,7 @@ def transfer(corrupted: Views, clean: Views, *, temperature: float = 4.0) -> Ten
     """
     labels = F.cross_entropy(corrupted.student, corrupted.targets)
     robust = certain_targets(corrupted.student, corrupted.teacher, temperature=temperature)
-    return labels + robust + certain_targets(clean.student, clean.teacher, temperature=temperature)
+    return labels + robust + keep * certain_targets(clean.student, clean.teacher, temperature=temperature)
 
 
 class Robustified(nn.Module):
@@ -99,7 +100,7 @@ class Robustified(nn.Module):
         ValueError: a negative margin.
     """
 
-    def __init__(self, trunk: nn.Module, last: nn.Module, *, margin: float = 2.0) -> None:
+    def __init__(self, trunk: nn.Module, last: nn.Module, *, margin: float = 3.0) -> None:
         super().__init__()
         if margin < 0:
             raise ValueError(f"margin must be at least 0, got {margin}; 0 is the original network, 1 the surer part")
