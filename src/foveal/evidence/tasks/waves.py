@@ -2,7 +2,7 @@
 
 Fields are solved, so no data is needed: 60 waves for training, different for each seed, and 20 for testing, each with
 12 pairs. A wave starts as one or two bumps at rest on a square of 32×32 nodes with fixed borders and two speeds, scaled
-to a root mean square of 1. The floor, the present field as the prediction, is about 70 %.
+to a root mean square of 1. The floor, the present field as the prediction, is 76 %.
 """
 
 from __future__ import annotations
