@@ -51,8 +51,17 @@ def differ(path, kind, x, **options):
     return difference.max(), (difference > 0).mean()
 
 
+CHAINS = [bundle for bundle in available() if not bundle.card.levels]
+
+
+@pytest.mark.parametrize("bundle", [b for b in available() if b.card.levels], ids=lambda bundle: bundle.card.name)
+def test_bundles_that_clean_are_left_to_other_engines(bundle):
+    with pytest.raises(EngineUnsupportedError, match=r"is not a chain of 3×3 convolutions .* use onnxruntime"):
+        read_chain(bundle.file("uint8"))
+
+
 @pytest.mark.parametrize("kind", ["float", "uint8"])
-@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
 def test_shipped_bundles_agree_with_onnxruntime(bundle, kind):
     least = 2 * bundle.card.margin + 1
     # One pixel, a part of a tile, a strip and a part, more columns than a chunk of tiles.
@@ -96,7 +105,7 @@ def plainly(path, x):
     return np.clip(np.rint(blocks * 255), 0, 255).transpose(1, 2, 0, 3).reshape(*made.shape[1:], -1)
 
 
-@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
 def test_shipped_bundles_of_bytes_agree_with_plain_sums(bundle):
     least = 2 * bundle.card.margin + 1
     for x in (picture((least, least + 30, 3), "uint8"), natural_picture()[0, : least + 9]):
@@ -108,7 +117,7 @@ def test_shipped_bundles_of_bytes_agree_with_plain_sums(bundle):
         assert mine.std() > 5
 
 
-@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
 def test_bytes_inside_stay_near_floats(bundle):
     x = natural_picture()
     floats, coded = (NativeEngine(bundle.file(kind), 2).run(x).astype(float) for kind in ("uint8", "int8"))
@@ -116,7 +125,7 @@ def test_bytes_inside_stay_near_floats(bundle):
     assert 0 < error < 0.6  # levels²: 50 dB
 
 
-@pytest.mark.parametrize("bundle", available(), ids=lambda bundle: bundle.card.name)
+@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
 def test_bytes_inside_keep_a_flat_picture_flat(bundle):
     for colour in [(0, 0, 0), (255, 255, 255), (17, 130, 201)]:
         x = np.full((1, 30, 40, 3), colour, np.uint8)
