@@ -1,6 +1,6 @@
 """Sources as people have them: what upscaling makes of compressed and noisy pictures, over bicubic.
 
-    python bench/degraded.py                                        the shipped networks
+    python bench/degraded.py                                        the shipped networks, without and with cleaning
     python bench/degraded.py --weights runs/clean_balanced_x4       trained weights of LumaClean beside them
     python bench/degraded.py --weights ... --level read             told what foveal reads in the picture, not the truth
     python bench/degraded.py --save results/degraded                also results/degraded.json
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from foveal.images import degradation
 from foveal.images.resize import imresize
@@ -43,6 +44,15 @@ class Damaged:
     pixels: NDArray[np.uint8]
     level: tuple[float, float, float]
     quality: int | None = None
+
+    def given(self) -> Any:
+        """What a program is given: of a JPEG file also its tables."""
+        if self.quality is None:
+            return self.pixels
+        picture = Image.fromarray(self.pixels)
+        picture.format = "JPEG"
+        picture.quantization = {0: degradation.jpeg_table(self.quality).astype(int).ravel().tolist()}
+        return picture
 
 
 Damage = Callable[["NDArray[np.uint8]", np.random.Generator], Damaged]
@@ -98,9 +108,9 @@ def scores(out: NDArray, high: NDArray, scale: int, *, structure: bool) -> tuple
     return psnr(out, high, shave=scale), similar, rgb_psnr(out, high, scale)
 
 
-def shipped(name: str, scale: int) -> Callable[[Damaged], NDArray[np.uint8]]:
-    upscale = Upscaler(model=f"{name}_x{scale}")
-    return lambda damaged: upscale(damaged.pixels)
+def shipped(name: str, scale: int, clean: str) -> Callable[[Damaged], NDArray[np.uint8]]:
+    upscale = Upscaler(scale, name, clean=clean)
+    return lambda damaged: np.asarray(upscale(damaged.given()))
 
 
 def trained(folder: Path, scale: int, level: str, clean: str) -> Callable[[Damaged], NDArray[np.uint8]]:
@@ -117,7 +127,7 @@ def trained(folder: Path, scale: int, level: str, clean: str) -> Callable[[Damag
     model = create_model(recipe["model"], scale=scale, **recipe["arguments"])
     model.load_state_dict(load_file(path))
     model.eval()
-    routed = shipped(clean, scale)
+    routed = shipped(clean, scale, "off")
 
     def upscale(damaged: Damaged) -> NDArray[np.uint8]:
         told = damaged.level
@@ -162,7 +172,9 @@ def main() -> None:
     args = parser.parse_args()
     conditions = args.conditions.split(",")
     run = partial(measure, conditions=conditions, scale=args.scale, structure=args.ssim)
-    networks: dict[str, Any] = {name: shipped(name, args.scale) for name in args.shipped}
+    networks: dict[str, Any] = {
+        f"{name}, clean {clean}": shipped(name, args.scale, clean) for name in args.shipped for clean in ("off", "auto")
+    }
     networks |= {str(path): trained(path, args.scale, args.level, args.clean) for path in args.weights}
     base = run(lambda damaged: imresize(damaged.pixels, args.scale))
     names = ("PSNR", "SSIM", "RGB") if args.ssim else ("PSNR", "RGB")

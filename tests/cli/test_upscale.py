@@ -225,7 +225,7 @@ throughput._TRIED = (32,)
 # What a shell started in the background ignores, its children ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-counted = upscaler._counter
+counted = upscaler.counter
 def slow(progress, pixels):
     step = counted(progress, pixels)
     def stop(region):
@@ -233,7 +233,7 @@ def slow(progress, pixels):
         if region[1] > 100:
             os.kill(os.getpid(), signal.SIGINT)
     return stop
-upscaler._counter = slow
+upscaler.counter = slow
 from foveal.cli.main import main
 main(sys.argv[1:])
 """
@@ -549,3 +549,74 @@ def test_bars_escape_nothing_and_hide_nothing(capsys):
     said = capsys.readouterr()
     assert said.out == "[red]a.png[/red]\n"
     assert said.err == "bad\n"
+
+
+# Cleaning
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+DAMAGED = ("-s", "4", "--quality", "fast", "--engine", "onnxruntime", "--threads", "1")
+
+
+def photographs():
+    with Image.open(SAMPLES / "dogs.png") as opened:
+        picture = opened.convert("RGB").crop((0, 0, 64, 56))
+    picture.save("photo.jpg", quality=60)
+    picture.save("photo.png")
+
+
+def test_a_dry_run_says_what_was_found_and_what_will_be_done(capsys):
+    photographs()
+    code, out, _ = run(capsys, "photo.jpg", "photo.png", "-o", "out", "--dry-run", *DAMAGED, quick=False)
+    assert code == 0
+    jpeg, png, total = out.splitlines()
+    assert "clean_fast_x4 with onnxruntime" in jpeg
+    assert jpeg.endswith("; JPEG of quality 60: cleaned at strength 40")
+    assert "fast_x4 with onnxruntime" in png
+    assert png.endswith("; no compression or noise found: not cleaned")
+    assert "clean_fast_x4, onnxruntime and fast_x4, onnxruntime, 1 thread" in total
+    assert not Path("out").exists()
+
+
+def test_json_says_it_too(capsys):
+    photographs()
+    arguments = ("photo.jpg", "photo.png", "-o", "out", "--json", "--clean", "30", *DAMAGED)
+    code, out, _ = run(capsys, *arguments, quick=False)
+    assert code == 0
+    document = json.loads(out)
+    assert (document["clean"], document["cleaner"]) == (30, "clean_fast_x4")
+    jpeg, png = document["files"]
+    assert (jpeg["clean"]["jpeg_quality"], jpeg["clean"]["strength"], jpeg["bundle"]) == (60, 30, "clean_fast_x4")
+    assert (png["clean"]["jpeg_quality"], png["clean"]["cleaned"], png["clean"]["strength"]) == (None, True, 15)
+
+
+def test_cleaning_can_be_left_out(capsys):
+    photographs()
+    _, out, _ = run(capsys, "photo.jpg", "-o", "a.png", "--clean", "off", *DAMAGED, quick=False)
+    assert "clean" not in out
+    _, out, _ = run(capsys, "photo.jpg", "-o", "b.png", *DAMAGED, quick=False)
+    assert out.splitlines()[1].endswith("; JPEG of quality 60: cleaned at strength 40")
+    assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--clean", "some", "clean must be auto, off or a strength from 0 to 100, got 'some'"),
+        ("--clean", "101", "clean must be auto, off or a strength from 0 to 100, got 101"),
+        ("--content", "text", "content must be one of auto, pixel, got 'text'"),
+    ],
+)
+def test_wrong_wishes_are_refused(option, value, said, capsys):
+    code, _, err = run(capsys, "in/a.png", "-o", "out", option, value)
+    assert (code, err.strip()) == (2, f"foveal upscale: {said}")
+
+
+def test_pixel_art_and_textures(capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 2, (6, 8, 3), np.uint8) * 255).save("sprite.png")
+    code, out, _ = run(capsys, "sprite.png", "-o", "large.png", "--content", "pixel", "--wrap")
+    assert code == 0
+    assert "with pixel art, numpy, 1 thread" in out
+    with Image.open("large.png") as made:
+        assert set(np.unique(np.asarray(made))) == {0, 255}
+    assert run(capsys, "in/a.png", "-o", "tile.png", "--wrap")[0] == 0
+    assert size("tile.png") == (28, 20)

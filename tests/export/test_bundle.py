@@ -1,19 +1,24 @@
 import copy
 import hashlib
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from foveal.export.bundle import export_bundle
 from foveal.export.deployable import ExportError
+from foveal.export.levels import write_levels
 from foveal.models import create_model
 from foveal.models.registry import load_model
+from foveal.models.restore.luma_clean import LumaClean
 from foveal.models.restore.luma_sr import LumaSR
 from foveal.runtime.bundle import Bundle
 from foveal.runtime.card import BundleError, Card
 
 pytestmark = pytest.mark.dear("torch's export takes a second")
+
+LEVELS = ((0.0, 0.0, 0.0), (0.5, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +157,20 @@ def test_every_registered_network_becomes_a_bundle(tmp_path, name):
     model = create_model(name, scale=2)
     result = export_bundle(model, tmp_path / name, name=name, model_name=name, scale=2)
     assert all(p.relative < 1e-4 for p in result.parity)
+
+
+def test_a_network_with_levels_becomes_a_bundle_with_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.export.bundle.write_levels", partial(write_levels, levels=LEVELS))
+    arguments = {"channels": 8, "depth": 1, "expand": 0}
+    told = LumaClean(2, **arguments).eval()
+    with pytest.raises(ExportError, match="all levels are alike, so nothing can be told; train it first"):
+        write_levels(told, tmp_path, LEVELS)
+    torch.nn.init.normal_(told.tell[2].weight)
+    described = {"name": "told", "model_name": "luma_clean_balanced", "arguments": arguments, "scale": 2}
+    made = export_bundle(told, tmp_path / "told", quality="balanced", **described)
+    bundle = Bundle.load(made.folder)
+    assert (bundle.card.levels, bundle.card.overshoot, bundle.card.margin) == ("levels.npz", 0.5, told.margin)
+    assert set(bundle.card.sha256) == {"model.onnx", "model_u8.onnx", "levels.npz"}
+    assert len(bundle.levels().points) == len(LEVELS)
+    with pytest.raises(ExportError, match="has many levels, and bytes were only tried on one; export without --int8"):
+        export_bundle(told, tmp_path / "int8", calibration=tmp_path, **described)

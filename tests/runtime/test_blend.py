@@ -6,7 +6,7 @@ from PIL import Image
 
 from foveal.runtime.blend import ramp
 from foveal.runtime.engines import EngineMemoryError
-from foveal.runtime.tiles import cut
+from foveal.runtime.tiles import cut, make_grid
 from foveal.runtime.upscaler import Upscaler
 
 
@@ -61,7 +61,7 @@ def test_tiles_are_blended_by_the_definition(scale, size, tile, options, whole_p
     upscale = make(whole_picture(scale=scale, **options), tile=tile)
     image = natural(*size).astype(np.float32) / 255
     got = upscale(image)
-    grid = upscale._grid(*size, tile, 12)
+    grid = make_grid(*size, tile, upscale.card, pixel_bytes=12)
     assert grid.tiles == 1 if options.get("minimum") else grid.tiles > 3
     np.testing.assert_allclose(got, by_definition(image, grid, scale, 0.5), atol=1e-5)
     assert abs(upscale((image * 255).round().astype(np.uint8)) - got * 255).max() <= 0.51

@@ -10,6 +10,7 @@ from foveal.runtime.bundle import available
 from foveal.runtime.card import BundleError
 from foveal.runtime.engines import EngineError, EngineMemoryError, why_not
 from foveal.runtime.throughput import remembered
+from foveal.runtime.tiles import make_grid
 from foveal.runtime.upscaler import Upscaler
 
 KINDS = ("trims", "x1", "x3", "same", "blocks", "same_blocks", "float")
@@ -153,11 +154,12 @@ def disc(background, size=48, dtype=np.uint8):
 @pytest.mark.parametrize("bundle", available(), ids=lambda b: b.card.name)
 @pytest.mark.parametrize("background", [0, 255])
 def test_disc_has_no_halo(bundle, background):
+    least = 0.9 if bundle.card.levels else 0.98  # what cleans may take a soft edge for something else
     for dtype, tile in ((np.uint8, "auto"), (np.uint16, 16)):
         white = np.iinfo(dtype).max
         large = make(bundle, tile=tile)(disc(background, dtype=dtype))
         visible = large[..., 3] > 0.1 * white
-        assert (large[visible][:, :3] >= 0.98 * white).all()
+        assert (large[visible][:, :3] >= least * white).all()
         s = bundle.card.scale
         middle, corner = large[20 * s : 28 * s, 20 * s : 28 * s, 3], large[: 4 * s, : 4 * s, 3]
         assert (middle == white).all()
@@ -494,7 +496,7 @@ def test_the_best_is_the_mean_over_mirror_images(kind, dtype, bundles, natural):
     found = remembered(bundles[kind], "onnxruntime", 1, "float")
     plan = best.plan(image)
     assert plan.seconds - plan.start == pytest.approx(
-        4 * found.seconds * best._grid(20, 24, found.tile, 3).pixels / 1e6
+        4 * found.seconds * make_grid(20, 24, found.tile, best.card, automatic=True).pixels / 1e6
     )
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 from served import Client, png
 
 from foveal import Upscaler
+from foveal.serve import work
 from foveal.serve.limits import Limits
+from foveal.serve.work import OPEN, Studio, Wish
 
 FAST = "scale=2&quality=fast"
 
@@ -113,6 +115,7 @@ def test_a_crop_is_the_crop_of_the_picture(server: Client):
         ("/api/v1/upscale?scale=7", png(), 422, "scale must be one of 2, 3, 4, got 7"),
         ("/api/v1/upscale?scale=two", png(), 422, "scale: Input should be a valid integer"),
         ("/api/v1/upscale?quality=best", png(), 422, "quality must be one of fast, balanced, got 'best'"),
+        ("/api/v1/upscale?clean=much", png(), 422, "clean must be auto, off or a strength from 0 to 100, got 'much'"),
         ("/api/v1/upscale?format=exe", png(), 422, "format must be one of png, jpeg"),
         ("/api/v1/upscale", b"", 422, "the body is empty; send the bytes of a picture"),
         ("/api/v1/upscale", b"no picture at all", 415, "the picture: "),
@@ -276,6 +279,23 @@ def test_openapi_describes_every_route(server: Client):
     paths = server.ask("GET", "/openapi.json").json["paths"]
     assert {"/api/v1/upscale", "/api/v1/pictures", "/api/v1/jobs/{key}/events", "/api/v1/zip"} <= set(paths)
     assert all(route.get("description") for methods in paths.values() for route in methods.values())
+
+
+def test_no_more_engines_stay_open_than_told(monkeypatch):
+    made = []
+    monkeypatch.setattr(work, "Upscaler", lambda *args, **words: made.append(words["clean"]) or object())
+    studio = Studio(1)
+    for strength in range(1, 2 * OPEN):
+        studio._upscaler("work", Wish(clean=str(strength)))
+        studio._upscaler("work", Wish(clean="1"))
+    assert len(studio._made) == OPEN
+    assert made.count("1") == 1
+
+
+def test_a_strength_where_nothing_cleans(server: Client):
+    got = server.ask("POST", "/api/v1/upscale?scale=2&quality=fast&clean=30", png())
+    assert got.status == 422
+    assert "clean=30 asks for cleaning, and none comes with" in got.json["error"]
 
 
 def test_limits_must_be_above_zero():

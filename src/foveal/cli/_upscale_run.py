@@ -32,6 +32,7 @@ class Wishes:
         background: colour behind transparent pixels, for formats without transparency.
         quiet: whether to print nothing but problems.
         json: whether standard output is reserved for JSON.
+        dry_run: whether to plan only, and so to look at every picture for that.
     """
 
     overwrite: bool
@@ -41,6 +42,7 @@ class Wishes:
     background: tuple[int, int, int] | None
     quiet: bool
     json: bool
+    dry_run: bool = False
 
 
 class Run:
@@ -154,7 +156,7 @@ class Run:
             limit_pixels=self.wishes.limit_pixels,
             background=self.wishes.background,
         )
-        plan = self.upscaler.plan(job.source, file_format=images.format_for(job.target).name)
+        plan = self.upscaler.plan(job.source, file_format=images.format_for(job.target).name, look=self.wishes.dry_run)
         return replace(plan, notes=(*plan.notes, *job.notes, *outlook))
 
     def tell_plans(self) -> None:
@@ -178,10 +180,11 @@ class Run:
 
         count = len(self._plans)
         threads = self.upscaler.threads
+        ways = " and ".join(dict.fromkeys(f"{plan.bundle}, {plan.engine}" for _, plan in self._plans))
         skipped = f", {self.count('skipped')} skipped" if self.count("skipped") else ""
         return (
             f"{count} picture{'' if count == 1 else 's'}, {megapixels(self._megapixels)} MP "
-            f"with {self.upscaler.name}, {self.upscaler.engine()}, {threads} thread{'' if threads == 1 else 's'}: "
+            f"with {ways}, {threads} thread{'' if threads == 1 else 's'}: "
             f"about {duration(self._seconds)}{skipped}"
         )
 
@@ -301,6 +304,8 @@ class Run:
             "foveal": foveal.__version__,
             "bundle": self.upscaler.name,
             "scale": self.upscaler.scale,
+            "clean": self.upscaler.clean,
+            "cleaner": None if self.upscaler.cleaner is None else self.upscaler.cleaner.card.name,
             "engine": self.upscaler.engine(),
             "threads": self.upscaler.threads,
             "seconds": seconds,

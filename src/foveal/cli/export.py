@@ -174,7 +174,7 @@ def _times(model: Any, result: Exported) -> dict[str, float]:
     import torch
 
     from foveal.measure.cost import latency
-    from foveal.runtime.engines import available, create
+    from foveal.runtime.engines import EngineUnsupportedError, available, create
 
     around = 2 * result.card["margin"] if result.card["trims"] else 0
     x = np.random.default_rng(0).random((1, 3, 256 + around, 256 + around), np.float32)
@@ -184,6 +184,9 @@ def _times(model: Any, result: Exported) -> dict[str, float]:
         times = {"torch": latency(lambda: model(tensor[..., :256, :256]), threads=2).median * 1e3}
     for engine in available():
         if engine != "torch":
-            run = partial(create(engine, file, threads=2).run, x)
+            try:
+                run = partial(create(engine, file, threads=2).run, x)
+            except EngineUnsupportedError:  # it is for other networks
+                continue
             times[engine] = latency(run, threads=2).median * 1e3
     return times

@@ -31,8 +31,9 @@ def models(
 
     Example:
         $ foveal models fast_x4
-        bundle   scale  quality  parameters  s/MP   Set5   licence
-        fast_x4  4      fast     21,056      0.006  30.93  Apache-2.0
+        bundle         scale  quality  parameters  s/MP   Set5   licence
+        fast_x4        4      fast     21,056      0.006  30.93  Apache-2.0
+        clean_fast_x4  4      fast     21,577      –      –      Apache-2.0
     """
     from foveal._install import install_hint
     from foveal.cli._tables import console, table

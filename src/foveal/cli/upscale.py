@@ -65,6 +65,21 @@ def upscale(
         str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 for auto.")
     ] = "auto",
     gpu: Annotated[int, typer.Option("--gpu", "-g", metavar="ID", help="GPU id; only -1 (CPU) is supported.")] = -1,
+    clean: Annotated[
+        str,
+        typer.Option(
+            "--clean",
+            metavar="auto|off|N",
+            help="Remove JPEG artefacts and noise: as much as needed, never, or at a strength of 0 to 100.",
+        ),
+    ] = "auto",
+    content: Annotated[
+        str,
+        typer.Option("--content", metavar="auto|pixel", help="pixel keeps pixel art crisp, without a new colour."),
+    ] = "auto",
+    wrap: Annotated[
+        bool, typer.Option("--wrap", help="The picture is a texture that tiles; so will the result.")
+    ] = False,
     file_format: Annotated[
         str,
         typer.Option(
@@ -124,6 +139,9 @@ def upscale(
     skipped if its result was made from the same source (size and modification time) by the same bundle on the same
     background. Results listed in the record are not upscaled again.
 
+    A JPEG below quality 95, a picture that was one, and a noisy picture are cleaned as much as they need; clean
+    pictures are left as they are. --dry-run reads each picture and reports what was found and what will be done.
+
     The exit code is 0 if all pictures are done, 1 if one failed, 2 if nothing could start, 130 after Ctrl-C, 143 after
     SIGTERM.
 
@@ -138,6 +156,9 @@ def upscale(
         threads: processor threads.
         tile: side of a tile in pixels, or auto.
         gpu: GPU id; only -1.
+        clean: auto, off or a strength.
+        content: auto or pixel.
+        wrap: whether the picture is a texture that tiles.
         file_format: file format of the results.
         background: colour behind transparent pixels, for formats without transparency.
         codec: codec of films.
@@ -174,6 +195,8 @@ def upscale(
     below = _colour(background)
     passed_over: list[tuple[Path, str]] = []
     try:
+        given = [*(pictures or []), *(more or [])]
+        films = films_among(given)
         upscaler = Upscaler(
             scale or 4,
             quality,
@@ -181,14 +204,16 @@ def upscale(
             engine=engine,
             threads=threads,
             tile="auto" if tile in ("auto", "0") else int(tile),
+            clean="off" if films and clean == "auto" else clean,  # a look at each frame would flicker
+            content=content,
+            wrap=wrap,
         )
         if scale not in (None, upscaler.scale):
             _stop(
                 f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
                 "leave one of them out"
             )
-        given = [*(pictures or []), *(more or [])]
-        if films := films_among(given):
+        if films:
             coding = Coding(codec or "h264", crf) if codec or crf is not None else None
             code = _films(
                 FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
@@ -218,6 +243,7 @@ def upscale(
         background=below,
         quiet=quiet,
         json=json,
+        dry_run=dry_run,
     )
     started = time.monotonic()
     run = Run(upscaler, wishes, passed_over)

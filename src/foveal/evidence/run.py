@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from foveal.evidence import machine
-from foveal.measure.paired import paired
 from foveal.evidence.rehearsal import rehearsing
 from foveal.measure import benchmarks
+from foveal.measure.paired import paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

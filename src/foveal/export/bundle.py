@@ -18,6 +18,7 @@ import torch
 
 from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
+from foveal.export.levels import write_levels
 from foveal.export.onnx import Parity, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
 from foveal.runtime.card import Card, Purpose
@@ -111,13 +112,18 @@ def export_bundle(
         place.mkdir()
         least = -(-max(form.minimum - around, 1) // multiple) * multiple
         side = max(32 // multiple * multiple, least)
-        to_onnx(network, place / "model.onnx", torch.rand(2, 3, side + around, side + multiple + around))
+        if form.levels:
+            write_levels(model, place)
+        else:
+            to_onnx(network, place / "model.onnx", torch.rand(2, 3, side + around, side + multiple + around))
         sizes = [(1, least, least), (1, least + 2 * multiple, least + 6 * multiple), (2, 2 * side, side + multiple)]
         shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
         agreement = parity(network, place / "model.onnx", shapes)
-        fast = eight_bit(place / "model.onnx", place / "model_u8.onnx")
+        fast = form.levels or eight_bit(place / "model.onnx", place / "model_u8.onnx")
         files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
         psnr = None
+        if calibration is not None and form.levels:
+            raise ExportError(f"{model_name} has many levels, and bytes were only tried on one; export without --int8")
         if calibration is not None:
             if fast:
                 pictures = calibration_pictures(calibration, scale, least=around + 1)
@@ -130,6 +136,8 @@ def export_bundle(
                     "export without --int8"
                 )
             files["int8"] = "model_int8.onnx"
+        levels = "levels.npz" if form.levels else ""
+        hashed = [*files.values(), *filter(None, [levels])]
         # What `create_model(..., pretrained=True)` needs; the run's folders are private.
         described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
         tensors = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
@@ -143,7 +151,7 @@ def export_bundle(
             multiple=multiple,
             minimum=form.minimum,
             files=files,
-            sha256={f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in files.values()},
+            sha256={f: hashlib.sha256((place / f).read_bytes()).hexdigest() for f in hashed},
             purpose=purpose,
             quality=quality,
             licence=licence,
@@ -152,6 +160,8 @@ def export_bundle(
             parameters=count_parameters(network),
             model={"name": model_name, "arguments": arguments or {}},
             equivariant=form.equivariant,
+            levels=levels,
+            overshoot=form.overshoot,
         )
         (place / "card.json").write_text(card.to_json(), encoding="utf-8")
         for file in place.iterdir():

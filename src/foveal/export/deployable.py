@@ -96,6 +96,8 @@ class Deployable(Protocol):
         multiple: number of pixels that the sides of the input must be a multiple of.
         minimum: smallest side of the input, in pixels, margins included.
         equivariant: whether a rotated or flipped input gives the rotated or flipped output.
+        overshoot: share of the source's local range by which results may go beyond it; None for no limit.
+        levels: whether `plain` takes a level of damage (`foveal.export.levels`).
     """
 
     margin: int | None = None
@@ -103,6 +105,8 @@ class Deployable(Protocol):
     multiple: int = 1
     minimum: int = 1
     equivariant: bool = False
+    overshoot: float | None = None
+    levels: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ class Deployed:
         minimum: smallest side of the input, margins included.
         equivariant: whether a rotated or flipped input gives the rotated or flipped output.
         within: estimated share of an output pixel's dependence that lies within a measured overlap; else 1.
+        overshoot: share of the source's local range by which results may go beyond it; None for no limit.
+        levels: whether the network's `plain` takes a level of damage.
     """
 
     network: nn.Module
@@ -128,6 +134,8 @@ class Deployed:
     minimum: int = 1
     equivariant: bool = False
     within: float = 1.0
+    overshoot: float | None = None
+    levels: bool = False
 
 
 def _said(model: nn.Module) -> dict[str, Any]:
@@ -165,7 +173,13 @@ def deployed(model: nn.Module, *, channels: int = 3) -> Deployed:
     """
     said = _said(model.eval())
     multiple = said["multiple"]
-    facts = {"multiple": multiple, "minimum": said["minimum"], "equivariant": bool(said["equivariant"])}
+    facts: dict[str, Any] = {
+        "multiple": multiple,
+        "minimum": said["minimum"],
+        "equivariant": bool(said["equivariant"]),
+        "overshoot": said["overshoot"],
+        "levels": bool(said["levels"]),
+    }
     network: Any = model
     if isinstance(network, Plain):
         if said["margin"] is None:

@@ -56,7 +56,7 @@ def write_levels(
         The table.
 
     Raises:
-        ExportError: a network whose levels differ in more than constants, or that has no form of bytes.
+        ExportError: a network whose levels differ in more than constants or not at all, or that has no form of bytes.
     """
     plain = [model.plain(level) for level in levels]
     around = 2 * int(model.margin)
@@ -66,6 +66,8 @@ def write_levels(
         raise ExportError("a network with levels must have an 8-bit form: one that ends in a depth-to-space")
     states = [{name: value.detach().numpy() for name, value in one.state_dict().items()} for one in plain]
     names = [n for n in states[0] if any(not np.array_equal(s[n], states[0][n]) for s in states)]
+    if not names:
+        raise ExportError("all levels are alike, so nothing can be told; train it first")
     constants = [{name: state[name] for name in names} for state in states]
     places, values = {}, {}
     for kind in ("float", "uint8"):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveal.runtime.card import PURPOSES, QUALITIES, BundleError, Card, Purpose
+from foveal.runtime.levels import Levels
 
 if TYPE_CHECKING:
     from foveal.runtime.engines import FileKind
 
-__all__ = ["FOREIGN", "SHIPPED", "Bundle", "BundleError", "Card", "available", "choose"]
+__all__ = ["FOREIGN", "SHIPPED", "Bundle", "BundleError", "Card", "available", "choose", "cleaner"]
 
 # Suffixes of the models of other tools.
 FOREIGN = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".param", ".bin")
@@ -102,6 +103,20 @@ class Bundle:
                 "install the bundle again or export it anew"
             )
 
+    def levels(self) -> Levels:
+        """The bundle's table of levels.
+
+        Returns:
+            The table.
+
+        Raises:
+            BundleError: it has none, or it is not the one the card speaks of.
+        """
+        if not self.card.levels:
+            raise BundleError(f"{self.card.name}: no table of levels; choose a bundle that cleans")
+        self.file("float")  # which checks the table's hash as well
+        return Levels.read(self.folder / Path(self.card.levels).name)
+
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change when the card changes, the hashes of its files included."""
@@ -115,12 +130,12 @@ def available(folder: Path | None = None) -> list[Bundle]:
         folder: folder that holds a folder for each bundle.
 
     Returns:
-        The bundles, by scale, then from the fastest to the best.
+        The bundles, by scale, then from the fastest to the best; those that clean are last.
     """
     folder = SHIPPED if folder is None else folder
     bundles = [Bundle(path.parent, Card.read(path)) for path in folder.glob("*/card.json")]
     rank = {"": len(QUALITIES), **{quality: i for i, quality in enumerate(QUALITIES)}}
-    return sorted(bundles, key=lambda b: (b.card.scale, rank[b.card.quality], b.card.name))
+    return sorted(bundles, key=lambda b: (bool(b.card.levels), b.card.scale, rank[b.card.quality], b.card.name))
 
 
 def choose(scale: int, quality: str = "balanced", *, purpose: Purpose = "super-resolution") -> tuple[Bundle, str]:
@@ -142,7 +157,7 @@ def choose(scale: int, quality: str = "balanced", *, purpose: Purpose = "super-r
         raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
     if purpose not in PURPOSES:
         raise ValueError(f"purpose must be one of {', '.join(PURPOSES)}, got {purpose!r}")
-    fitting = [bundle for bundle in available() if bundle.card.purpose == purpose]
+    fitting = [bundle for bundle in available() if bundle.card.purpose == purpose and not bundle.card.levels]
     bundles = [bundle for bundle in fitting if bundle.card.scale == scale]
     if not bundles:
         scales = sorted({bundle.card.scale for bundle in fitting})
@@ -159,3 +174,18 @@ def choose(scale: int, quality: str = "balanced", *, purpose: Purpose = "super-r
     if nearest == wanted or (quality == "best" and not bundle.card.equivariant):
         return bundle, ""
     return bundle, f"no bundle of quality {quality} ×{scale} yet; using {bundle.card.name}"
+
+
+def cleaner(scale: int, quality: str) -> Bundle | None:
+    """The shipped bundle that enlarges damaged pictures.
+
+    Args:
+        scale: output side over input side.
+        quality: of the bundle for clean pictures beside it.
+
+    Returns:
+        The bundle with a table of levels, of that quality or the nearest; None where there is none for the scale.
+    """
+    wanted = QUALITIES.index(quality) if quality in QUALITIES else QUALITIES.index("balanced")
+    fitting = [b for b in available() if b.card.levels and b.card.scale == scale and b.card.quality in QUALITIES]
+    return min(fitting, key=lambda b: abs(QUALITIES.index(b.card.quality) - wanted), default=None)

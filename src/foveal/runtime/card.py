@@ -66,6 +66,10 @@ class Card:
         model: "name" and "arguments" that build the network again with torch; empty if that cannot be done.
         equivariant: True if a turned or mirrored input gives the turned or mirrored output.
         batches: False if the files take one picture at a time.
+        levels: file name of the table of levels (`levels.py`) of a network that is told how damaged a picture is; ""
+            for any other.
+        overshoot: share of the source's local range by which results may go beyond it (`local_range.py`); None for no
+            limit.
         imported: for a model of another tool its "file", "family" and "sha256", and the largest change of an output
             value by what lies beyond the margin, "seam"; else empty.
         version: version of the card's own format.
@@ -93,6 +97,8 @@ class Card:
     model: Mapping[str, Any] = field(default_factory=dict)
     equivariant: bool = False
     batches: bool = True
+    levels: str = ""
+    overshoot: float | None = None
     imported: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
@@ -114,6 +120,10 @@ class Card:
                 raise BundleError(f"{self.name}: {name} must be true or false, got {getattr(self, name)!r}")
         if self.version > VERSION:
             raise BundleError(f"{self.name}: card version {self.version}, this foveal reads {VERSION}; update foveal")
+        if not isinstance(self.levels, str):
+            raise BundleError(f"{self.name}: levels must be a file name, got {self.levels!r}")
+        if self.overshoot is not None and not (isinstance(self.overshoot, int | float) and 0 <= self.overshoot <= 1):
+            raise BundleError(f"{self.name}: overshoot must be null or in [0, 1], got {self.overshoot!r}")
         if self.channels != 3:
             raise BundleError(f"{self.name}: channels must be 3 (RGB), got {self.channels}")
         for name, words in (("purpose", PURPOSES), ("tiling", TILINGS), ("quality", ("", *QUALITIES))):

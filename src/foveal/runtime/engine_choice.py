@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveal.runtime.engines import Engine, PixelKind, create, engine_kind, file_kind
+from foveal.runtime.engines import Engine, FileKind, PixelKind, create, engine_kind, file_kind
 from foveal.runtime.throughput import Throughput, calibrate, learn_load, pick_engine, remembered
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from foveal.runtime.bundle import Bundle
 
 __all__ = ["EngineChoice"]
@@ -80,19 +84,28 @@ class EngineChoice:
         """
         return self._engines.get(kind, self.wanted)
 
-    def open(self, kind: PixelKind) -> Engine:
+    def open(self, kind: PixelKind, level: Callable[[FileKind, bytes], bytes] | None = None) -> Engine:
         """Open the engine, and remember how long that took.
 
         Args:
             kind: kind of the pixels.
+            level: function from the kind of a file and its bytes to those of another level; by default the file itself.
 
         Returns:
             The engine with the bundle's file for these pixels.
         """
         name = self.engine(kind)
-        path = self.bundle.file(file_kind(name, kind, self.bundle.card.files))
+        which = file_kind(name, kind, self.bundle.card.files)
+        path = self.bundle.file(which)
         start = time.perf_counter()
-        opened = create(name, path, self.threads, exact=kind == "float")
+        if level is None:
+            opened = create(name, path, self.threads, exact=kind == "float")
+        else:
+            # An engine that still reads the file keeps it open, and on Windows nobody can remove it then.
+            with tempfile.TemporaryDirectory(prefix="foveal-", ignore_cleanup_errors=True) as folder:
+                changed = Path(folder) / path.name
+                changed.write_bytes(level(which, path.read_bytes()))
+                opened = create(name, changed, self.threads, exact=kind == "float")
         learn_load(self.bundle, name, self.threads, kind, time.perf_counter() - start)
         return opened
 

@@ -18,8 +18,11 @@ from foveal.runtime.tiles import SMALLEST_TILE, Grid, Piece
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Step", "enlarge"]
+__all__ = ["Progress", "Step", "counter", "enlarge"]
 
+# Called with megapixels of the result that are done, those in all, and the part just finished as (left, top, right,
+# bottom) in pixels of the result.
+Progress = Callable[[float, float, tuple[int, int, int, int]], None]
 # Called after each batch of tiles with the part of the output that is now done: (left, top, right, bottom) in pixels.
 Step = Callable[[tuple[int, int, int, int]], None]
 
@@ -143,3 +146,26 @@ def _report(step: Step | None, batch: list[Piece], top: int, bottom: int, scale:
         first = scale * (batch[0].left + batch[0].columns[0])
         last = scale * (batch[-1].left + batch[-1].columns[1])
         step((first, top * scale, last, bottom * scale))
+
+
+def counter(progress: Progress | None, pixels: int) -> Step | None:
+    """Steps of tiles as calls of `progress`.
+
+    Args:
+        progress: function called with the megapixels that are done, those in all, and the part just finished.
+        pixels: pixels of the whole result.
+
+    Returns:
+        A step; None where nobody is told.
+    """
+    if progress is None:
+        return None
+    done = 0
+
+    def step(region: tuple[int, int, int, int]) -> None:
+        nonlocal done
+        left, top, right, bottom = region
+        done += (right - left) * (bottom - top)
+        progress(done / 1e6, pixels / 1e6, region)
+
+    return step

@@ -10,34 +10,26 @@ step, depth to space, is one copy here straight into the picture (a strided view
 
 from __future__ import annotations
 
-import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from foveal.runtime.engines import Engine, EngineError, PixelKind
+from foveal.runtime.local_range import REACH, hold, keep_grey
+from foveal.runtime.network import Network
 from foveal.runtime.tiles import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-    from foveal.runtime.card import Card
     from foveal.runtime.tiles import Grid, Piece
 
 __all__ = ["Network", "colour_tiles", "largest_value", "store", "tile_with_alpha"]
 
 # Alpha within this many input pixels decides that a pixel is surely opaque or surely transparent.
 _PIN = 2
-# As it is, upside down, left to right, and both; what is mirrored twice is as it was.
-_MIRRORED = tuple((..., slice(None, None, y), slice(None, None, x)) for y in (1, -1) for x in (1, -1))
 # How much alpha may ring where it is surely opaque; more is no ringing.
 _RINGING = (0.8, 1.25)
-# Every so many pixels one is looked at for output that is black where the picture is bright.
-_LOOK = 8
 
 
 def largest_value(dtype: np.dtype) -> float:
@@ -57,146 +49,6 @@ def largest_value(dtype: np.dtype) -> float:
     if dtype.kind == "f":
         return 1.0
     raise TypeError(f"pixels must be uint8, uint16 or floating point, got {dtype}; convert the array first")
-
-
-class Network:
-    """A bundle's files, opened in one engine when they are first needed.
-
-    Args:
-        card: card of the bundle.
-        open_file: function from the kind of pixels to an engine with the file for them.
-        mirrored: take the mean of what the network makes of a tile and of its mirror images, which costs four times as
-            much (R. Timofte et al., "Seven ways to improve example-based single image super resolution", CVPR 2016);
-            an equivariant network would say the same four times, and is asked once.
-    """
-
-    def __init__(self, card: Card, open_file: Callable[[PixelKind], Engine], *, mirrored: bool = False) -> None:
-        self.card = card
-        self.seconds = 0.0
-        self.ways = _MIRRORED if mirrored and not card.equivariant else _MIRRORED[:1]
-        self._open = open_file
-        self._engines: dict[PixelKind, Engine] = {}
-        self._white: NDArray | None = None
-
-    def kind(self, dtype: np.dtype) -> PixelKind:
-        """Which file runs pixels of a dtype.
-
-        Args:
-            dtype: dtype of a picture.
-
-        Returns:
-            "uint8" or "float".
-        """
-        # The mean, of mirror images or of tiles, is taken of what has not been rounded yet.
-        once = len(self.ways) == 1 and self.card.tiling == "exact"
-        return "uint8" if dtype == np.uint8 and "uint8" in self.card.files and once else "float"
-
-    def prepare(self, kind: PixelKind) -> Engine:
-        """Open a file, if it is not open.
-
-        Args:
-            kind: kind of the pixels.
-
-        Returns:
-            The engine that runs it.
-        """
-        if kind not in self._engines:
-            self._engines[kind] = self._open(kind)
-        return self._engines[kind]
-
-    def white(self) -> NDArray:
-        """What the network makes of a white picture, away from its edges: 1 everywhere, or nearly.
-
-        Returns:
-            One block of the pattern, the mean of the channels, (s·multiple, s·multiple).
-        """
-        if self._white is None:
-            card = self.card
-            first = -(-card.margin // card.multiple) * card.multiple
-            side = max(2 * first + card.multiple, -(-card.minimum // card.multiple) * card.multiple)
-            y = self.run("float", np.ones((1, 3, side, side), np.float32))[0].mean(axis=0)
-            at = card.scale * (first - card.margin if card.trims else first)
-            size = card.scale * card.multiple
-            self._white = y[at : at + size, at : at + size].copy()
-        return self._white
-
-    def run(self, kind: PixelKind, x: NDArray) -> NDArray:
-        """Compute the network once and look at what it made.
-
-        Args:
-            kind: "float", x: (N, 3, h, w) float32; or "uint8", x: (N, h, w, 3) bytes.
-            x: input.
-
-        Returns:
-            "float": (N, 3, s·h', s·w') float32; "uint8": (N, h', w', s·s·3) bytes. The next call may overwrite it.
-
-        Raises:
-            EngineError: the output is not of the size the card promises, holds something that is no number, or is black
-                where the input is bright.
-        """
-        engine = self.prepare(kind)
-        start = time.perf_counter()
-        if len(x) > 1 and not self.card.batches:
-            return np.concatenate([self.run(kind, x[i : i + 1]).copy() for i in range(len(x))])
-        y = self._mean(engine, x) if len(self.ways) > 1 else engine.run(x)
-        self.seconds += time.perf_counter() - start
-        scale, lost = self.card.scale, 2 * self.card.margin if self.card.trims else 0
-        if kind == "uint8":
-            count, height, width = x.shape[:3]
-            wanted: tuple[int, ...] = (count, height - lost, width - lost, 3 * scale * scale)
-        else:
-            count, _, height, width = x.shape
-            wanted = (count, 3, scale * (height - lost), scale * (width - lost))
-        if y.shape != wanted:
-            raise EngineError(
-                f"{engine.name}: {self.card.name} made an output of shape {y.shape} where its card promises {wanted}; "
-                "the bundle does not match its card"
-            )
-        # One sum shows every NaN and infinity there is.
-        if kind == "float" and not math.isfinite(float(y.sum(dtype=np.float64))):
-            raise EngineError(f"{engine.name}: {self.card.name} made values that are no numbers; try another --engine")
-        self._look_for_black(engine.name, kind, x, y)
-        return y
-
-    def _mean(self, engine: Engine, x: NDArray) -> NDArray:
-        """Over the ways to mirror x, (N, 3, h, w); each result is mirrored back."""
-        total: NDArray | None = None
-        for way in self.ways:
-            y = engine.run(np.ascontiguousarray(x[way]))[way]
-            total = y.astype(np.float32) if total is None else np.add(total, y, out=total)
-        assert total is not None
-        total /= len(self.ways)
-        return total
-
-    def _look_for_black(self, engine: str, kind: PixelKind, x: NDArray, y: NDArray) -> None:
-        """Raise if a pixel that is bright, as are all its neighbours, became black: no network means to do that."""
-        lost, s = self.card.margin if self.card.trims else 0, self.card.scale
-        first = max(lost, 1)
-        before = x if kind == "uint8" else x.transpose(0, 2, 3, 1)  # (N, h, w, 3)
-        height, width = (length - 2 * first for length in before.shape[1:3])
-        if height < 1 or width < 1:
-            return
-        at = first - lost
-        if kind == "uint8":
-            blocks = y[:, at : at + height : _LOOK, at : at + width : _LOOK]  # (N, h, w, s·s·3)
-            dark = ~blocks.any(axis=-1)
-        else:
-            corners = [
-                y[:, :, s * at + k : s * (at + height) : s * _LOOK, s * at + k : s * (at + width) : s * _LOOK]
-                for k in (0, s - 1)
-            ]
-            dark = np.maximum(*corners).max(axis=1) <= 0
-        if not dark.any():
-            return
-        bright = np.ones(dark.shape, bool)
-        limit = 96 if kind == "uint8" else 96 / 255
-        for dy, dx in np.ndindex(3, 3):
-            top, left = first + dy - 1, first + dx - 1
-            bright &= before[:, top : top + height : _LOOK, left : left + width : _LOOK].min(axis=-1) > limit
-        if (dark & bright).any():
-            raise EngineError(
-                f"{engine}: {self.card.name} made black pixels where the picture is bright; try another --engine"
-            )
 
 
 def _shuffle(blocks: NDArray, into: NDArray, scale: int) -> None:
@@ -281,6 +133,7 @@ def colour_tiles(image: NDArray, network: Network, grid: Grid, pieces: list[Piec
                 whole = np.empty((*into[i].shape[:2], 3), np.uint8)
                 _shuffle(blocks, whole, scale)
                 into[i][...] = whole
+            _hold(image, network, piece, into[i])
         return
     x = np.empty((count, 3, *grid.side), np.float32)
     for i, piece in enumerate(pieces):
@@ -289,6 +142,25 @@ def colour_tiles(image: NDArray, network: Network, grid: Grid, pieces: list[Piec
     for i, piece in enumerate(pieces):
         values = y[i][:, *_times(_window(grid, piece), scale)].transpose(1, 2, 0)
         store(np.clip(values, 0, 1).mean(axis=2, keepdims=True) if grey else values, into[i])
+        _hold(image, network, piece, into[i])
+
+
+def _around_used(image: NDArray, piece: Piece) -> NDArray:
+    """The used part of a tile with its neighbourhood."""
+    (top, bottom), (left, right) = piece.rows, piece.columns
+    around = np.empty((bottom - top + 2 * REACH, right - left + 2 * REACH, image.shape[2]), image.dtype)
+    cut(image, piece.top + top - REACH, piece.left + left - REACH, around)
+    return around
+
+
+def _hold(image: NDArray, network: Network, piece: Piece, made: NDArray) -> None:
+    """Hold a tile's result within the local range of its source, if the card says so."""
+    if network.card.overshoot is None or made.dtype != image.dtype:  # floats that are still to be blended
+        return
+    around = _around_used(image, piece)
+    if network.card.levels and image.shape[2] == 3:
+        keep_grey(made, around, network.card.scale)
+    hold(made, around, network.card.scale, network.card.overshoot, graphic=network.graphic)
 
 
 def _around(values: NDArray, radius: int, best: np.ufunc) -> NDArray:
@@ -375,3 +247,26 @@ def tile_with_alpha(image: NDArray, network: Network, grid: Grid, piece: Piece, 
         straight = np.where(visible, colour / divisor[..., None], 0)
     store(straight, into[..., :-1])
     np.copyto(into[..., :-1], hidden, where=~visible)
+    if network.card.overshoot is not None and into.dtype == image.dtype:
+        _hold_with_alpha(_around_used(image, piece), network, into)
+
+
+def _hold_with_alpha(around: NDArray, network: Network, into: NDArray) -> None:
+    """Hold alpha, and colours where what hides behind transparent pixels does not count."""
+    assert network.card.overshoot is not None
+    scale, share = network.card.scale, network.card.overshoot
+    held = into.copy()
+    if network.card.levels and into.shape[2] == 4:
+        keep_grey(held[..., :-1], around[..., :-1], scale)
+        np.copyto(into, held, where=into[..., -1:] > 0)
+    for some in (slice(None, -1), slice(-1, None)):
+        part = np.ascontiguousarray(held[..., some])
+        hold(part, np.ascontiguousarray(around[..., some]), scale, share, graphic=network.graphic)
+        held[..., some] = part
+    colours = around[..., :-1]
+    seen = _around(around[..., -1], REACH, np.minimum) > 0
+    flat = (_around(colours, REACH, np.maximum) == _around(colours, REACH, np.minimum)).all(axis=2)
+    trusted = (seen | flat).repeat(scale, axis=0).repeat(scale, axis=1)
+    visible = into[..., -1] > 0
+    np.copyto(into[..., :-1], held[..., :-1], where=(trusted & visible)[..., None])
+    into[..., -1] = held[..., -1]

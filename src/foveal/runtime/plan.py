@@ -10,6 +10,8 @@ from foveal.runtime.engines import engine_kind
 from foveal.runtime.throughput import Cache, Throughput, file_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from foveal.runtime.bundle import Bundle
     from foveal.runtime.card import Card
     from foveal.runtime.tiles import Grid
@@ -62,6 +64,7 @@ class Plan:
         seconds: estimated seconds.
         start: seconds of these for opening the engine, spent once for many pictures.
         notes: sentences the user should read.
+        clean: what the picture has been through and what is done about it; None where nothing is cleaned.
     """
 
     bundle: str
@@ -79,6 +82,7 @@ class Plan:
     seconds: float
     start: float = 0.0
     notes: tuple[str, ...] = ()
+    clean: Mapping[str, Any] | None = None
 
     @property
     def megapixels(self) -> float:

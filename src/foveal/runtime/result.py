@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["Result"]
@@ -27,6 +28,7 @@ class Result:
         engine: name of the engine.
         threads: processor threads.
         notes: sentences the user should read: those of the Upscaler, and what happened to this picture alone.
+        clean: what the picture has been through and what was done about it; None where nothing is cleaned.
     """
 
     source: Path
@@ -40,6 +42,7 @@ class Result:
     engine: str
     threads: int
     notes: tuple[str, ...] = ()
+    clean: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data.

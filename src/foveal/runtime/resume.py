@@ -33,9 +33,14 @@ def settings_of(upscaler: Upscaler, *, background: tuple[int, int, int] | None =
         A short text, equal for equal settings.
     """
     card = upscaler.card
-    text = json.dumps([card.scale, sorted(card.sha256.items()), sorted(card.files.items())])
+    text = json.dumps([card.scale, sorted(card.sha256.items()), sorted(card.files.items()), card.overshoot])
     below = "" if background is None else " on #{:02x}{:02x}{:02x}".format(*background)
-    return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}{below}"
+    clean = ""
+    if (bundle := upscaler.cleaner) is not None:
+        files = json.dumps(sorted(bundle.card.sha256.items()))
+        clean = f" clean {upscaler.clean} {hashlib.sha256(files.encode()).hexdigest()[:12]}"
+    wrap = " wrapped" if upscaler.wrap else ""
+    return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}{below}{clean}{wrap}"
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,8 @@ upscale.upscale_file("photo.jpg", "large.jpg")  # with everything else that the 
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,29 +16,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.runtime.background_writer import BackgroundWriter
-from foveal.runtime.bundle import Bundle, choose
+from foveal.runtime.bundle import Bundle, choose, cleaner
 from foveal.runtime.card import BundleError, Purpose
+from foveal.runtime.cleaning import AUTO, OFF, Cleaner, Cleaning, Look, checked_clean, file_level, stated_level
 from foveal.runtime.engine_choice import EngineChoice
-from foveal.runtime.enlarge import Step, enlarge
+from foveal.runtime.enlarge import Progress, Step, counter, enlarge
 from foveal.runtime.inputs import measure, take
+from foveal.runtime.local_range import REACH, is_graphic
 from foveal.runtime.machine import cores
-from foveal.runtime.pixels import Network
+from foveal.runtime.network import Network
+from foveal.runtime.pixel_art import PIXEL_ART_REACH, enlarge_pixel_art
 from foveal.runtime.plan import Plan, make_plan
 from foveal.runtime.result import Result
-from foveal.runtime.throughput import learn_file_seconds
+from foveal.runtime.throughput import Throughput, learn_file_seconds
 from foveal.runtime.tiles import Grid, make_grid
+from foveal.runtime.wrapping import unwrapped, wrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
     from foveal.runtime.engines import PixelKind
 
 __all__ = ["Progress", "Result", "Upscaler"]
 
-# Called with megapixels of the result that are done, those in all, and the part just finished as (left, top, right,
-# bottom) in pixels of the result.
-Progress = Callable[[float, float, tuple[int, int, int, int]], None]
-
+CONTENTS = ("auto", "pixel")
+_PIXEL_ART, _PIXEL_ART_SECONDS = "pixel art", 0.2  # what enlarges it, and seconds a megapixel of the source
 _PICTURES: tuple[Purpose, ...] = ("super-resolution", "restoration")  # what returns a picture for a picture
 
 
@@ -58,9 +62,14 @@ class Upscaler:
         engine: "auto" (the fastest here), "native", "onnxruntime", "openvino" or "torch".
         threads: processor threads; by default all that this process may use.
         tile: side of a tile in input pixels, or "auto".
+        clean: what is done about compression artefacts and noise: "auto" cleans a picture as much as it needs, and
+            leaves clean ones as they are; "off"; or a strength of 0 to 100, where 50 stands for a JPEG of quality 50
+            and for noise of 10 levels. With a `model` of another network nothing is cleaned.
+        content: "pixel" for pixel art, which is made larger by rules, without a new colour; "auto" for all else.
+        wrap: the picture is a texture that tiles, and so will the result.
 
     Attributes:
-        bundle: bundle that runs.
+        bundle: bundle that runs; of damaged pictures, the one for clean pictures.
         card: its card.
         threads: processor threads.
 
@@ -78,6 +87,9 @@ class Upscaler:
         engine: str = "auto",
         threads: int | None = None,
         tile: int | str = "auto",
+        clean: str | int = AUTO,
+        content: str = "auto",
+        wrap: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
@@ -92,15 +104,36 @@ class Upscaler:
                 f"{self.card.name}: its purpose is {self.card.purpose}, an Upscaler runs {' and '.join(_PICTURES)}; "
                 "choose another bundle"
             )
+        if content not in CONTENTS:
+            raise ValueError(f"content must be one of {', '.join(CONTENTS)}, got {content!r}")
+        self.clean, self.content, self.wrap = checked_clean(clean), content, wrap
+        if model is None:
+            cleans = cleaner(self.card.scale, self.card.quality) if purpose == "super-resolution" else None
+        else:
+            cleans = self.bundle if self.card.levels else None
+        if cleans is None and isinstance(self.clean, int):
+            instead = "take scale 4" if model is None else "leave out the model"
+            raise ValueError(
+                f"clean={self.clean} asks for cleaning, and none comes with {self.card.name}; {instead}, or leave out "
+                "clean"
+            )
         self.threads = threads or cores()
         self._note = note
         self._choice = EngineChoice(self.bundle, engine, self.threads, tile)
-        self._network = Network(self.card, self._choice.open, mirrored=quality == "best")
+        mirrored = quality == "best"
+        self._network = Network(self.card, self._choice.open, mirrored=mirrored)
+        setting = OFF if content == "pixel" else self.clean
+        self._cleaning = Cleaning(cleans, setting, lambda b: Cleaner(b, engine, self.threads, tile, mirrored=mirrored))
 
     @property
     def name(self) -> str:
         """What enlarges: the bundle, and whether its mirror images take part."""
-        return f"{self.card.name} mirrored" if len(self._network.ways) > 1 else self.card.name
+        return _PIXEL_ART if self.content == "pixel" else _name(self._network)
+
+    @property
+    def cleaner(self) -> Bundle | None:
+        """The bundle that damaged pictures take; None where nothing is cleaned."""
+        return self._cleaning.bundle
 
     @property
     def scale(self) -> int:
@@ -110,7 +143,7 @@ class Upscaler:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences the user should read about the choice of bundle and engine; they hold for every picture."""
-        return tuple(filter(None, (self._note, *self._choice.notes)))
+        return tuple(dict.fromkeys(filter(None, (self._note, *self._choice.notes, *self._cleaning.notes))))
 
     def engine(self, kind: PixelKind | None = None) -> str:
         """Name of the engine, chosen now if it was not before.
@@ -121,6 +154,8 @@ class Upscaler:
         Returns:
             The name.
         """
+        if self.content == "pixel":
+            return "numpy"
         return self._choice.engine(kind or self._network.kind(np.dtype(np.uint8)))
 
     def prepare(self) -> None:
@@ -128,9 +163,12 @@ class Upscaler:
         for kind in self._choice.measured:
             self._network.prepare(kind)
 
-    def _grid(self, height: int, width: int, tile: int, pixel_bytes: int, *, exactly: bool = False) -> Grid:
-        automatic = self._choice.automatic and not exactly
-        return make_grid(height, width, tile, self.card, automatic=automatic, pixel_bytes=pixel_bytes)
+    def _way(self, look: Look) -> tuple[Network, EngineChoice]:
+        """The network that a picture takes, and the engine that runs it."""
+        if look.level is None:
+            return self._network, self._choice
+        cleaner = self._cleaning.cleaner
+        return cleaner.network(look.level), cleaner.choice
 
     def __call__(self, image: Any, progress: Progress | None = None) -> Any:
         """Enlarge a picture.
@@ -153,6 +191,7 @@ class Upscaler:
         """
         taken = take(image)
         made = []
+        stated = file_level(Path(image)) if isinstance(image, str | os.PathLike) else stated_level(image)
         for pixels in taken.frames:
             height, width, channels = pixels.shape
             large = (height * self.scale, width * self.scale, channels)
@@ -160,8 +199,9 @@ class Upscaler:
                 out = np.empty((channels, *large[:2]), pixels.dtype).transpose(1, 2, 0)
             else:
                 out = np.empty(large, pixels.dtype)
-            step = _counter(progress, large[0] * large[1])
-            for _ in self._bands(pixels, taken.alpha, step, out=out):
+            step = counter(progress, large[0] * large[1])
+            look = self._cleaning.look(pixels, taken.alpha, stated)
+            for _ in self._bands(pixels, taken.alpha, step, look, out=out):
                 pass
             made.append(out)
         return taken.give(made)
@@ -171,43 +211,75 @@ class Upscaler:
         pixels: NDArray,
         alpha: bool,
         step: Step | None,
+        look: Look,
         *,
         out: NDArray | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> Iterator[NDArray]:
         """A picture in memory, (H, W, C), band by band to (s·H, s·W, C); `note` takes what the user should know."""
-        kind = self._network.kind(pixels.dtype)
-        first = self._choice.tile(kind)
+        if self.content != "pixel" and not self.wrap:
+            yield from self._tiled(pixels, alpha, step, look, out=out, note=note)
+            return
+        if self.content == "pixel":
+            border = PIXEL_ART_REACH if self.wrap else 0
+            bands = enlarge_pixel_art(wrapped(pixels, border), self.scale)
+        else:
+            border = self._way(look)[0].card.margin + REACH
+            bands = self._tiled(wrapped(pixels, border), alpha, None, look, note=note)
+        yield from unwrapped(bands, border, pixels.shape[:2], self.scale, out=out, step=step)
+
+    def _tiled(
+        self,
+        pixels: NDArray,
+        alpha: bool,
+        step: Step | None,
+        look: Look,
+        *,
+        out: NDArray | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[NDArray]:
+        """The same by the network, tile by tile."""
+        network, choice = self._way(look)
+        if network.card.overshoot is not None and is_graphic(pixels):
+            network = network.for_graphics()
+        kind = network.kind(pixels.dtype)
+        first = choice.tile(kind)
         pixel_bytes = pixels.shape[2] * pixels.itemsize
         height, width = pixels.shape[:2]
-        grid = self._grid(height, width, first, pixel_bytes)
+
+        def grid_of(tile: int, *, automatic: bool) -> Grid:
+            return make_grid(height, width, tile, network.card, automatic=automatic, pixel_bytes=pixel_bytes)
+
+        grid = grid_of(first, automatic=choice.automatic)
 
         def grid_for(tile: int) -> Grid:
             nonlocal grid
             # After running out of memory a tile must not grow by the half that automatic tiles may.
-            grid = self._grid(height, width, tile, pixel_bytes, exactly=tile != first)
+            grid = grid_of(tile, automatic=choice.automatic and tile == first)
             return grid
 
         def smaller(tile: int) -> None:
             note(f"out of memory: went on with tiles of {tile}")
 
         try:
-            yield from enlarge(pixels, self._network, grid_for, first, alpha=alpha, out=out, step=step, smaller=smaller)
+            yield from enlarge(pixels, network, grid_for, first, alpha=alpha, out=out, step=step, smaller=smaller)
         except Exception as error:
             rows, columns = grid.tile
             error.add_note(
-                f"while {self.name} ran in {self._choice.name(kind)} with tiles of {columns}×{rows} on a picture of "
+                f"while {_name(network)} ran in {choice.name(kind)} with tiles of {columns}×{rows} on a picture of "
                 f"{width}×{height}"
             )
             raise
 
-    def plan(self, image: Any, *, file_format: str = "") -> Plan:
+    def plan(self, image: Any, *, file_format: str = "", look: bool = False) -> Plan:
         """What enlarging a picture will take, measured on this machine if it was not yet (about a second).
 
         Args:
             image: anything that can be enlarged, the path of an animation, or (width, height) of an 8-bit RGB picture.
             file_format: format of the result's file ("png", "jpeg", …); by default that of the path, or none
                 for a picture in memory.
+            look: read the picture and say what it has been through; by default a path is asked no more than its header
+                says, which is the quality of a JPEG.
 
         Returns:
             The plan.
@@ -218,21 +290,30 @@ class Upscaler:
             EngineError: no engine runs the bundle.
         """
         size = measure(image)
-        kind = self._network.kind(size.dtype)
-        throughput = self._choice.throughput(kind)
+        seen = self._cleaning.foresee(image, size, closely=look)
         pixel_bytes = size.channels * size.dtype.itemsize
+        network, choice = self._way(seen)
+        kind = network.kind(size.dtype)
+        drawn = self.content == "pixel"
+        throughput = Throughput(256, _PIXEL_ART_SECONDS, 0.0) if drawn else choice.throughput(kind)
+        tile = throughput.tile if drawn else choice.tile(kind)
+        grid = make_grid(
+            size.height, size.width, tile, network.card, automatic=choice.automatic, pixel_bytes=pixel_bytes
+        )
+        engine = self.engine() if drawn else choice.engine(kind)
         plan = make_plan(
-            self.bundle,
-            self.engine(kind),
-            replace(throughput, seconds=throughput.seconds * len(self._network.ways)),
-            self._grid(size.height, size.width, self._choice.tile(kind), pixel_bytes),
+            self._cleaning.cleaner.bundle if seen.level is not None else self.bundle,
+            "native" if drawn else engine,
+            replace(throughput, seconds=throughput.seconds * len(network.ways)),
+            grid,
             self.threads,
             pixel_bytes=pixel_bytes,
             frames=size.frames,
             file_format=file_format or size.file_format,
-            notes=self.notes,
+            notes=(*self.notes, *(self._cleaning.said(seen, all_of_it=True) if look else ())),
         )
-        return replace(plan, bundle=self.name)
+        name = self.name if drawn else _name(network)
+        return replace(plan, bundle=name, engine=engine, clean=self._cleaning.told(seen))
 
     def upscale_file(
         self,
@@ -273,22 +354,26 @@ class Upscaler:
         frames = reading.frames
         width, height = reading.width * self.scale, reading.height * self.scale
         pixels = reading.info.total_pixels * self.scale**2
-        step = _counter(progress, pixels)
+        step = counter(progress, pixels)
         picture = reading.frame(0)
-        kind = self._network.kind(picture.pixels.dtype)
-        before = self._network.seconds
+        # The palettes of animations are dithered, which is no noise; and their frames must look alike.
+        still = frames == 1 and reading.info.format != "gif"
+        look = self._cleaning.look(picture.pixels, picture.alpha, file_level(source)) if still else Look()
+        network, choice = self._way(look)
+        kind = network.kind(picture.pixels.dtype)
+        before = network.seconds
         writing = images.writer_for(reading, target, self.scale, overwrite=overwrite, background=background)
         notes: list[str] = []
         with writing as writer, BackgroundWriter(writer) as behind:
             for index in range(frames):
                 if index:
                     picture = reading.frame(index)
-                for band in self._bands(picture.pixels, picture.alpha, step, note=notes.append):
+                for band in self._bands(picture.pixels, picture.alpha, step, look, note=notes.append):
                     behind.rows(band)
         seconds = time.perf_counter() - start
         megapixels = pixels / 1e6
         if megapixels >= 1:
-            learn_file_seconds(format_for(target).name, (seconds - (self._network.seconds - before)) / megapixels)
+            learn_file_seconds(format_for(target).name, (seconds - (network.seconds - before)) / megapixels)
         return Result(
             source=source,
             target=target,
@@ -297,23 +382,14 @@ class Upscaler:
             frames=frames,
             megapixels=megapixels,
             seconds=seconds,
-            bundle=self.name,
-            engine=self.engine(kind),
+            bundle=self.name if self.content == "pixel" else _name(network),
+            engine=self.engine() if self.content == "pixel" else choice.engine(kind),
             threads=self.threads,
-            notes=tuple(dict.fromkeys([*self.notes, *notes, *writing.left_out])),
+            notes=tuple(dict.fromkeys([*self.notes, *self._cleaning.said(look), *notes, *writing.left_out])),
+            clean=self._cleaning.told(look),
         )
 
 
-def _counter(progress: Progress | None, pixels: int) -> Step | None:
-    """Steps of tiles as calls of `progress`."""
-    if progress is None:
-        return None
-    done = 0
-
-    def step(region: tuple[int, int, int, int]) -> None:
-        nonlocal done
-        left, top, right, bottom = region
-        done += (right - left) * (bottom - top)
-        progress(done / 1e6, pixels / 1e6, region)
-
-    return step
+def _name(network: Network) -> str:
+    """A bundle's name, and whether its mirror images take part."""
+    return f"{network.card.name} mirrored" if len(network.ways) > 1 else network.card.name

@@ -47,6 +47,7 @@ def _wish(
     scale: Annotated[int, Query(description="Output side over input side: 2, 3 or 4.")] = 4,
     quality: Annotated[str, Query(description="fast or balanced.")] = "balanced",
     output: Annotated[str, Query(alias="format", description="Format of the result; by default the source's.")] = "",
+    clean: Annotated[str, Query(description="auto, off, or a strength of 0 to 100.")] = "auto",
     crop: Annotated[str, Query(description="left,top,width,height: only this part, as a PNG.")] = "",
 ) -> Wish:
     part = None
@@ -55,7 +56,7 @@ def _wish(
         if len(numbers) != 4 or not all(n.strip().isdecimal() and len(n) < 9 for n in numbers):
             raise RefusedError(422, f"crop must be left,top,width,height in pixels, got {crop[:60]!r}")
         part = (int(numbers[0]), int(numbers[1]), int(numbers[2]), int(numbers[3]))
-    return Wish(scale, quality, output, part)
+    return Wish(scale, quality, output, clean, part)
 
 
 Wished = Annotated[Wish, Depends(_wish)]

@@ -35,7 +35,8 @@ async function ask(path, options = {}) {
 }
 
 function wish() {
-  return new URLSearchParams({scale: $("scale").value, quality: $("quality").value, format: $("format").value});
+  return new URLSearchParams({scale: $("scale").value, quality: $("quality").value,
+    clean: $("clean").value, format: $("format").value});
 }
 
 class Item {

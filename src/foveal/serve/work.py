@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveal import images
 from foveal.images.formats import FORMATS
+from foveal.runtime.cleaning import checked_clean
 from foveal.runtime.upscaler import Upscaler
 from foveal.serve.limits import RefusedError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PREVIEW_SIDE", "QUALITIES", "SCALES", "StoppedError", "Studio", "Wish", "checked", "preview"]
 
 SCALES, QUALITIES = (2, 3, 4), ("fast", "balanced")
+OPEN = 8  # upscalers kept open
 PREVIEW_SIDE = 1600  # longest side of a preview, in pixels
 PREVIEW_MEGAPIXELS = 100  # largest picture that is decoded whole for a preview
 
@@ -35,6 +37,7 @@ class Wish:
         scale: output side over input side.
         quality: "fast" or "balanced".
         format: format of the result; "" for that of the source.
+        clean: "auto", "off", or a strength of 0 to 100.
         crop: left, top, width and height of a part, in pixels of the source; None for all of it.
 
     Raises:
@@ -44,6 +47,7 @@ class Wish:
     scale: int = 4
     quality: str = "balanced"
     format: str = ""
+    clean: str = "auto"
     crop: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +57,10 @@ class Wish:
             raise RefusedError(422, f"quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
         if self.format and self.format not in FORMATS:
             raise RefusedError(422, f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        try:
+            checked_clean(self.clean)
+        except ValueError as error:
+            raise RefusedError(422, str(error)) from None
 
 
 def checked(path: Path, name: str, megapixels: float) -> images.Info:
@@ -100,7 +108,7 @@ def images_sniff(head: bytes) -> str | None:
 
 
 class Studio:
-    """Upscalers for all scales and qualities, one picture at a time.
+    """Upscalers for all scales, qualities and ways to clean, one picture at a time.
 
     Args:
         threads: processor threads; None for all.
@@ -108,16 +116,23 @@ class Studio:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
-        self._made: dict[tuple[str, int, str], Upscaler] = {}
+        self._made: dict[tuple[str, int, str, str], Upscaler] = {}
         self._lock = threading.Lock()
 
     def _upscaler(self, use: str, wish: Wish) -> Upscaler:
         """Upscalers are not for several threads, so plans and work have their own."""
-        key = (use, wish.scale, wish.quality)
+        key = (use, wish.scale, wish.quality, wish.clean)
         with self._lock:
-            if key not in self._made:
-                self._made[key] = Upscaler(wish.scale, wish.quality, threads=self.threads)
-            return self._made[key]
+            made = self._made.pop(key, None)
+            if made is None:
+                try:
+                    made = Upscaler(wish.scale, wish.quality, threads=self.threads, clean=wish.clean)
+                except ValueError as error:  # a strength where there is no network that cleans
+                    raise RefusedError(422, str(error)) from None
+            while len(self._made) >= OPEN:  # the one unused for longest goes; a client cannot fill the memory
+                del self._made[next(iter(self._made))]
+            self._made[key] = made
+            return made
 
     def plan(self, source: Path, info: images.Info, wish: Wish) -> dict[str, Any]:
         """Size and seconds of a result, and what will not be kept.

@@ -45,6 +45,7 @@ def test_pairs_are_fields_of_one_wave():
         found = waves.solve(inputs[:2, 1], ratio[:2], 8)  # the first earlier field is the start
         torch.testing.assert_close(found[:, 4], inputs[:2, 0])
         torch.testing.assert_close(found[:, 8], targets[:2, 0])
+        torch.testing.assert_close(inputs[:2, 1].square().mean((1, 2)), torch.ones(2))
         assert 0.3 <= ratio.min() <= ratio.max() <= 0.6 < 1 / math.sqrt(2)
 
 

@@ -81,6 +81,14 @@ def test_both_networks_have_the_same_layers():
     assert 2 * count_parameters(ours) < count_parameters(dense)
 
 
+def test_the_network_predicts_the_change_of_the_present_field():
+    model, x = APrioriUNet(3, 2, dim=4, stages=2), torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        model.last.along.weight.zero_()
+        model.last.along.bias.copy_(torch.tensor([0.0, 1.0]))
+        torch.testing.assert_close(model(x), x[:, :2] + torch.tensor([0.0, 1.0]).view(1, 2, 1, 1))
+
+
 def test_one_stage_has_no_smaller_map():
     model = APrioriUNet(dim=4, stages=1)
     assert len(model.down) == 1
@@ -95,5 +103,7 @@ def test_what_cannot_be_built_raises():
         OneWayConv2d(1, 1, rank=4)
     with pytest.raises(ValueError, match="stages must be at least 1, got 0"):
         APrioriUNet(stages=0)
+    with pytest.raises(ValueError, match="out_channels must be at most in_channels, got 2 and 1"):
+        APrioriUNet(1, 2)
     with pytest.raises(ValueError, match="wanted a k×k convolution of stride 1, one group and padding k // 2"):
         OneWayConv2d.from_dense(nn.Conv2d(2, 2, 3, stride=2, padding=1), rank=1)

@@ -158,7 +158,7 @@ def test_without_the_kernels_torch_does_the_work_and_says_so_once(monkeypatch):
     from foveal.ops.block_sparse import native as path
 
     monkeypatch.setattr(native, "why_not", lambda: "foveal-kernels is not installed; run `pip install ./kernels`")
-    monkeypatch.setattr(path, "not_installed", native.why_not)
+    monkeypatch.setattr(path, "lacks", lambda _: native.why_not())
     native.tell_once.cache_clear()
     x, weight, bias, block = problem()
     blocks = pack_blocks(weight, block)

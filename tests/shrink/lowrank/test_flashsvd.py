@@ -1,9 +1,16 @@
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from foveal.shrink.lowrank.flashsvd import (
+    LAUNCH,
     METHOD,
     FlashSVDAttention,
     FlashSVDFeedForward,
@@ -12,6 +19,7 @@ from foveal.shrink.lowrank.flashsvd import (
     factorise,
     feed_forward,
     feed_forward_reference,
+    feed_forward_triton,
 )
 
 
@@ -84,6 +92,67 @@ def test_what_is_made_is_a_tile(monkeypatch):
     monkeypatch.setattr("torch.nn.functional.gelu", lambda x: (seen.append(tuple(x.shape)), gelu(x))[1])
     feed_forward(**drawn("feed_forward"), rows=4, tile=3)
     assert set(seen) == {(4, 3), (2, 3), (4, 1), (2, 1)}
+
+
+# channels, first rank, hidden features, second rank, tokens
+CASES = [(6, 2, 7, 3, 5), (20, 17, 45, 9, 37), (3, 16, 16, 16, 16), (1, 1, 1, 1, 1)]
+
+
+def kernel_error(case, device="cpu"):
+    """Error of the Triton kernel over the largest value of the reference in float64."""
+    dim, rank, features, rank_out, tokens = case
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, tokens, dim), (rank, dim), (features, rank), (features,), (rank_out, features), (dim, rank_out), (dim,)
+    given = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    wanted = feed_forward_reference(*(t.double() for t in given))
+    found = feed_forward_triton(*given, rows=16, tile=16)
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_interpreted_kernel_equals_the_reference():
+    code = "import test_flashsvd as t; print([e for c in t.CASES if not (e := t.kernel_error(c)) < 1e-5])"
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",  # decided when Triton is imported, and another test may have imported it
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_kernel_compiles_without_a_gpu(monkeypatch):
+    """For compute capability 8.0, down to its machine code."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from foveal.shrink.lowrank import flashsvd_kernel
+
+    names = [argument.name for argument in flashsvd_kernel.hidden.params]
+    constants = {"T": 32, "F": 16, "R1": 256, "R2": 256}
+    signature = {
+        name: "constexpr" if name in constants else "*fp32" if i < 5 else "i32" for i, name in enumerate(names)
+    }
+    source = ASTSource(fn=flashsvd_kernel.hidden, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=LAUNCH)
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 160 * 1024
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_equals_the_reference_on_a_gpu(case):
+    assert kernel_error(case, "cuda") < 1e-4
+
+
+def test_the_kernel_says_why_it_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="feed_forward_triton cannot run: "):
+        feed_forward_triton(**drawn("feed_forward"))
 
 
 def test_wrong_numbers_raise():

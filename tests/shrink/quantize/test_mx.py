@@ -6,7 +6,6 @@ from torch import nn
 from foveal.shrink.quantize.fake import Quantizer, quantized_
 from foveal.shrink.quantize.mx import (
     FORMATS,
-    MXLayer,
     MXQuantizer,
     decode,
     direct_cast_,
@@ -14,8 +13,8 @@ from foveal.shrink.quantize.mx import (
     mx,
     mx_bytes,
     mx_reference,
-    train_in_mx_,
 )
+from foveal.shrink.quantize.mx_training import MXLayer, train_in_mx_
 from foveal.shrink.quantize.packed import load_packed_, packed_bytes, save_packed
 
 formats = pytest.mark.parametrize("name", FORMATS)

@@ -3,6 +3,7 @@ import csv
 import pytest
 import torch
 
+from foveal.models.restore.luma_clean import LumaClean
 from foveal.models.restore.luma_sr import LumaSR
 from foveal.train.restore.fit import fit, validate
 from foveal.train.restore.pairs import PicturesError
@@ -174,3 +175,26 @@ def test_luminance_alone_trains_as_the_luminance_of_the_colours(loss, tmp_path, 
     alone, colours = fit(network(), recipe, tmp_path / "alone"), fit(Colours(), recipe, tmp_path / "colours")
     assert (weights(alone) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(colours), weights(alone), atol=1e-4, rtol=0)
+
+
+def test_a_recipe_trains_a_network_that_cleans(tmp_path, pictures):
+    recipe = tiny(model="luma_clean_fast", loss="clean", data=str(pictures), patch=12, steps=4)
+    torch.manual_seed(0)
+    first = LumaClean(2, channels=8, depth=1, expand=0)
+    before = weights(first)
+    fit(first, recipe, tmp_path / "run")
+    assert not torch.equal(weights(first), before)
+    torch.manual_seed(0)
+    again = LumaClean(2, channels=8, depth=1, expand=0)
+    fit(again, recipe, tmp_path / "again", stop_after=2)
+    fit(again, recipe, tmp_path / "again")
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_cleaning_is_for_networks_that_are_told_and_damages_by_itself(tmp_path, pictures):
+    with pytest.raises(RecipeError, match=r'loss "clean" is for networks that are told .* LumaSR; choose another loss'):
+        fit(network(), tiny(data=str(pictures), loss="clean"), tmp_path / "run")
+    told = LumaClean(2, channels=8, depth=1, expand=0)
+    with pytest.raises(RecipeError, match="set noise and refit to 0"):
+        fit(told, tiny(data=str(pictures), loss="clean", noise=5.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

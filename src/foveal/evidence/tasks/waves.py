@@ -1,8 +1,8 @@
 """Waves: the field of a 2-D wave equation four time steps ahead, by finite differences; relative error in percent.
 
 Fields are solved, so no data is needed: 60 waves for training, different for each seed, and 20 for testing, each with
-12 pairs. A wave starts as one or two bumps at rest on a square of 32×32 nodes with fixed borders and two speeds. The
-floor, the present field as the prediction, is 71 %.
+12 pairs. A wave starts as one or two bumps at rest on a square of 32×32 nodes with fixed borders and two speeds, scaled
+to a root mean square of 1. The floor, the present field as the prediction, is about 70 %.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def fields(waves: int, *, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
     for strength in (torch.ones(waves, 1, 1), uniform(-1, 1)):
         distance = (down - uniform(0.2, 0.8)).square() + (right - uniform(0.2, 0.8)).square()
         start = start + strength * torch.exp(-distance / (2 * uniform(0.05, 0.1).square()))
+    start = start / start.square().mean((1, 2), keepdim=True).sqrt()
     angle = uniform(0, 6.3)
     beyond = (down - 0.5) * torch.sin(angle) + (right - 0.5) * torch.cos(angle) > uniform(-0.2, 0.2)
     ratio = torch.where(beyond, uniform(0.3, 0.6), uniform(0.3, 0.6))

@@ -13,8 +13,8 @@ Shapes: kernels (C', C, k, k); u (C', R, C, k); v (C', R, k); fields (B, C, H, W
 
 *Differs from the paper*: an output's filters along the rows are the same for all its inputs; filters for each pair of
 channels would keep two thirds of the weights of a 3×3 convolution. The number of channels and stages, ReLU and the
-inputs (two fields and the wave's speed) are our own. Sides that the stages do not divide are padded with the values of
-the border.
+inputs (two fields and the wave's speed) are our own, and the network predicts the change of the present field. Sides
+that the stages do not divide are padded with the values of the border.
 *Provenance*: written from the paper's abstract and summary.
 """
 
@@ -131,15 +131,15 @@ class APrioriUNet(nn.Module):
     """U-Net that predicts the next field of a wave, (B, in_channels, H, W) to (B, out_channels, H, W).
 
     Args:
-        in_channels: number of input fields: the two last ones and the speed.
-        out_channels: number of predicted fields.
+        in_channels: number of input fields: the present one, the one before, and the speed.
+        out_channels: number of predicted fields; as many inputs, the first ones, are their present values.
         dim: channels of the first stage, doubled by each further one.
         stages: number of stages, at least 1; each but the first halves the sides.
         kernel_size: k, odd.
         rank: R of all convolutions, 1 to k; None for dense kernels.
 
     Raises:
-        ValueError: no stage.
+        ValueError: no stage, or fewer inputs than predicted fields.
     """
 
     scale = 1
@@ -157,6 +157,9 @@ class APrioriUNet(nn.Module):
         super().__init__()
         if stages < 1:
             raise ValueError(f"stages must be at least 1, got {stages}")
+        if out_channels > in_channels:
+            raise ValueError(f"out_channels must be at most in_channels, got {out_channels} and {in_channels}")
+        self.out_channels = out_channels
 
         def convolution(into: int, out: int) -> nn.Module:
             if rank is None:
@@ -173,7 +176,7 @@ class APrioriUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        step = 2 ** (len(self.down) - 1)
+        step, present = 2 ** (len(self.down) - 1), x[:, : self.out_channels]
         x = F.pad(x, (0, -width % step, 0, -height % step), mode="replicate")
         skips: list[Tensor] = []
         for stage, block in enumerate(self.down):
@@ -181,7 +184,7 @@ class APrioriUNet(nn.Module):
             skips.append(x)
         for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = block(torch.cat((skip, F.interpolate(x, scale_factor=2.0, mode="nearest")), 1))
-        return self.last(x)[..., :height, :width]
+        return present + self.last(x)[..., :height, :width]
 
 
 METHOD = Method(

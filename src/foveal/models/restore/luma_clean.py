@@ -69,6 +69,7 @@ class LumaClean(LumaSR):
         ValueError: a scale outside 2 to 4, or channels that an equivariant network can't have.
     """
 
+    levels = True  # `plain` takes one
     linear = ("base", "tell.0.weight", "tell.2.weight", "calm.0.weight", "calm.2.weight")
 
     def __init__(

@@ -114,6 +114,8 @@ class LumaSR(nn.Module):
 
     # Parameters that are no hidden kernels: trained by Adam even where kernels are not.
     linear: tuple[str, ...] = ("base",)
+    # Results may go beyond the local range of their source by half of it: on photographs, that costs nothing.
+    overshoot: float | None = 0.5
 
     def __init__(
         self,

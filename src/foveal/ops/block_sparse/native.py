@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from foveal.ops.block_sparse.reference import Blocks, unpack_blocks
 from foveal.ops.native import library
-from foveal.ops.native import why_not as not_installed
+from foveal.ops.since import lacks
 
 __all__ = ["block_linear_native", "missing", "why_not"]
 
@@ -32,7 +32,7 @@ def why_not(x: Tensor, tall: int = WHOLE) -> str | None:
     Returns:
         None if it can, else the reason and what to do.
     """
-    return _unfit(x, tall) or not_installed()
+    return _unfit(x, tall) or lacks("foveal_block_sparse")
 
 
 def missing(x: Tensor, tall: int = WHOLE) -> bool:
@@ -45,7 +45,7 @@ def missing(x: Tensor, tall: int = WHOLE) -> bool:
     Returns:
         True if nothing else prevents it.
     """
-    return _unfit(x, tall) is None and not_installed() is not None
+    return _unfit(x, tall) is None and lacks("foveal_block_sparse") is not None
 
 
 def _unfit(x: Tensor, tall: int) -> str | None:

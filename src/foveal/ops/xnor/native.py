@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from foveal.ops.native import library
-from foveal.ops.native import why_not as not_installed
+from foveal.ops.since import lacks
 from foveal.ops.xnor.reference import WORD, sign, unpack_rows
 
 __all__ = ["missing", "why_not", "xnor_conv2d_native", "xnor_matmul_native"]
@@ -29,7 +29,7 @@ def why_not(x: Tensor) -> str | None:
     Returns:
         None if it can, else the reason and what to do.
     """
-    return _unfit(x) or not_installed()
+    return _unfit(x) or lacks("foveal_signs")
 
 
 def missing(x: Tensor) -> bool:
@@ -41,7 +41,7 @@ def missing(x: Tensor) -> bool:
     Returns:
         True if nothing else prevents it.
     """
-    return _unfit(x) is None and not_installed() is not None
+    return _unfit(x) is None and lacks("foveal_signs") is not None
 
 
 def _unfit(x: Tensor) -> str | None:

@@ -12,7 +12,8 @@ AugConf, the variant for comparison, replaces α by one number for all pictures 
 
 *Differs from the paper*: nothing. By this formula, that of the authors' code too, α is never above 1/2 and falls where
 a confident student disagrees: there the teacher counts more, not less, than the text's motivation lets expect.
-*Provenance*: written from the paper; τ = 0.5, w = 1 and AugConf's ramp over 30% of the epochs as in the authors' code.
+*Provenance*: written from the paper; τ = 0.5, T = 1, w = 1 and AugConf's ramp over 30% of the epochs as in the
+authors' code.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def confidence(student: Tensor, teacher: Tensor, *, threshold: float = 0.5) -> T
     return torch.sigmoid((theirs - student.amax(1)) / threshold)
 
 
-def weak_to_strong(student: Tensor, teacher: Tensor, alpha: Tensor | float, *, temperature: float = 4.0) -> Tensor:
+def weak_to_strong(student: Tensor, teacher: Tensor, alpha: Tensor | float, *, temperature: float = 1.0) -> Tensor:
     """Soft targets of the teacher with weight 1 - α, hard labels of the student itself with weight α.
 
     Args:
@@ -76,7 +77,7 @@ def weak_to_strong(student: Tensor, teacher: Tensor, alpha: Tensor | float, *, t
     return ((1 - alpha) * temperature**2 * divergence + alpha * own).mean()
 
 
-def adaptconf(views: Views, *, threshold: float = 0.5, temperature: float = 4.0, weight: float = 1.0) -> Tensor:
+def adaptconf(views: Views, *, threshold: float = 0.5, temperature: float = 1.0, weight: float = 1.0) -> Tensor:
     """Cross-entropy with the labels plus `weak_to_strong` with the `confidence` of each picture.
 
     Args:
@@ -107,7 +108,7 @@ def ramp(share: float, *, rate: float = 0.3, most: float = 0.5) -> float:
     return most * min(1.0, share / rate)
 
 
-def augconf(views: Views, *, alpha: float, temperature: float = 4.0, weight: float = 1.0) -> Tensor:
+def augconf(views: Views, *, alpha: float, temperature: float = 1.0, weight: float = 1.0) -> Tensor:
     """Cross-entropy with the labels plus `weak_to_strong` with one α for all pictures.
 
     Args:

@@ -13,7 +13,8 @@ What is stored of full length has R channels, not C or F. Shapes: B batch, N tok
 R rank.
 
 *Differs from the paper*: on the CPU a tile is rows × features large enough for an efficient matrix product, and torch's
-fused attention tiles within a head; there is no kernel of one launch. On a GPU the same function runs in torch.
+fused attention tiles within a head; there is no kernel of one launch. On a GPU the hidden features are
+computed by one Triton kernel; attention runs in torch there too.
 *Provenance*: written from the paper.
 """
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.cases import Operator
+from foveal.ops.triton import why_not
 from foveal.record import Method, Paper
 
 __all__ = [
@@ -34,7 +36,11 @@ __all__ = [
     "factorise",
     "feed_forward",
     "feed_forward_reference",
+    "feed_forward_triton",
 ]
+
+# In two stages, tiles of rank 256 fit into an A100's shared memory; multiply-adds are fused, Triton's default until 3.10.
+LAUNCH = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
 
 
 def factorise(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -104,6 +110,54 @@ def feed_forward(
             total = total.addmm_(hidden, v2[:, j : j + tile].T)
         out[start : start + rows] = F.linear(total, u2, b2)
     return out.view(*x.shape[:-1], -1)
+
+
+def feed_forward_triton(
+    x: Tensor, v1: Tensor, u1: Tensor, b1: Tensor, v2: Tensor, u2: Tensor, b2: Tensor, *, rows: int = 32, tile: int = 16
+) -> Tensor:
+    """`feed_forward` with one Triton kernel for all that is hidden; forward only.
+
+    Args:
+        x: tokens, (B, N, C), float32 on a CUDA device.
+        v1: V₁, (R₁, C).
+        u1: U₁, (F, R₁).
+        b1: bias of the first layer, (F,).
+        v2: V₂, (R₂, F).
+        u2: U₂, (C, R₂).
+        b2: bias of the second layer, (C,).
+        rows: number of tokens of a program, a power of two of at least 16.
+        tile: number of hidden features of a tile, a power of two of at least 16.
+
+    Returns:
+        Tokens, (B, N, C).
+
+    Raises:
+        ValueError: tensors that Triton cannot compute with here.
+    """
+    if (reason := why_not(x)) is not None:
+        raise ValueError(f"feed_forward_triton cannot run: {reason}; feed_forward runs anywhere")
+    from foveal.shrink.lowrank.flashsvd_kernel import hidden
+
+    thin = (x.reshape(-1, x.shape[-1]) @ v1.T).contiguous()
+    (tokens, rank), (rank_out, features) = thin.shape, v2.shape
+    total = thin.new_empty(tokens, rank_out)
+    padded = (1 << max(4, (size - 1).bit_length()) for size in (rank, rank_out))  # powers of two from 16 on
+    hidden[(-(-tokens // rows),)](
+        thin,
+        u1.contiguous(),
+        b1,
+        v2.contiguous(),
+        total,
+        tokens,
+        features,
+        rank,
+        rank_out,
+        rows,
+        tile,
+        *padded,
+        **LAUNCH,
+    )
+    return F.linear(total, u2, b2).view(*x.shape[:-1], -1)
 
 
 def feed_forward_reference(x: Tensor, v1: Tensor, u1: Tensor, b1: Tensor, v2: Tensor, u2: Tensor, b2: Tensor) -> Tensor:
@@ -226,6 +280,8 @@ class FlashSVDFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.v1, self.u1, self.b1, self.v2, self.u2, self.b2
+        if x.is_cuda and not torch.is_grad_enabled() and why_not(x) is None:
+            return feed_forward_triton(x, *weights)
         return feed_forward(x, *weights, rows=self.rows, tile=self.tile)
 
 

@@ -7,17 +7,13 @@ format with largest exponent emax, smallest exponent emin, M bits of mantissa an
     s = floor(log2 max|x|) - emax, in [-127, 127];   y = clamp(x / 2^s, -L, L)
     e = max(floor(log2 |y|), emin);   Q(x) = 2^s · 2^(e - M) · round(y / 2^(e - M)), ties to even
 
-s takes one byte (E8M0). Products quantise both factors along the axis that is summed over, forward and backward, so
-that a tensor is quantised anew for each axis:
+s takes one byte (E8M0). Blocks lie along the axis that a product sums over: the inputs of a linear layer, the channels
+of a convolution. Training in MX is in `foveal.shrink.quantize.mx_training`.
 
-    Y = Q(X) Q(W)ᵀ;   dX = Q(dY) Q(W);   dW = Q(dY)ᵀ Q(X)
+Shapes: x of any shape; scales have ⌈n/32⌉ entries along the axis of n values.
 
-Shapes: x of any shape; scales have ⌈n/32⌉ entries along the axis of n values. Convolutions sum over channels in Y and
-dX and over the batch in dW, as axes 1 and 0; the places of a kernel and of a picture are no part of a block.
-
-*Differs from the paper*: a last block may be shorter. Arithmetic is simulated in float32; matrix products of two
-activations, as in attention, are left as they are. A block with a NaN is NaN; an infinity saturates. torchao 0.18
-rounds alike, but halves blocks whose scale has the code 0, those of values near 1e-38.
+*Differs from the paper*: a last block may be shorter. Arithmetic is simulated in float32. A block with a NaN is NaN; an
+infinity saturates. torchao 0.18 rounds alike, but halves blocks whose scale has the code 0, those of values near 1e-38.
 
 *Provenance*: written from the paper and the specification.
 """
@@ -43,15 +39,15 @@ __all__ = [
     "BLOCK",
     "FORMATS",
     "Format",
-    "MXLayer",
     "MXQuantizer",
     "decode",
     "direct_cast_",
     "encode",
+    "every_layer",
+    "known",
     "mx",
     "mx_bytes",
     "mx_reference",
-    "train_in_mx_",
 ]
 
 BLOCK = 32  # values that share a scale
@@ -107,7 +103,18 @@ FORMATS = {
 }
 
 
-def _format(name: str) -> Format:
+def known(name: str) -> Format:
+    """Look up a format.
+
+    Args:
+        name: name in `FORMATS`.
+
+    Returns:
+        The format.
+
+    Raises:
+        ValueError: an unknown format.
+    """
     if name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
@@ -154,7 +161,7 @@ def mx(x: Tensor, element_format: str = "mxfp8_e4m3", *, axis: int = -1) -> Tens
     Raises:
         ValueError: an unknown format.
     """
-    element = _format(element_format)
+    element = known(element_format)
     y, quantum, scale = _parts(x, element, axis)
     axis %= x.ndim
     whole = y.div_(quantum).round_()
@@ -178,7 +185,7 @@ def encode(x: Tensor, element_format: str = "mxfp8_e4m3", *, axis: int = -1) -> 
     Raises:
         ValueError: an unknown format.
     """
-    element = _format(element_format)
+    element = known(element_format)
     y, quantum, scale = _parts(x, element, axis)
     axis %= x.ndim
     whole = (y / quantum).round()
@@ -208,7 +215,7 @@ def decode(codes: Tensor, scale: Tensor, element_format: str = "mxfp8_e4m3", *, 
     Raises:
         ValueError: an unknown format.
     """
-    elements, axis = _blocked(_format(element_format).values()[codes], axis)
+    elements, axis = _blocked(known(element_format).values()[codes], axis)
     return (elements * _scale(scale.unsqueeze(axis + 1))).flatten(axis, axis + 1).narrow(axis, 0, codes.shape[axis])
 
 
@@ -227,7 +234,7 @@ def mx_bytes(shape: tuple[int, ...], element_format: str, *, axis: int = -1) -> 
         ValueError: an unknown format.
     """
     count = int(torch.Size(shape).numel())
-    return -(-count * _format(element_format).bits // 8) + count // shape[axis] * -(-shape[axis] // BLOCK)
+    return -(-count * known(element_format).bits // 8) + count // shape[axis] * -(-shape[axis] // BLOCK)
 
 
 def mx_reference(x: Tensor, element_format: str = "mxfp8_e4m3", *, axis: int = -1) -> Tensor:
@@ -241,7 +248,7 @@ def mx_reference(x: Tensor, element_format: str = "mxfp8_e4m3", *, axis: int = -
     Returns:
         Values of the format.
     """
-    element = _format(element_format)
+    element = known(element_format)
     table = element.values()[: 2 ** (element.bits - 1)].double()  # ascending and not negative; its index is the code
     table = table[table <= element.largest]
     rows = []
@@ -267,7 +274,7 @@ class MXQuantizer(nn.Module):
 
     def __init__(self, element_format: str = "mxfp8_e4m3", *, axis: int = -1) -> None:
         super().__init__()
-        self.bits, self.element_format, self.axis = _format(element_format).bits, element_format, axis
+        self.bits, self.element_format, self.axis = known(element_format).bits, element_format, axis
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantise.
@@ -305,12 +312,13 @@ class MXQuantizer(nn.Module):
         return decode(codes, constants["scale"], self.element_format, axis=self.axis)
 
 
-def _all(name: str, layer: Layer) -> bool:  # noqa: ARG001 - the signature of `choose`
+def every_layer(name: str, layer: Layer) -> bool:  # noqa: ARG001 - the signature of `choose`
+    """Choose all layers."""
     return True
 
 
 def direct_cast_(
-    model: nn.Module, element_format: str = "mxfp8_e4m3", *, choose: Callable[[str, Layer], bool] = _all
+    model: nn.Module, element_format: str = "mxfp8_e4m3", *, choose: Callable[[str, Layer], bool] = every_layer
 ) -> nn.Module:
     """Quantise weights and inputs of linear layers and convolutions without training, in place.
 
@@ -328,102 +336,6 @@ def direct_cast_(
         inputs=lambda layer: MXQuantizer(element_format, axis=-1 if isinstance(layer, nn.Linear) else 1),
         choose=choose,
     )
-
-
-class _Product(torch.autograd.Function):
-    """A linear layer on (N, inputs) or a convolution, all of whose factors are quantised along what is summed over."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, element_format: str, conv: nn.Conv2d | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.element_format, ctx.conv = element_format, conv
-        x, weight = mx(x, element_format, axis=1), mx(weight, element_format, axis=1)
-        return x @ weight.T if conv is None else conv._conv_forward(x, weight, None)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (x, weight), conv = ctx.saved_tensors, ctx.conv
-        of, by = (partial(mx, element_format=ctx.element_format, axis=axis) for axis in (1, 0))
-        if conv is None:
-            return of(gradient) @ by(weight), by(gradient).T @ by(x), None, None
-        words = (conv.stride, conv.padding, conv.dilation, False, (0, 0), 1)
-        back = torch.ops.aten.convolution_backward
-        dx = (
-            back(of(gradient), x, by(weight), None, *words, (True, False, False))[0]
-            if ctx.needs_input_grad[0]
-            else None
-        )
-        return dx, back(by(gradient), by(x), weight, None, *words, (False, True, False))[1], None, None
-
-
-class MXLayer(nn.Module):
-    """A linear layer or convolution trained with weights, activations and gradients in an MX format.
-
-    Args:
-        layer: the layer; a convolution without groups, zeros around the picture.
-        element_format: name in `FORMATS`.
-
-    Raises:
-        ValueError: an unknown format, or another convolution.
-    """
-
-    def __init__(self, layer: Layer, element_format: str = "mxfp6_e3m2") -> None:
-        super().__init__()
-        _format(element_format)
-        if isinstance(layer, nn.Conv2d) and (
-            layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
-        ):
-            raise ValueError(
-                f"training in MX takes convolutions without groups and with padding in numbers, got {layer}; leave it "
-                "out by choose"
-            )
-        self.layer, self.element_format = layer, element_format
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: inputs of the layer.
-
-        Returns:
-            Outputs of the layer.
-        """
-        if isinstance(self.layer, nn.Linear):
-            y = _Product.apply(x.reshape(-1, x.shape[-1]), self.layer.weight, self.element_format, None)
-            y = y.view(*x.shape[:-1], -1)
-            return y if self.layer.bias is None else y + self.layer.bias
-        y = _Product.apply(x, self.layer.weight, self.element_format, self.layer)
-        return y if self.layer.bias is None else y + self.layer.bias.view(-1, 1, 1)
-
-
-def train_in_mx_(
-    model: nn.Module, element_format: str = "mxfp6_e3m2", *, choose: Callable[[str, Layer], bool] = _all
-) -> nn.Module:
-    """Replace linear layers and convolutions by ones that train in an MX format, in place.
-
-    Args:
-        model: network.
-        element_format: name in `FORMATS`.
-        choose: whether to replace a layer, by name and layer.
-
-    Returns:
-        The same model, with the same parameters.
-
-    Raises:
-        ValueError: nothing to replace, or a convolution that cannot be.
-    """
-    places = [
-        (parent, name, child)
-        for path, parent in model.named_modules()
-        for name, child in parent._modules.items()
-        if isinstance(child, Layer) and choose(f"{path}.{name}".lstrip("."), child)
-    ]
-    if not places:
-        raise ValueError(f"{type(model).__name__} has no linear layer or convolution to train in {element_format}")
-    made = {id(child): MXLayer(child, element_format) for _, _, child in places}
-    for parent, name, child in places:
-        parent._modules[name] = made[id(child)]
-    return model
 
 
 def _values(seed: int) -> dict[str, Any]:

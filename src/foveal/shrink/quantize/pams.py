@@ -15,7 +15,8 @@ the original one:
 
 *Differs from the paper*: each quantised layer's inputs are rounded; the authors' code rounds branch and shortcut of a
 block instead. α starts from the mean over calibration inputs, where that code keeps a running mean over an epoch. w is
-their 1000 for pictures in 0 to 255, divided by 255 for pictures in [0, 1].
+their 1000 for pictures in 0 to 255, divided by 255 for pictures in [0, 1]. Their learning rate of α, a hundred times
+that of the weights on that scale, is the factor `pace` here.
 
 *Provenance*: written from the paper; positions, loss weight and learning rates looked up in the authors' code.
 """

@@ -11,9 +11,11 @@ import torch
 
 from foveal.measure.quality import evaluate, from_torch
 from foveal.train import loop
+from foveal.train.restore import cleaning
+from foveal.train.restore.cleaning import BORDER, damaged_batches
 from foveal.train.restore.losses import LOSSES, LUMINANCE, luminance
 from foveal.train.restore.pairs import SUFFIXES, Pairs, PicturesError, noisy
-from foveal.train.restore.recipe import RecipeError
+from foveal.train.restore.recipe import CLEAN, RecipeError
 from foveal.train.restore.refit import LinearEnd, refit
 from foveal.train.restore.teacher import answers
 from foveal.train.run import Run, start_from
@@ -96,6 +98,15 @@ def _check(model: nn.Module, recipe: Recipe) -> None:
             f"refit solves for a last layer that is linear, and {type(model).__name__} does not offer one "
             "(foveal.train.restore.refit.LinearEnd); set refit = 0"
         )
+    if recipe.loss == CLEAN and not hasattr(model, "separate"):
+        raise RecipeError(
+            f'loss "clean" is for networks that are told how damaged their input is, such as luma_clean_fast, got a '
+            f"{type(model).__name__}; choose another loss"
+        )
+    if recipe.loss == CLEAN and (recipe.refit or recipe.noise):
+        raise RecipeError(
+            'loss "clean" damages its inputs itself and solves for no last layer; set noise and refit to 0'
+        )
     if recipe.validation:
         folder = Path(recipe.validation)
         if not folder.is_dir() or not any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
@@ -148,6 +159,7 @@ def fit(
         PicturesError: no pictures to train or validate on.
     """
     _check(model, recipe)
+    cleans = recipe.loss == CLEAN
     run = Run(out, recipe, FREE, quality="psnr", unit="validation PSNR, dB")
     place = torch.device(device)
     model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -155,7 +167,7 @@ def fit(
     pairs = Pairs.from_folder(
         Path(recipe.data),
         recipe.scale,
-        patch=recipe.patch,
+        patch=recipe.patch + (BORDER if cleans else 0),
         fraction=recipe.fraction,
         teach=partial(answers, teachers=recipe.teachers, say=say) if recipe.teachers else None,
         noise=recipe.noise,
@@ -164,8 +176,10 @@ def fit(
         say(left)
     run.begin(0 if state is None else state["step"])
 
-    def batch(step: int) -> tuple[NDArray[np.uint8], ...]:
+    def clean_batch(step: int) -> tuple[NDArray, ...]:
         return pairs.batch(recipe.batch, np.random.default_rng((recipe.seed, step)))
+
+    batch = damaged_batches(pairs, recipe.batch, recipe.seed) if cleans else clean_batch
 
     def tell(progress: Progress) -> None:
         if progress.saved:
@@ -179,7 +193,7 @@ def fit(
     with loop.fast_denormals():
         loop.fit(
             model,
-            objective(recipe),
+            cleaning.objective(recipe.teacher_share) if cleans else objective(recipe),
             batch,
             optimizers(model, recipe),
             steps=recipe.steps,

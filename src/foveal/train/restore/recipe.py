@@ -18,6 +18,7 @@ __all__ = ["Recipe", "RecipeError"]
 
 OPTIMIZERS = ("adam", "muon")
 LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root")
+CLEAN = "clean"  # that of networks that are told how damaged their input is
 SCALES = (1, 2, 3, 4)
 
 
@@ -44,7 +45,8 @@ class Recipe:
         muon_lr: Muon's peak learning rate.
         warmup: number of steps over which the learning rate rises to its peak; a cosine then brings it to 0.
         loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": its
-            root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB.
+            root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB; "clean": damages each input
+            and teaches a network that is told how much (`foveal.train.restore.cleaning`).
         teachers: bundles, by name or folder, whose answers are learnt beside the originals; a bundle named twice counts
             twice; none by default.
         teacher_share: share of the teachers' answers in the target, in [0, 1]; the rest is the original's.
@@ -86,7 +88,7 @@ class Recipe:
     every: int = 500
 
     def __post_init__(self) -> None:
-        for name, allowed in (("optimizer", OPTIMIZERS), ("loss", LOSSES), ("precision", PRECISIONS)):
+        for name, allowed in (("optimizer", OPTIMIZERS), ("loss", (*LOSSES, CLEAN)), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("steps", "patch", "batch", "every"):

@@ -62,6 +62,16 @@ CLAIMS = (
         needs=waves.NEEDS,
         clause=1,
     ),
+    kept(
+        "It predicts waves: its error is at most half that of the present field as the prediction.",
+        paper="predicts the next field",
+        quality=lambda seed: waves.floor() / _error(separable, seed),
+        at_least=2.0,
+        unit="times",
+        data=DATA,
+        needs=waves.NEEDS,
+        beyond="prediction",
+    ),
     equal(
         "One-way filters of rank 1 equal a dense convolution whose kernel has rank 1.",
         ours=partial(_layer, rank=1, one_way=True),

@@ -21,7 +21,8 @@ from foveal.evidence.tasks import cifar10
 from foveal.evidence.trained_once import trained_once
 from foveal.record import bound, equal, kept
 from foveal.shrink.quantize.fake import quantized_
-from foveal.shrink.quantize.mx import FORMATS, MXQuantizer, direct_cast_, mx, mx_bytes, train_in_mx_
+from foveal.shrink.quantize.mx import FORMATS, MXQuantizer, direct_cast_, mx, mx_bytes
+from foveal.shrink.quantize.mx_training import train_in_mx_
 from foveal.shrink.quantize.packed import load_packed_, save_packed
 
 if TYPE_CHECKING:

@@ -3,6 +3,12 @@
 BinaryNet (M. Courbariaux et al., arXiv:1602.02830) trains the same layers without scales: all weights are signs, those
 of the first and the last layer too, real weights are clipped to [−1, 1], and pooling and normalisation stand between a
 convolution and the next sign.
+
+All networks train at a learning rate of 5e-3, the better of two for the rival. One seed of 300 steps, in percent:
+
+    learning rate   real    BWN    XNOR-Net   BinaryNet
+    2e-3            59.7    57.1   50.5       44.9
+    5e-3            60.9    58.6   50.4       50.0
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
 
     from foveal.record import Claim
 
-STEPS = 300
+STEPS, RATE = 300, 5e-3
 WIDTHS = (32, 64, 128, 128)
 DATA = f"{STEPS} steps of 64 on CIFAR-10, the first 2,000 test pictures"
 
@@ -98,7 +104,7 @@ def _binary_net(*, real_ends: bool = False) -> nn.Module:
 
 @cached(maxsize=16)
 def _accuracy(build: Callable[[], nn.Module], seed: int) -> float:
-    return cifar10.accuracy(cifar10.train_classifier(build, steps=STEPS, seed=seed))
+    return cifar10.accuracy(cifar10.train_classifier(build, steps=STEPS, seed=seed, lr=RATE))
 
 
 def _better(
