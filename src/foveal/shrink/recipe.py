@@ -287,7 +287,7 @@ class _Run:
         undone = changed and not insist and against is not None and against.slower
         if undone:  # a second look, at the two alone
             pair = written.opened[measured.form], self.written.opened[self.form]
-            against = ratio(*paired(*pair, warm_up=4, most=self.options["seconds"]))
+            against = ratio(*paired(*pair, warm_up=4, settle=3, most=self.options["seconds"]))
             undone = against.slower
         if undone and against is not None:
             notes.append(f"undone: {against.median:.2f} times the time before it; insist keeps it")
