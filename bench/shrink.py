@@ -120,7 +120,7 @@ def peer(opened: Any, shrunk: Any, threads: int) -> Any:
     from foveal.shrink.measured import Answering
 
     best = shrunk.written.open(threads)[shrunk.first.form]
-    ours, theirs = paired(opened, best, warm_up=4, most=20)
+    ours, theirs = paired(opened, best, warm_up=4, settle=3, most=20)
     lower, median, upper = map(float, np.percentile(ours, (25, 50, 75)))
     return replace(
         shrunk.first,

@@ -84,6 +84,18 @@ def test_what_was_reached_is_written_when_a_step_fails(capsys, place):
     assert load("small").conv1[6].out_channels == 16
 
 
+def test_what_was_reached_is_written_after_ctrl_c(capsys, place, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveal.shrink.tune.fit", interrupted)
+    (place / "r.toml").write_text('[[step]]\nname = "prune"\nkeep = 0.5\n[[step]]\nname = "tune"\n')
+    code, _, err = run(capsys, *GIVEN, "-o", "small")
+    assert code == 130
+    assert "stopped; what was reached is in small" in err
+    assert load("small").conv1[6].out_channels == 16
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -71,6 +71,25 @@ def test_three_functions_are_run_in_turn():
     assert gc.isenabled()
 
 
+def test_a_cold_first_call_is_not_timed_where_functions_settle():
+    now, last = [0.0], [""]
+
+    def of(name, seconds):
+        def run():
+            now[0] += seconds + (last[0] != name) * 1.0  # the caches hold another function's data
+            last[0] = name
+
+        return run
+
+    def compare(settle):
+        pair = of("a", 0.001), of("b", 0.001)
+        times = interleaved([pair[0], pair[1]], least=0.01, settle=settle, clock=lambda: now[0])
+        return times[0][0]
+
+    assert compare(0) > 0.1
+    assert compare(1) == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0])])
 def test_a_ratio_needs_pairs(ours, theirs):
     with pytest.raises(ValueError, match="as many times of one as of the other"):

@@ -26,7 +26,7 @@ def widths(pretend):
 def test_strength_is_a_power_of_the_shares():
     steps = [Prune(keep=0.5, heads=0.25), Tune(), Quantise(samples=3)]
     milder = at_strength(steps, 0.5, int8=True)
-    assert milder[0].keep == pytest.approx(0.5**0.5)
+    assert milder[0].keep == pytest.approx(0.5**0.5, abs=5e-4)
     assert milder[0].heads == pytest.approx(0.5)
     assert milder[1:] == [Tune(), Quantise(samples=3)]
     assert at_strength([Fold()], 3.0, int8=False) == [Fold()]

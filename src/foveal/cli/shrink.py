@@ -107,6 +107,7 @@ def shrink(
     from foveal.shrink.steps import read_recipe
 
     count = threads or cores()
+    searching = budget is not None or keep is not None
     name = out.name
 
     def write(shrunk: Shrunk) -> None:
@@ -140,7 +141,7 @@ def shrink(
         classes = pictures.classes if outputs == len(pictures.classes) else ()
         given = picture_data(pictures, framing, outputs=outputs)
         tell = lambda line: print(line, flush=True)  # noqa: E731
-        if share is not None or least is not None:
+        if searching:
             out.mkdir(parents=True, exist_ok=True)
             key = f"{model} {weights or ''} {argument or ''} {framing.size}"
             found = search(
@@ -166,7 +167,12 @@ def shrink(
         stop("shrink", error)
     except (FovealError, ValueError, TypeError) as error:
         stop("shrink", error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        reached = getattr(error, "reached", None)
+        if reached is not None and len(reached.stages) > 1 and not searching:
+            write(reached)
+            typer.echo(f"\nstopped; what was reached is in {out}", err=True)
+            raise typer.Exit(130) from None
         journal = (out / "journal.jsonl").is_file()
         typer.echo(
             f"\nstopped; {'run the same command again to go on' if journal else 'nothing was written'}", err=True

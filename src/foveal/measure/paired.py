@@ -77,6 +77,7 @@ def interleaved(
     warm_up: int = 2,
     least: float = 0.01,
     most: float = 30.0,
+    settle: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], ...]:
     """Time functions in turn (A B C A B C …), so that a busy moment of the machine meets all of them.
@@ -87,6 +88,8 @@ def interleaved(
         warm_up: calls of each before that; the shortest of them says how often a short function is repeated.
         least: seconds that one timing lasts at least; a shorter function is repeated within it.
         most: seconds that all timings should take; fewer are made when they would take longer, but at least five.
+        settle: calls of a function before each of its timings, not timed: caches that another function has emptied
+            would cost a short function more, the fewer its repeats.
         clock: seconds since some moment.
 
     Returns:
@@ -94,6 +97,8 @@ def interleaved(
     """
 
     def lasting(function: Callable[[], Any], repeats: int) -> float:
+        for _ in range(settle):
+            function()
         start = clock()
         for _ in range(repeats):
             function()
@@ -127,6 +132,7 @@ def paired(
     warm_up: int = 2,
     least: float = 0.01,
     most: float = 30.0,
+    settle: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """Time two functions in turn (A B A B …).
@@ -138,10 +144,12 @@ def paired(
         warm_up: calls of each before that, not timed.
         least: seconds one timing lasts at least; a shorter function is repeated within it.
         most: seconds all timings should take; fewer pairs are timed when they would take longer, but at least five.
+        settle: calls of a function before each of its timings, not timed.
         clock: seconds since some moment.
 
     Returns:
         Seconds per call, one for each pair: of `ours` and of `theirs`.
     """
-    a, b = interleaved((ours, theirs), pairs=pairs, warm_up=warm_up, least=least, most=most, clock=clock)
+    options: dict[str, Any] = {"warm_up": warm_up, "least": least, "most": most, "settle": settle, "clock": clock}
+    a, b = interleaved((ours, theirs), pairs=pairs, **options)
     return a, b

@@ -193,7 +193,7 @@ def measure_files(
     extra = {"previous": previous} if previous is not None else {}
     functions = {**{("ours", n): o for n, o in ours.items()}, **{("theirs", n): o for n, o in theirs.items()}}
     functions |= {("", n): o for n, o in extra.items()}
-    times = dict(zip(functions, interleaved(list(functions.values()), warm_up=4, most=seconds), strict=True))
+    times = dict(zip(functions, interleaved(list(functions.values()), warm_up=4, settle=3, most=seconds), strict=True))
     median = {key: float(np.median(taken)) for key, taken in times.items()}
     fastest = min(ours, key=lambda name: median["ours", name])
     mine = times["ours", fastest]

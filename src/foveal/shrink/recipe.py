@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from foveal.shrink.data import Data
 
-__all__ = ["Shrunk", "Stage", "StepError", "shrink"]
+__all__ = ["Interrupted", "Shrunk", "Stage", "StepError", "shrink"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,18 @@ class StepError(ShrinkError):
         self.reached = reached
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a recipe.
+
+    Args:
+        reached: what stood before the step that was interrupted.
+    """
+
+    def __init__(self, reached: Shrunk) -> None:
+        super().__init__()
+        self.reached = reached
+
+
 def _shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     """What a step must change to change the speed: modules and the shapes of their parameters."""
     modules = [(f"{name}:{type(module).__name__}", ()) for name, module in model.named_modules()]
@@ -148,6 +160,7 @@ def shrink(
     Raises:
         ShrinkError: a model, data or recipe that cannot be used.
         StepError: a step that could not be done; what stood before it is in `reached`.
+        Interrupted: Ctrl-C, with `reached` too.
 
     Example:
         >>> import foveal
@@ -184,6 +197,8 @@ def shrink(
     for number, step in enumerate(steps, 1):
         try:
             run.take(step, insist=insist)
+        except KeyboardInterrupt as error:
+            raise Interrupted(run.result()) from error
         except (ShrinkError, ExportError, ValueError, TypeError, RuntimeError) as error:
             text = str(error) if str(error).startswith(type(step).__name__) else f"{type(step).__name__}: {error}"
             raise StepError(f"step {number} of {len(steps)}, {text}", run.result()) from error
@@ -272,7 +287,7 @@ class _Run:
         undone = changed and not insist and against is not None and against.slower
         if undone:  # a second look, at the two alone
             pair = written.opened[measured.form], self.written.opened[self.form]
-            against = ratio(*paired(*pair, warm_up=4, most=self.options["seconds"]))
+            against = ratio(*paired(*pair, warm_up=4, settle=3, most=self.options["seconds"]))
             undone = against.slower
         if undone and against is not None:
             notes.append(f"undone: {against.median:.2f} times the time before it; insist keeps it")

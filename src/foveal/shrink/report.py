@@ -33,6 +33,7 @@ class Line:
         kept: False for a step that was undone, or a recipe off the frontier.
         notes: what is to be said.
         seconds: seconds that it took.
+        mark: word for a line that is not kept.
     """
 
     step: str
@@ -40,6 +41,7 @@ class Line:
     kept: bool = True
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    mark: str = "undone"
 
 
 def _size(count: int | None) -> str:
@@ -52,7 +54,7 @@ def _cells(line: Line, first: Measured) -> tuple[str, ...]:
     found = line.measured
     t = found.latency
     return (
-        line.step if line.kept else f"{line.step} (undone)",
+        line.step if line.kept else f"{line.step} ({line.mark})",
         found.form,
         f"{1e3 * t.median:.3g}",
         f"{1e3 * t.lower:.3g}–{1e3 * t.upper:.3g}",

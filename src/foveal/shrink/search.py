@@ -110,7 +110,9 @@ def at_strength(steps: Sequence[Step], strength: float, *, int8: bool) -> list[S
         if isinstance(step, Quantise):
             continue
         shares = {f.name: getattr(step, f.name) for f in fields(step) if f.name in ("keep", "heads")}  # type: ignore[arg-type]
-        changed = {n: max(0.02, v**strength) for n, v in shares.items() if isinstance(v, float | int) and 0 < v < 1}
+        changed = {
+            n: round(max(0.02, v**strength), 3) for n, v in shares.items() if isinstance(v, float | int) and 0 < v < 1
+        }
         made.append(replace(step, **changed) if changed else step)  # type: ignore[type-var]
     given = next((step for step in steps if isinstance(step, Quantise)), Quantise())
     return [*made, given] if int8 else made
@@ -320,8 +322,6 @@ def _write(points: Sequence[Point], data: Data, folder: Path, *, threads: int, b
     best = frontier(points)
     lines = [Line("untouched", points[0].first)]
     ordered = sorted(points, key=lambda p: p.latency)
-    lines += [
-        Line(p.recipe, p.measured, p in best, () if p in best else ("off the frontier",), p.seconds) for p in ordered
-    ]
+    lines += [Line(p.recipe, p.measured, p in best, (), p.seconds, "off the frontier") for p in ordered]
     about = {"data": data.name, "unit": data.unit, "threads": threads, "batch": batch}
     write_pages(lines, folder, "frontier", name="frontier", about=about)

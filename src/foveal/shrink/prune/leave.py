@@ -90,5 +90,6 @@ def left_alone(model: nn.Module, inputs: Tensor) -> dict[str, str]:
         inner = model.get_submodule(name) if name else model
         for below, module in inner.named_modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                reasons.setdefault(".".join(filter(None, (name, below))), f"custom operator {operator}")
+                why = "written in place" if operator.endswith("CopySlices") else f"custom operator {operator}"
+                reasons.setdefault(".".join(filter(None, (name, below))), why)
     return reasons
