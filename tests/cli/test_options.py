@@ -27,6 +27,7 @@ WRONG = {
     "data": (["out", "--kind", "x"], "--kind must be one of all, photographs, textures, got 'x'"),
     "export": (["no_model", "-o", "out"], "no model is called 'no_model'"),
     "import": (["none.onnx", "-o", "out"], "none.onnx"),
+    "serve": (["--host", "example.org"], "opens the server to other computers and needs a token; add --token auto"),
     "catalogue": (["--family", "x"], "no family is called 'x'; the families are"),
     "claims": ([], "name one or more methods, or pass --all"),
     "doctor": (["--x"], "No such option: --x; see foveal doctor --help"),

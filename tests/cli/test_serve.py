@@ -24,7 +24,7 @@ def test_it_serves_and_leaves_nothing_behind(tmp_path, how):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([*COMMAND, "--port", "0"], stdout=subprocess.PIPE, text=True, env=environment) as process:
         said = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+/", said)
+        address = re.search(r"http://localhost:\d+/", said)
         assert address, said
         with urllib.request.urlopen(address[0], timeout=30) as page:
             assert b"<title>foveal</title>" in page.read()

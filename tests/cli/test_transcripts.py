@@ -31,6 +31,7 @@ ALIKE = (
 ALSO = {
     "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
+    "serve": ((r":\d+/", ":PORT/"),),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
     "run": ((r"(?<=\.png) +\w+ +0\.\d\d\b", " LABEL"),),
     "train": (
@@ -200,6 +201,24 @@ def import_(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def serve(monkeypatch):
+    """A server that ends at once, on a port of its own."""
+    import socket
+
+    import uvicorn
+
+    create = socket.create_server
+    monkeypatch.setattr(socket, "create_server", lambda _, **words: create(("localhost", 0), **words))
+
+    def run(self, sockets):
+        self.config.app.state.store.close()
+        for one in sockets:
+            one.close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+
+
+@pytest.fixture
 def data(tmp_path, monkeypatch):
     """An `apt-get` that brings a package with one picture."""
     if not shutil.which("dpkg-deb"):
@@ -225,7 +244,7 @@ def data(tmp_path, monkeypatch):
     [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
 )
 def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
-    if name in ("upscale", "train", "measure", "export", "data", "import", "shrink", "run"):
+    if name in ("upscale", "train", "measure", "export", "data", "import", "shrink", "run", "serve"):
         request.getfixturevalue(name)
     found = transcripts(run(capsys, name, "--help")[1])
     assert found, f"help of {name} ends in no transcript"

@@ -11,9 +11,9 @@ from toys import holding
 
 from foveal.catalogue.collect import records
 from foveal.evidence import run as module
-from foveal.measure.paired import paired
 from foveal.evidence.rehearsal import rehearsal
 from foveal.evidence.run import RUNNERS, VERDICTS, key, run, run_one
+from foveal.measure.paired import paired
 from foveal.record import bound, equal, faster, grows, kept, macs, params, smaller
 
 

@@ -41,13 +41,13 @@ def browser():
 
 @pytest.fixture(scope="module")
 def client(serving):
-    return serving(hosts=("127.0.0.1", "localhost"))
+    return serving(hosts=("localhost",))
 
 
 @pytest.fixture
 def page(browser, client, tmp_path):
     """The page, freshly opened, at two times and fast; `add` gives it files."""
-    browser.get(f"http://127.0.0.1:{client.port}/")
+    browser.get(f"http://localhost:{client.port}/")
     wait(browser, lambda: len(Select(find(browser, "#scale")).options) == 3)
     Select(find(browser, "#scale")).select_by_value("2")
     Select(find(browser, "#quality")).select_by_value("fast")
@@ -162,4 +162,4 @@ def test_on_a_phone_and_in_the_dark(page):
 def test_nothing_is_fetched_from_elsewhere(page, client):
     fetched = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert fetched
-    assert all(name.startswith(f"http://127.0.0.1:{client.port}/") for name in fetched)
+    assert all(name.startswith(f"http://localhost:{client.port}/") for name in fetched)

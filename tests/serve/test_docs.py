@@ -19,7 +19,7 @@ def test_the_lines_of_the_page_run(serving, tmp_path):
     (tmp_path / "photo.png").write_bytes(png(16, 12))
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 3
-    script = "set -e\n" + "\n".join(blocks).replace("127.0.0.1:7860", f"127.0.0.1:{client.port}")
+    script = "set -e\n" + "\n".join(blocks).replace("localhost:7860", f"localhost:{client.port}")
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for name in ("photo_x2.png", "photo_x2.jpg", "result.png"):

@@ -58,7 +58,7 @@ def serve(
 
     Example:
         $ foveal serve
-        foveal serves on http://127.0.0.1:7860/ (Ctrl-C ends it)
+        foveal serves on http://localhost:7860/ (Ctrl-C ends it)
     """
     import socket
 
@@ -84,7 +84,7 @@ def serve(
         stop("serve", f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port")
     hosts = (*_LOOPBACK,) if loopback and not token else ()
     app = create_app(limits=limits, token=token, hosts=hosts, threads=threads)
-    name = f"[{host}]" if ":" in host else host
+    name = "localhost" if loopback else f"[{host}]" if ":" in host else host
     secret = f"?token={token}" if token else ""
     say(f"foveal serves on http://{name}:{listening.getsockname()[1]}/{secret} (Ctrl-C ends it)", sys.stdout)
     settings = uvicorn.Config(

@@ -57,7 +57,7 @@ def _steps(method: str) -> list[Step]:
     tune = Tune(compressing.steps(TUNED), lr=5e-4)
     steps: dict[str, list[Step]] = {
         "prune": [Prune(keep=0.5, scorer="taylor"), tune],
-        "low rank": [LowRank(keep=0.5), tune],
+        "low rank": [LowRank(keep=0.9 if rehearsing() else 0.5), tune],
         "int8": [Quantise()],
         "distil": [],  # the student takes the network's place before the other steps
     }
