@@ -133,7 +133,7 @@ def upscale(
 
     Colour profile, metadata, orientation, transparency, 16 bits and animation are kept; what a format cannot store is
     reported. Large pictures are processed in tiles and streamed to disk. The first run of a bundle benchmarks each
-    engine on this machine for about a second.
+    engine on this machine for about a second. "-" stands for standard input, and as --output for standard output.
 
     A run with several pictures, or into a folder, writes a record .foveal.jsonl there. --resume uses it: a picture is
     skipped if its result was made from the same source (size and modification time) by the same bundle on the same
@@ -181,7 +181,9 @@ def upscale(
         1 picture, 3.8 MP with balanced_x4, native, 2 threads: about 0.5 s
         photo.png → large.png: 2000×1920, 3.8 MP in 0.4 s (10.4 MP/s)
     """
+    arguments = dict(locals())
     from foveal.cli._film_run import FilmRun, films_among, targets
+    from foveal.cli._pipe import pipes, through_pipes
     from foveal.cli._upscale_run import Run, Wishes
     from foveal.runtime.batch import find_jobs
     from foveal.runtime.engines import EngineError
@@ -192,10 +194,12 @@ def upscale(
         _stop(f"no engine here computes on a GPU, and -g {gpu} asks for one; leave -g out or say -g -1")
     if tile not in ("auto", "0") and not tile.isdecimal():
         _stop(f"--tile must be auto or a number of pixels, got {tile!r}; leave it out for the best")
+    given = [*(pictures or []), *(more or [])]
+    if pipes(given, out):
+        raise typer.Exit(through_pipes(upscale, arguments))
     below = _colour(background)
     passed_over: list[tuple[Path, str]] = []
     try:
-        given = [*(pictures or []), *(more or [])]
         films = films_among(given)
         upscaler = Upscaler(
             scale or 4,
