@@ -7,6 +7,8 @@ from email.message import Message
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from starlette.requests import ClientDisconnect
+
 from foveal.serve.limits import RefusedError
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ async def received(request: Request, path: Path, limits: Limits) -> str:
             raise RefusedError(
                 422, "the body is empty; send the bytes of a picture, such as curl --data-binary @photo.jpg"
             )
+    except ClientDisconnect:
+        path.unlink(missing_ok=True)
+        raise RefusedError(499, "the client went away") from None
     except TimeoutError:
         path.unlink(missing_ok=True)
         raise RefusedError(
