@@ -25,6 +25,7 @@ def claims(more=", clause=1"):
     return CLAIMS.format(more=more)
 
 
+@pytest.mark.dear("imports every method, which grows with the catalogue")
 def test_records_of_the_package_fit_together_and_can_all_be_read():
     assert unreadable() == []
     assert records()

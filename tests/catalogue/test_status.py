@@ -128,6 +128,7 @@ def test_pick_takes_any_spelling_and_gives_the_closest(tmp_path):
         pick("espcm", found)
 
 
+@pytest.mark.dear("imports every method, which grows with the catalogue")
 def test_statuses_of_the_package_are_of_the_four_and_every_clause_is_answered():
     found = rows()
     assert sum(row.entry is not None for row in found) == 349
