@@ -33,8 +33,9 @@ def films_among(inputs: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: films beside pictures.
     """
-    suffixes = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-    films = [Path(text) for text in inputs if text.lower().endswith(suffixes) and not Path(text).is_dir()]
+    from foveal.runtime.film.film import is_film
+
+    films = [path for path in map(Path, inputs) if is_film(path) and not path.is_dir()]
     if films and len(films) < len(inputs):
         raise ValueError(f"{films[0]} is a film and {len(inputs) - len(films)} other inputs are none; give films alone")
     return films

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foveal import images
-from foveal.images.formats import FORMATS
+from foveal.images.formats import FORMATS, sniff
 from foveal.runtime.cleaning import checked_clean
 from foveal.runtime.upscaler import Upscaler
 from foveal.serve.limits import RefusedError
@@ -81,7 +81,7 @@ def checked(path: Path, name: str, megapixels: float) -> images.Info:
         info = images.probe(path)
     except images.PictureError as error:
         with path.open("rb") as file:
-            known = images_sniff(file.read(4096))
+            known = sniff(file.read(4096))
         status = 415 if known is None else 422
         raise RefusedError(status, f"{name}: {error.wrong}; {error.advice}") from None
     if info.total_pixels > megapixels * 1e6:
@@ -91,20 +91,6 @@ def checked(path: Path, name: str, megapixels: float) -> images.Info:
             "send a smaller picture, or use `foveal upscale`",
         )
     return info
-
-
-def images_sniff(head: bytes) -> str | None:
-    """The format that a file's first bytes show.
-
-    Args:
-        head: first bytes.
-
-    Returns:
-        Name of the format, None for one that foveal does not read.
-    """
-    from foveal.images.formats import sniff
-
-    return sniff(head)
 
 
 class Studio:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from foveal.runtime.film.source import FilmError, Header, opened, pictures
+from foveal.runtime.film.source import FilmError, Header, described, opened, pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -291,7 +291,7 @@ def _copies(given: Any, made: Any, notes: list[str]) -> dict[int, Any]:
     for stream in given.streams:
         if stream is main:
             continue
-        what = f"{stream.type} ({stream.codec_context.name})" if stream.codec_context is not None else stream.type
+        what = described(stream)
         if stream.type == "attachment":
             made.add_attachment(stream.name or "attachment", stream.mimetype or "application/octet-stream", stream.data)
             continue

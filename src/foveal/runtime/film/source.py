@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FilmError", "Header", "Shot", "frames", "header", "opened", "pictures", "rgb"]
+__all__ = ["FilmError", "Header", "Shot", "described", "frames", "header", "opened", "pictures", "rgb"]
 
 _UNSPECIFIED, _BT709, _BT601, _LIMITED, _FULL = 2, 1, 6, 1, 2  # ITU-T H.273, and FFmpeg's AVCOL_RANGE
 
@@ -171,12 +171,20 @@ def header(path: Path) -> Header:
             full=int(frame.color_range) == _FULL or frame.format.name.startswith("yuvj"),
             rotation=int(frame.rotation),
             aspect=Fraction(video.sample_aspect_ratio or 1),
-            others=tuple(_described(stream) for stream in container.streams if stream is not video),
+            others=tuple(described(stream) for stream in container.streams if stream is not video),
             notes=tuple(notes),
         )
 
 
-def _described(stream: Any) -> str:
+def described(stream: Any) -> str:
+    """A stream's kind and codec.
+
+    Args:
+        stream: PyAV's stream.
+
+    Returns:
+        Such as "audio (aac)".
+    """
     context = getattr(stream, "codec_context", None)
     return f"{stream.type} ({context.name})" if context is not None else stream.type
 

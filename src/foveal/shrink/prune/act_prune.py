@@ -38,7 +38,7 @@ from foveal.cases import Transform
 from foveal.measure.cost import count_macs, count_parameters
 from foveal.record import Method, Paper
 from foveal.shrink.data import Data, calibration
-from foveal.train.loop import fit
+from foveal.shrink.tune import Tune
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -252,18 +252,7 @@ class ActPrune:
             raise ValueError(f"rounds, steps and power must be at least 1, got {given}")
 
     def _train(self, model: nn.Module, data: Data) -> nn.Module:
-        loss, batches = data.loss, data.batches
-        assert loss is not None
-        assert batches is not None
-        learnt = list(model.parameters())
-        groups = [
-            {"params": [p for p in learnt if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in learnt if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
-        objective = lambda module, batch: loss(module(batch[0]), batch[1])  # noqa: E731
-        warmup = min(20, self.steps)
-        return fit(model, objective, batches, [optimizer], steps=self.steps, warmup=warmup, clip=1.0).eval()
+        return Tune(self.steps, lr=self.lr, weight_decay=self.weight_decay).apply(model, data)
 
     def _size(self, model: nn.Module, inputs: Tensor) -> int:
         return count_macs(model, (1, *inputs.shape[1:])) if self.policy == "macs" else count_parameters(model)
