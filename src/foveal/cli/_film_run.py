@@ -130,7 +130,7 @@ class FilmRun:
             ready = f", {plan.ready} of them ready" if plan.ready else ""
             self._say(
                 f"{source} → {target}: {plan.width}×{plan.height}, {plan.frames} frames{ready}, {coding.codec} at "
-                f"rate factor {coding.factor}, {self.upscaler.engine()}: about {duration(plan.seconds)} and encoding"
+                f"rate factor {coding.factor}, {self.upscaler.engine()}: about {duration(plan.seconds)}"
             )
             for note in plan.notes:
                 self._say(f"  {note}")

@@ -144,7 +144,9 @@ def test_a_stop_loses_only_the_segment_in_the_making(tmp_path, monkeypatch):
     (work_folder(target) / "00002.part").write_text("half")
     result = upscale_film(Doubler(), source, target)
     assert (result.frames, result.resumed) == (10, 6)
-    assert payload(target, "video") == payload(whole, "video")
+    here, there = shown(target), shown(whole)  # an encoder's bytes may differ between two runs, the pictures hardly
+    assert [at for at, _ in here] == [at for at, _ in there]
+    assert all(np.abs(a.astype(int) - b).mean() < 1 for (_, a), (_, b) in zip(here, there, strict=True))
     # another quality starts over
     with pytest.raises(KeyboardInterrupt):
         upscale_film(Doubler(), source, tmp_path / "other.mp4", progress=stop)

@@ -174,6 +174,10 @@ class Encoder:
         frame.pts, frame.time_base, frame.duration = pts, self.film.time_base, duration
         self.packets += self.context.encode(frame)
 
+    def finish(self) -> None:
+        """Encode the frames that the encoder still holds."""
+        self.packets += self.context.encode(None)
+
     def write(self, folder: Path, number: int) -> None:
         """End the segment and write it.
 
@@ -181,7 +185,7 @@ class Encoder:
             folder: folder of the segments.
             number: number of the segment.
         """
-        self.packets += self.context.encode(None)
+        self.finish()
         lines = [[p.pts, p.dts, p.duration or 0, bool(p.is_keyframe), p.size] for p in self.packets]
         (folder / f"{number:05}.bin").write_bytes(b"".join(bytes(p) for p in self.packets))
         part = folder / f"{number:05}.part"

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from foveal.runtime.film.encode import CONTAINERS, Coding, Encoder, check, join, whole_segments
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SEGMENT", "FilmPlan", "FilmResult", "is_film", "plan_film", "upscale_film", "usual", "work_folder"]
 
 SEGMENT = 48  # frames of a segment
+PROBED = 12  # frames that a plan is made from
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class FilmPlan:
         height: rows of the result.
         frames: number of frames.
         megapixels: megapixels of all frames of the result.
-        seconds: estimated seconds for the networks; encoding adds to it.
+        seconds: estimated seconds, encoding included, from the film's first frames.
         ready: frames that an earlier run made already.
         notes: what the user should know.
     """
@@ -145,6 +147,18 @@ def _ready(folder: Path, settings: dict[str, Any]) -> list[Path]:
     return whole_segments(folder) if fits else []
 
 
+def _pace(upscaler: Upscaler, source: Path, film: Header, coding: Coding) -> float:
+    """Seconds a frame, from the first frames of the film: enlarged and encoded, once the engine is open."""
+    shots = list(islice(frames(source), PROBED))
+    encoder = Encoder(coding.context(film, upscaler.scale, upscaler.threads), film)
+    upscaler(rgb(shots[0], film))
+    begun = time.perf_counter()
+    for shot in shots:
+        encoder.add(upscaler(rgb(shot, film)), shot.pts, shot.duration)
+    encoder.finish()
+    return (time.perf_counter() - begun) / len(shots)
+
+
 def plan_film(upscaler: Upscaler, source: Path, target: Path, coding: Coding | None = None) -> FilmPlan:
     """Size, frames and seconds of a result.
 
@@ -164,12 +178,13 @@ def plan_film(upscaler: Upscaler, source: Path, target: Path, coding: Coding | N
     one = upscaler.plan((film.width, film.height))
     ready = SEGMENT * len(_ready(work_folder(target), _settings(upscaler, source, film, coding)))
     left = max(0, film.frames - ready)
+    pace = _pace(upscaler, source, film, coding) if left else 0.0
     return FilmPlan(
         film.width * upscaler.scale,
         film.height * upscaler.scale,
         film.frames,
         film.frames * one.megapixels,
-        one.start + left * (one.seconds - one.start),
+        one.start + left * pace,
         min(ready, film.frames),
         (*one.notes, *film.notes),
     )
