@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from order import shuffled
 
 TESTS = [(file, number) for file in "abcde" for number in range(10)]
@@ -10,7 +12,7 @@ def file(test):
 def test_every_test_runs_once_and_files_stay_together():
     mixed = shuffled(TESTS, 3, file=file)
     assert sorted(mixed) == TESTS
-    assert len([1 for before, after in zip(mixed, mixed[1:], strict=False) if file(before) != file(after)]) == 4
+    assert len([1 for before, after in pairwise(mixed) if file(before) != file(after)]) == 4
 
 
 def test_files_and_their_tests_change_places():
