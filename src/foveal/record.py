@@ -1,7 +1,7 @@
 """Records of methods and the vocabulary of claims: plain data, standard library only.
 
-A method's file ends with `METHOD = Method(...)`, whose id, name, kind and model names are literals, so that `foveal.index`
-need not import it. Its evidence, `foveal.evidence.<the same path>`, holds `CLAIMS = (...)`, claims built by these:
+A method's file ends with `METHOD = Method(...)`, whose id, name, kind and model names are literals (`foveal.index`
+reads the text). Its evidence, `foveal.evidence.<the same path>`, holds `CLAIMS = (...)`, claims built by these:
 
     params   the model has this many parameters
     macs     one forward pass at this shape takes this many multiply-adds
