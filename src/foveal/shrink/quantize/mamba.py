@@ -43,8 +43,8 @@ class _Plain(nn.Module):
 
 def _linear(x: Tensor, weight: Tensor, point: Point) -> Tensor:
     """(B, N, C), rounded at a point, to (B, N, E) by a weight, (E, C)."""
-    whole = point.scale is not None and not point.scale.ndim
-    if torch.onnx.is_in_onnx_export() and not whole:
+    one_scale = point.scale is not None and not point.scale.ndim
+    if torch.onnx.is_in_onnx_export() and not one_scale:
         # Where x is not int8 with one scale, ONNX Runtime would round it for a product with integers on the right.
         return (weight @ x.mT).mT
     return F.linear(x, weight)
@@ -143,9 +143,8 @@ class IntegerMamba(nn.Module):
         ]
         u = self.point(f"u{way}")(F.silu(u))
         # (B, N, R + 2·D)
-        step, weights_in, weights_out = _linear(u.mT, self.weight(f"x_proj{way}"), self.point(f"u{way}")).split(
-            self.split, dim=-1
-        )
+        parts = _linear(u.mT, self.weight(f"x_proj{way}"), self.point(f"u{way}"))
+        step, weights_in, weights_out = parts.split(self.split, dim=-1)
         rounded = self.point(f"step{way}")
         delta = _linear(rounded(step), self.weight(f"dt_proj{way}"), rounded)
         y = selective_scan(
@@ -163,8 +162,8 @@ class IntegerMamba(nn.Module):
         return y
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # two of (B, E, N)
         first, last = self.point("tokens"), self.point("y")
+        # two of (B, E, N)
         x, z = _linear(first(tokens), self.weight("in_proj"), first).mT.chunk(2, dim=1)
         x, z = self.point("x")(x), self.point("z")(z)
         y = self._scan(x, z, "")
