@@ -9,10 +9,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from budget import Budget
 from documents import ROOT
+from order import shuffled
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run the files, and the tests of each, in random order"
+    )
 
 
 def pytest_configure(config):
     config.pluginmanager.register(Budget(), "budget")
+
+
+def pytest_collection_modifyitems(config, items):
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        items[:] = shuffled(items, seed, file=lambda item: item.path)
 
 
 @pytest.fixture(scope="session")

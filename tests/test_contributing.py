@@ -107,6 +107,7 @@ def test_the_listing_names_what_the_record_holds(added):
     assert BLOCKS[LISTING].splitlines() == want
 
 
+@pytest.mark.dear("its commands read all records")
 def test_its_commands_run_and_make_it_work(added, tmp_path):
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     app = typer.Typer()

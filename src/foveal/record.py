@@ -1,8 +1,7 @@
 """Records of methods and the vocabulary of claims: plain data, standard library only.
 
-A method's file ends with one constant, `METHOD = Method(...)`, whose id, name, kind and model names are literals: they
-are read from the text (`foveal.index`) without importing the file. The evidence for the method is in another file,
-`foveal.evidence.<the same path>`, as `CLAIMS = (...)`, a tuple of claims built by these functions:
+A method's file ends with `METHOD = Method(...)`, whose id, name, kind and model names are literals (`foveal.index`
+reads the text). Its evidence, `foveal.evidence.<the same path>`, holds `CLAIMS = (...)`, claims built by these:
 
     params   the model has this many parameters
     macs     one forward pass at this shape takes this many multiply-adds
@@ -12,10 +11,6 @@ are read from the text (`foveal.index`) without importing the file. The evidence
     kept     a quality, measured over at least three seeds on named data, stays above a bound
     grows    a cost against a size follows a power law whose exponent lies between two numbers
     bound    one number is at least, or at most, a bound
-
-Their callables do the work and are called only by `foveal claims`. Every claim of a row of the catalogue names the
-clause of the row's acceptance bar that it answers (`clause=`), or the promise of the paper that it checks beyond the
-bar (`beyond=`).
 """
 
 from __future__ import annotations
@@ -75,7 +70,7 @@ class Claim:
         paper: the paper's own value, in its own words; "" if it prints none.
         check: keyword arguments for the runner of that kind.
         needs: requirements besides the package: names of benchmark data, "minutes" of training, or a "gpu".
-        clause: number of the clause of the row's bar that it answers, from 1; 0 for none.
+        clause: clause of the row's bar that it answers, from 1; 0 for none.
         beyond: promise of the paper that it checks if it answers no clause.
 
     Raises:
@@ -107,8 +102,7 @@ class Method:
         summary: one sentence a stranger understands.
         paper: where it comes from.
         models: registered name → function that builds the model (keyword arguments only).
-        cases: what the common suites run: for a model, registered name → keyword arguments of a tiny instance; else
-            any name → a case of `foveal.cases`.
+        cases: for a model, registered name → keyword arguments of a tiny instance; else name → case of `foveal.cases`.
         except_for: common check → why this method is excused from it.
 
     Raises:
@@ -157,16 +151,13 @@ def printed(text: str) -> tuple[float, float]:
 
 
 def _expected(expect: float | str, tolerance: float) -> dict[str, Any]:
-    """Value and relative tolerance of a count."""
     if isinstance(expect, str):
         value, rounding = printed(expect)
         return {"expect": value, "tolerance": max(tolerance, rounding / value)}
     return {"expect": expect, "tolerance": tolerance}
 
 
-class Words(TypedDict, total=False):
-    """What every claim may say besides; see `Claim`."""
-
+class Words(TypedDict, total=False):  # what every claim may say besides; see `Claim`
     needs: tuple[str, ...]
     clause: int
     beyond: str
@@ -185,7 +176,7 @@ def params(
 
     Args:
         says: the promise.
-        paper: the paper's value, or where an exact count comes from: "layer sizes", "authors' code".
+        paper: the paper's value, or the source of an exact count: "layer sizes", "authors' code".
         model: builds the model; built on the meta device.
         expect: parameters: an exact number, or the number as the paper prints it ("33 M"), whose rounding is allowed.
         tolerance: relative, where the bar allows more than the rounding.
@@ -318,14 +309,11 @@ def kept(
 ) -> Claim:
     """A quality, averaged over seeds on named data, is at least a bound.
 
-    The verdict is "undecided" if the bound lies within two standard errors of the mean; two standard errors are printed
-    as the smallest difference that the comparison can detect.
-
     Args:
         says: promise, one sentence.
         paper: the paper's value.
         quality: function from a seed to the measured value, usually a difference to a rival with the same seed.
-        at_least: lower bound on the mean over the seeds.
+        at_least: lower bound on the mean over the seeds; "undecided" if within two standard errors of the mean.
         unit: unit of the value.
         seeds: number of seeds, from 0; at least 3.
         data: what it is measured on.
@@ -363,7 +351,7 @@ def grows(
         sizes: at least three sizes, ascending.
         of: size → the number whose power is fitted, such as pixels of a side.
         exponent: smallest and largest exponent; `float("inf")` for no upper bound.
-        rounds: how often each cost is measured, in turn over all sizes; the median counts. 1 for counts, more for time.
+        rounds: number of measurements of each cost, in turn over all sizes; the median counts.
         **words: `needs`, `clause` or `beyond`, see `Claim`.
 
     Returns:

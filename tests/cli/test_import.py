@@ -14,11 +14,11 @@ tiny = load("conftest", ROOT / "tests" / "export" / "foreign")
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    from foveal.export.foreign import measure
+    from foveal.export.foreign import field
 
     monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(measure, "_NEAR", 12)
-    monkeypatch.setattr(measure, "_HEIGHT", 12)
+    monkeypatch.setattr(field, "_NEAR", 12)
+    monkeypatch.setattr(field, "_HEIGHT", 12)
     return tiny.write_onnx(tmp_path / "tiny.onnx", white=255.0)
 
 

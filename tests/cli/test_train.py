@@ -49,11 +49,17 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_recipe_to_weights_to_bundle(place):
+@pytest.fixture(scope="module")
+def trained(place):
+    """What training prints; its run is in `place / "run"`."""
     done = run(train, place / "recipe.toml", "-o", place / "run", "--threads", 1)
     assert done.exit_code == 0, done.output
-    assert "luma_sr_fast ×2 · 4 steps · cpu, 1 threads" in done.output
-    assert "step 4/4 · loss" in done.output
+    return done.output
+
+
+def test_recipe_to_weights_to_bundle(place, trained):
+    assert "luma_sr_fast ×2 · 4 steps · cpu, 1 threads" in trained
+    assert "step 4/4 · loss" in trained
     assert (place / "run" / "model.safetensors").exists()
     pictures = place / "pictures"
     done = run(export, place / "run", "-o", place / "bundle", "--quality", "fast", "--int8", pictures, "--json")
@@ -132,6 +138,7 @@ def test_mean_of_several_runs(place, tmp_path):
     assert "no model is called 'x'" in done.output
 
 
+@pytest.mark.usefixtures("trained")
 def test_faults_of_export(place, tmp_path):
     done = run(export, place / "run", "-o", tmp_path / "b", "--int8", tmp_path)
     assert done.exit_code == 2

@@ -190,12 +190,12 @@ def export(beside_samples, once):
 @pytest.fixture(name="import")
 def import_(tmp_path, monkeypatch):
     """A network of one convolution."""
-    from foveal.export.foreign import measure
+    from foveal.export.foreign import field
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(measure, "_NEAR", 12)
-    monkeypatch.setattr(measure, "_HEIGHT", 12)
+    monkeypatch.setattr(field, "_NEAR", 12)
+    monkeypatch.setattr(field, "_HEIGHT", 12)
     tiny = load("conftest", ROOT / "tests" / "export" / "foreign")
     tiny.write_onnx(tmp_path / "model.onnx")
 

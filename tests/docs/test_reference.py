@@ -9,6 +9,8 @@ from documents import ROOT
 
 import foveal
 
+pytestmark = pytest.mark.dear("the first test imports what all pages name")
+
 PAGES = sorted((ROOT / "docs").glob("api_*.md"))
 BLOCK = re.compile(r"^::: ([\w.]+)\n(?:    options: \{members: (?:\[([^\]]*)\]|(false))\}\n)?", re.MULTILINE)
 PUBLIC = ("foveal", "foveal.images", "foveal.runtime", "foveal.models", "foveal.ops")

@@ -65,7 +65,7 @@ def _rehearsal():
 @pytest.mark.usefixtures("_rehearsal")
 def test_dear_claims_are_rehearsed(item, claim):
     if claim.kind != "kept" and "minutes" not in claim.needs:
-        pytest.skip("measures at full size, without training")
+        pytest.skip("without training; test_preparation.py")
     outcome = run_one(claim)
     assert outcome.verdict in ("holds", "does not hold"), outcome.trace
 

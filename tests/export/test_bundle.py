@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -80,14 +81,17 @@ def test_card_is_checked_when_it_is_written(tmp_path, made, model, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_standing_bundle_is_kept_unless_told(made, model, monkeypatch):
+def test_standing_bundle_is_kept_unless_told(tmp_path, made, model, monkeypatch):
+    folder = tmp_path / "tiny"
+    shutil.copytree(made.folder, folder)
     with pytest.raises(ExportError, match=r"exists; give another place, or overwrite=True \(--overwrite\)"):
-        export_bundle(model, made.folder, name="other", model_name="luma_sr_fast", scale=2)
+        export_bundle(model, folder, name="other", model_name="luma_sr_fast", scale=2)
+    assert json.loads((folder / "card.json").read_text())["name"] == "tiny"
     whole = (made.folder / "model.onnx").read_bytes()
     monkeypatch.setattr("foveal.export.bundle.to_onnx", lambda model, path, example: path.write_bytes(whole))
-    again = export_bundle(model, made.folder, name="tiny", model_name="luma_sr_fast", scale=2, data="x", overwrite=True)
+    again = export_bundle(model, folder, name="tiny", model_name="luma_sr_fast", scale=2, data="x", overwrite=True)
     assert json.loads((again.folder / "card.json").read_text())["data"] == "x"
-    assert [p.name for p in made.folder.parent.iterdir()] == ["tiny"]
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_failed_export_leaves_nothing(tmp_path, made, model, monkeypatch):

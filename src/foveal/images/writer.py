@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import avif, colour, exif, png_chunks, tiff, xmp
+from . import avif, exif, png_chunks, tiff, xmp
 from ._vips import reason, set_blob, vips
-from .alpha import flatten
 from .encode import saver
 from .errors import PictureError
-from .fit import has_alpha, not_kept, refuse_unfit
+from .fit import not_kept, refuse_unfit
 from .formats import format_for
 from .metadata import Metadata
+from .stored import Stored
 from .temporary import Temporary
 
 if TYPE_CHECKING:
@@ -85,25 +85,12 @@ class Writer:
             raise ValueError(f"quality must be in 1…100, got {quality}; leave it out for the best default")
         self.format = format_for(path)
         self.metadata = replace(metadata or Metadata())
-        self._background = background
         self._overwrite = overwrite
         self._quality = quality
         self._rows = 0
-        self._check()
-        self._alpha = has_alpha(channels, self.metadata)
-        self._deep = self.metadata.bits == 16 and self.format.deep
-        if frames > 1 and self.format.name in ("png", "avif"):
-            self._deep = False  # Pillow, which writes these animations, supports 8 bits only
-        self._meaning = colour.meaning(self.metadata, self.format.name, channels)
-        self._to_srgb = self._needs_srgb()
-        self._stored = self._stored_channels()
-        if self._to_srgb:
-            holds = self.format.icc and self._stored >= 3
-            self._icc = colour.srgb_profile() if holds else None
-            self._meaning = self._meaning._replace(chunks=())
-        else:
-            self._icc = self._meaning.icc if self.format.icc else None
-        self.raw_bytes = width * height * frames * self._stored * (2 if self._deep else 1)
+        self._check(background=background is not None)
+        self._stored = Stored(self.format, channels, self.metadata, frames=frames, background=background)
+        self.raw_bytes = width * height * frames * self._stored.channels * (2 if self._stored.deep else 1)
         self._unfinished = Temporary(self.path)
         self._temporary = self._unfinished.path
         self._sink: Sink | None = None
@@ -147,7 +134,7 @@ class Writer:
         step = max(1, BLOCK_BYTES // (self.width * self.channels * block.itemsize))
         try:
             for start in range(0, len(block), step):
-                self._sink.rows(self._fit(block[start : start + step]))
+                self._sink.rows(self._stored.rows(block[start : start + step]))
         except (OSError, vips().Error) as error:
             raise self._failed(error) from error
         self._rows += len(block)
@@ -227,9 +214,9 @@ class Writer:
                 tiff.set_spare(path)
         elif name == "png":
             words = png_chunks.texts(self.metadata.chunks, self.metadata.comments)
-            png_chunks.insert(path, self._meaning.chunks, words)
-        elif name == "avif" and self._meaning.code is not None:
-            avif.set_colours(path, self._meaning.code)
+            png_chunks.insert(path, self._stored.meaning.chunks, words)
+        elif name == "avif" and self._stored.meaning.code is not None:
+            avif.set_colours(path, self._stored.meaning.code)
 
     def _discard(self) -> None:
         self._unfinished.end(self._temporary)
@@ -245,7 +232,7 @@ class Writer:
             raise PictureError(self.path, "the file exists already", "choose another name, or allow overwriting "
                                "(overwrite=True, on the command line --overwrite)")  # fmt: skip
 
-    def _check(self) -> None:
+    def _check(self, *, background: bool) -> None:
         """All checks that can be made before the first row."""
         form = self.format
         self._refuse_existing()
@@ -259,7 +246,7 @@ class Writer:
             self.channels,
             self.metadata,
             frames=self.frames,
-            background=self._background is not None,
+            background=background,
         )
         durations = len(self.metadata.durations)
         if self.frames > 1 and form.name != "tiff" and durations != self.frames:
@@ -270,52 +257,8 @@ class Writer:
         """What the source has and this file does not keep, as a sentence for the user; empty if all is kept."""
         return not_kept(self.format, self.channels, self.metadata, frames=self.frames)
 
-    def _needs_srgb(self) -> bool:
-        icc = self._meaning.icc
-        if not icc:
-            return False
-        mismatch = (colour.space(icc) == "grey") != (self.channels <= 2)
-        if self.format.name in ("webp", "avif") and self.channels <= 2:
-            return colour.space(icc) == "grey"
-        return not self.format.icc or (mismatch and self.format.name == "png") or colour.space(icc) == "cmyk"
-
-    def _stored_channels(self) -> int:
-        """Number of channels of the rows passed to the encoder."""
-        more = (self._alpha and self.format.alpha) or (self.metadata.spare and self.format.name == "tiff")
-        colours = 3 if self.channels >= 3 or self._grey_becomes_colour() else 1
-        if self.format.name == "bmp" and more:
-            colours = 3
-        return colours + more
-
-    def _grey_becomes_colour(self) -> bool:
-        return self._to_srgb and not self.format.grey
-
     def _exif(self) -> bytes:
         return exif.resized(self.metadata.exif or b"", self.width, self.height)
-
-    def _fit(self, block: NDArray[Any]) -> NDArray[Any]:
-        """Convert rows for the encoder."""
-        if self._deep and block.dtype == np.uint8:
-            block = block.astype(np.uint16) * 257
-        if self._alpha and not self.format.alpha:
-            block = flatten(block, self._background)
-        elif self.metadata.spare and self.format.name != "tiff":
-            block = block[..., :-1]
-        if self._to_srgb and self._meaning.icc:
-            block = colour.rows_to_srgb(block, self._meaning.icc)
-            if self._stored <= 2:
-                block = np.concatenate([block[..., :1], block[..., 3:]], axis=2)
-        if not self._deep and block.dtype == np.uint16:
-            block = ((block.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        if self._stored >= 3 and block.shape[2] <= 2:
-            block = np.concatenate([np.repeat(block[..., :1], 3, axis=2), block[..., 1:]], axis=2)
-        if self._deep and self.format.name == "avif":
-            depth = self._avif_depth()
-            block = ((block.astype(np.uint32) * ((1 << depth) - 1) + 32767) // 65535 << (16 - depth)).astype(np.uint16)
-        return block
-
-    def _avif_depth(self) -> int:
-        return self.metadata.depth if self.metadata.depth in (10, 12) else 12
 
     def _open(self) -> Sink:
         if self.format.name == "bmp":
@@ -323,7 +266,7 @@ class Writer:
 
             dpi = self.metadata.dpi or (72.0, 72.0)
             try:
-                return BmpSink(self._temporary, self.width, self.height, self._stored, dpi)
+                return BmpSink(self._temporary, self.width, self.height, self._stored.channels, dpi)
             except OSError as error:
                 raise self._failed(error) from error
         if self.frames > 1 and self.format.name in ("png", "avif"):
@@ -332,21 +275,21 @@ class Writer:
             packet = self.metadata.xmp
             metadata = replace(
                 self.metadata,
-                icc=self._icc,
+                icc=self._stored.icc,
                 exif=self._exif() if self.metadata.exif else None,
                 xmp=xmp.resized(packet, self.width, self.height) if packet else None,
             )
             return AnimationSink(self._temporary, self.format.name, self.frames, self.height, metadata, self._quality)
         from .stream import VipsSink
 
-        return VipsSink(self.width, self.height * self.frames, self._stored, self._deep, self._save)
+        return VipsSink(self.width, self.height * self.frames, self._stored.channels, self._stored.deep, self._save)
 
     def _save(self, image: Any) -> None:
         """Attach the metadata and encode; runs in the encoder's thread."""
         across, down = self.metadata.dpi or (72.0, 72.0)
         image = image.copy(xres=across / 25.4, yres=down / 25.4)
         packet = self.metadata.xmp
-        set_blob(image, "icc-profile-data", self._icc)
+        set_blob(image, "icc-profile-data", self._stored.icc)
         set_blob(image, "xmp-data", xmp.resized(packet, self.width, self.height) if packet else None)
         set_blob(image, "iptc-data", self.metadata.iptc if self.format.name == "jpeg" else None)
         if self.metadata.exif:
@@ -361,7 +304,7 @@ class Writer:
             self.metadata,
             quality=self._quality,
             raw_bytes=self.raw_bytes,
-            depth=self._avif_depth() if self._deep else 8,
+            depth=self._stored.depth,
         )
         getattr(image, name)(self._unfinished.place(self._temporary), **options)
 

@@ -16,10 +16,10 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Fields are measured on pictures as small as tiny models need."""
-    from foveal.export.foreign import measure
+    from foveal.export.foreign import field
 
-    monkeypatch.setattr(measure, "_NEAR", 12)
-    monkeypatch.setattr(measure, "_HEIGHT", 12)
+    monkeypatch.setattr(field, "_NEAR", 12)
+    monkeypatch.setattr(field, "_HEIGHT", 12)
     # Threads that wait for one another cost more than tiny models do.
     for module in ("foveal.runtime.machine", "foveal.runtime.upscaler", "foveal.export.foreign"):
         monkeypatch.setattr(f"{module}.cores", lambda: 1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from foveal.export.foreign import import_model, imported
+from foveal.export.foreign.colours import Colours
 from foveal.export.foreign.errors import ForeignModelError
-from foveal.export.foreign.measure import Colours
 from foveal.export.foreign.ncnn import open_ncnn, read_param, recoloured
 from foveal.runtime import engines
 from foveal.runtime.bundle import Bundle

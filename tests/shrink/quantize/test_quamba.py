@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from foveal.nn.mamba import Mamba
-from foveal.shrink.quantize.mamba import Codes, integers_
+from foveal.shrink.quantize.codes import Codes
+from foveal.shrink.quantize.mamba import integers_
 from foveal.shrink.quantize.quamba import Quamba, hadamard, rotate, rotate_
 
 

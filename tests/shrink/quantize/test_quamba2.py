@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveal.nn.mamba import Mamba
-from foveal.shrink.quantize.mamba import Codes, integers_, per_tensor
+from foveal.shrink.quantize.codes import Codes, per_tensor
+from foveal.shrink.quantize.mamba import integers_
 from foveal.shrink.quantize.quamba import Quamba
 from foveal.shrink.quantize.quamba2 import Quamba2, cluster, gptq, packed_bytes, permute_
 

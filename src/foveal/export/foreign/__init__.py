@@ -1,7 +1,7 @@
 """Models of other tools to bundles: read, measured, rewritten to RGB in [0, 1], compared with what they were.
 
 One file for each kind of model (`spandrel.py`, `onnx.py`, `ncnn.py`); what a network says nothing of is found by
-running it (`measure.py`). A bundle is made beside its place and moved there when it is whole.
+running it (`sizes.py`, `colours.py`, `field.py`). A bundle is made beside its place and moved there when it is whole.
 """
 
 from __future__ import annotations
@@ -16,19 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveal.export.foreign.colours import ORDERS, RANGES, Colours, find_colours
 from foveal.export.foreign.errors import ForeignModelError
-from foveal.export.foreign.measure import (
-    ORDERS,
-    RANGES,
-    Colours,
-    Field,
-    Sizes,
-    find_colours,
-    find_field,
-    find_period,
-    find_sizes,
-    takes_batches,
-)
+from foveal.export.foreign.field import Field, find_field, find_period
+from foveal.export.foreign.sizes import Sizes, find_sizes, takes_batches
 from foveal.runtime.card import Card
 from foveal.runtime.engines import create
 from foveal.runtime.machine import cache_folder, cores
@@ -36,8 +27,8 @@ from foveal.runtime.machine import cache_folder, cores
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from foveal.export.foreign.measure import Run
     from foveal.export.foreign.opened import Opened
+    from foveal.export.foreign.sizes import Run
 
 __all__ = ["ForeignModelError", "Imported", "import_model", "imported"]
 

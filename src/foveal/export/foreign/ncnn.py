@@ -11,14 +11,15 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from foveal.export.foreign.colours import RANGES
 from foveal.export.foreign.errors import ForeignModelError, require
-from foveal.export.foreign.measure import RANGES
 from foveal.export.foreign.opened import Opened
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from foveal.export.foreign.measure import Colours, Sizes
+    from foveal.export.foreign.colours import Colours
+    from foveal.export.foreign.sizes import Sizes
     from foveal.runtime.engines import FileKind
 
 __all__ = ["Layer", "open_ncnn", "pair", "read_param", "recoloured"]

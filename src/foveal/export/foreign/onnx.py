@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveal.export.foreign.colours import RANGES
 from foveal.export.foreign.errors import ForeignModelError, require
-from foveal.export.foreign.measure import RANGES
 from foveal.export.foreign.opened import Opened
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foveal.export.foreign.measure import Colours, Sizes
+    from foveal.export.foreign.colours import Colours
+    from foveal.export.foreign.sizes import Sizes
     from foveal.runtime.engines import FileKind
 
 __all__ = ["open_onnx"]

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from foveal.export.foreign.measure import Colours, Run, Sizes
+    from foveal.export.foreign.colours import Colours
+    from foveal.export.foreign.sizes import Run, Sizes
     from foveal.runtime.engines import FileKind
 
 __all__ = ["Opened"]

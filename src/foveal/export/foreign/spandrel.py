@@ -9,8 +9,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from foveal.export.foreign.colours import Colours
 from foveal.export.foreign.errors import ForeignModelError, require
-from foveal.export.foreign.measure import Colours
 from foveal.export.foreign.opened import Opened
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foveal.export.foreign.measure import Sizes
+    from foveal.export.foreign.sizes import Sizes
     from foveal.runtime.engines import FileKind
 
 __all__ = ["open_weights", "read_weights"]

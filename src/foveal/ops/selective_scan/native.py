@@ -32,18 +32,9 @@ __all__ = ["along_in_torch", "selective_scan_along", "selective_scan_native"]
 
 def along_in_torch(
     core: Callable[..., tuple[Tensor, Tensor]],
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-    routes: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    start: Tensor | None, softplus: bool, routes: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The general form in torch, on top of a plain scan.
 
     Args:
@@ -107,18 +98,9 @@ def _groups(B: Tensor, C: Tensor) -> int:
 
 
 def _prepared(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-    routes: Tensor | None,
-) -> tuple[Any, Any, list[Tensor | None]]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    start: Tensor | None, softplus: bool, routes: Tensor | None,
+) -> tuple[Any, Any, list[Tensor | None]]:  # fmt: skip
     """Sizes, strides and pointers for the kernel; the tensors are returned to keep them alive during the call."""
     from foveal_kernels import calls
 
@@ -201,19 +183,9 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-    routes: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    start: Tensor | None, softplus: bool, routes: Tensor | None, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     given = (u, delta, A, B, C, D, z, bias, start, softplus, routes)
     if not _native(u):
         out, last = along_in_torch(selective_scan_eager, *given)
@@ -237,21 +209,10 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor,
-    of_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-    routes: Tensor | None,
-    checkpoints: Tensor,
-) -> list[Tensor]:
+    grad: Tensor, of_last: Tensor | None,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    start: Tensor | None, softplus: bool, routes: Tensor | None, checkpoints: Tensor,
+) -> list[Tensor]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, bias and start, empty where there is no such input."""
     inputs = (u, delta, A, B, C, D, z, bias, start)
     if checkpoints.ndim == 1:  # the forward pass ran in torch
@@ -319,19 +280,9 @@ _LIBRARY.impl("selective_scan_backward", _backward, "CPU")
 
 @torch.library.register_fake("foveal::selective_scan", lib=_LIBRARY)
 def _fake_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-    routes: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    start: Tensor | None, softplus: bool, routes: Tensor | None, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     del delta, D, z, bias, start, softplus
     native = u.dtype != torch.float64 and library() is not None
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -383,18 +334,9 @@ def _flops(u: Any, delta: Any, A: Any, *_: Any, out_shape: Any = None, **__: Any
 
 
 def selective_scan_along(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    bias: Tensor | None = None,
-    softplus: bool = False,
-    routes: Tensor | None = None,
-    z: Tensor | None = None,
-    start: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, bias: Tensor | None = None,
+    softplus: bool = False, routes: Tensor | None = None, z: Tensor | None = None, start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The registered operator, in the general form.
 
     Args:
@@ -422,17 +364,9 @@ def selective_scan_along(
 
 
 def selective_scan_native(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False, initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The plain scan.
 
     Args:

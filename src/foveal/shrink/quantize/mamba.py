@@ -8,12 +8,13 @@ names of `foveal.nn.mamba.Mamba`, and the points in brackets:
 
 Each direction of a bidirectional mixer has its own points and weights; those of the backward direction end in `_b`.
 A point rounds to `scale · {-2^(b-1) … 2^(b-1) - 1}`. Arithmetic between points is floating point, as in kernels that
-read integers and keep the state in high precision.
+read integers and keep the state in high precision. An exported file contains the integers: the codes of the
+weights, and `QuantizeLinear` and `DequantizeLinear` at the points (`foveal.shrink.quantize.qdq`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,202 +22,10 @@ from torch import Tensor, nn
 
 from foveal.nn.mamba import Mamba
 from foveal.ops import selective_scan
+from foveal.shrink.quantize.codes import Codes
+from foveal.shrink.quantize.points import Point
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-__all__ = ["Codes", "IntegerMamba", "Point", "Watch", "integers_", "levels", "per_tensor", "round_to", "watched"]
-
-LINEAR = ("in_proj", "x_proj", "dt_proj", "out_proj")
-
-
-def levels(bits: int) -> int:
-    """Largest code of a signed integer.
-
-    Args:
-        bits: number of bits, b.
-
-    Returns:
-        2^(b-1) - 1.
-    """
-    return 2 ** (bits - 1) - 1
-
-
-def round_to(x: Tensor, scale: Tensor, *, bits: int = 8) -> Tensor:
-    """Round a tensor to codes.
-
-    Args:
-        x: tensor of any shape.
-        scale: value of one code, broadcast over `x`.
-        bits: number of bits, b.
-
-    Returns:
-        Integers in floating point, the shape of `x`.
-    """
-    return torch.round(x / scale).clamp(-levels(bits) - 1, levels(bits))
-
-
-def per_tensor(weight: Tensor, *, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Round a weight with a single scale, given by its largest value.
-
-    Args:
-        weight: tensor of any shape.
-        bits: number of bits, b.
-
-    Returns:
-        Codes, int8, the shape of `weight`; scale, ().
-    """
-    scale = weight.abs().max().clamp(min=1e-8) / levels(bits)
-    return round_to(weight, scale, bits=bits).to(torch.int8), scale
-
-
-class Watch:
-    """Statistics of a point during calibration.
-
-    Args:
-        percentile: share of a batch's absolute values, in (0, 1], whose largest is kept.
-        gram: whether to sum the products of all pairs of channels.
-    """
-
-    def __init__(self, *, percentile: float = 1.0, gram: bool = False) -> None:
-        self.percentile = percentile
-        self.wants_gram = gram
-        self.clips: list[Tensor] = []
-        self.largest: Tensor | None = None
-        self.gram: Tensor | None = None
-        self.count = 0
-
-    def update(self, x: Tensor) -> None:
-        """Add a batch to the statistics.
-
-        Args:
-            x: values, (n, C).
-        """
-        size = x.abs()
-        rank = min(size.numel(), max(1, round(self.percentile * size.numel())))
-        self.clips.append(size.flatten().kthvalue(rank).values)
-        largest = size.amax(0)
-        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
-        if self.wants_gram:
-            gram = x.mT.double() @ x.double()
-            self.gram = gram if self.gram is None else self.gram + gram
-        self.count += len(x)
-
-    def clip(self) -> Tensor:
-        """The percentile, averaged over batches; at percentile 1, the maximum over all batches.
-
-        Returns:
-            Clipping value, ().
-        """
-        clips = torch.stack(self.clips)
-        return clips.max() if self.percentile == 1 else clips.mean()
-
-
-class Point(nn.Module):
-    """Rounds its input once it has a scale; before that, passes it through.
-
-    Args:
-        axis: axis of the channels.
-        bits: number of bits, b.
-    """
-
-    scale: Tensor | None
-
-    def __init__(self, *, axis: int, bits: int = 8) -> None:
-        super().__init__()
-        self.axis, self.bits = axis, bits
-        self.watch: Watch | None = None
-        self.register_buffer("scale", None)
-
-    def set(self, clip: Tensor) -> None:
-        """Set the scale.
-
-        Args:
-            clip: largest value that is not clipped, () or one per channel, (C,).
-        """
-        scale = clip.float().clamp(min=1e-5) / levels(self.bits)
-        self.scale = scale[:, None] if scale.ndim and self.axis == 1 else scale
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        # A point of an uncalibrated model has no scale to load into.
-        self.scale = state_dict.get(f"{prefix}scale")
-        if self.scale is not None:
-            self.scale = self.scale.clone()
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.watch is not None:
-            self.watch.update(x.detach().movedim(self.axis, -1).flatten(0, -2))
-        return x if self.scale is None else round_to(x, self.scale.to(x), bits=self.bits) * self.scale.to(x)
-
-
-class Codes(nn.Module):
-    """A weight stored as integers: one byte per 8-bit code, one byte per two 4-bit codes.
-
-    Args:
-        codes: int8 codes, (rows, columns) with an even number of columns for 4 bits, any shape for 8.
-        scale: value of one code, () or (rows, groups) with equal groups of columns, of which the last may be shorter.
-        bits: bits per code, 4 or 8.
-        group_size: number of columns that share a scale; 0 for all.
-
-    Raises:
-        ValueError: an odd number of columns with 4 bits.
-    """
-
-    packed: Tensor
-    scale: Tensor
-    group: Tensor
-
-    def __init__(self, codes: Tensor, scale: Tensor, *, bits: int = 8, group_size: int = 0) -> None:
-        super().__init__()
-        self.bits, self.group_size = bits, group_size
-        if bits == 4:
-            if codes.ndim != 2 or codes.shape[1] % 2:
-                raise ValueError(f"codes of 4 bits need an even number of columns, got shape {tuple(codes.shape)}")
-            halves = (codes + 8).to(torch.uint8)
-            codes = halves[:, ::2] | halves[:, 1::2] << 4
-        self.register_buffer("packed", codes)
-        self.register_buffer("scale", scale)
-        self.register_buffer("group", torch.tensor(group_size))  # so that a loader can read it from the state
-
-    @classmethod
-    def stored(cls, state_dict: Mapping[str, Tensor], prefix: str) -> Codes:
-        """Create codes from a stored state.
-
-        Args:
-            state_dict: state of a model.
-            prefix: name of the codes in it, with a trailing dot.
-
-        Returns:
-            Codes with the stored shape, number of bits, groups and values.
-        """
-        packed, scale = state_dict[f"{prefix}packed"], state_dict[f"{prefix}scale"]
-        found = cls(packed.clone(), scale.clone(), group_size=int(state_dict[f"{prefix}group"]))
-        found.bits = 4 if packed.dtype == torch.uint8 else 8
-        return found
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes and scales."""
-        return self.packed.nbytes + self.scale.nbytes
-
-    def codes(self) -> Tensor:
-        """Unpack the codes.
-
-        Returns:
-            Codes, int8, the shape of the weight.
-        """
-        if self.bits == 8:
-            return self.packed
-        # (rows, columns / 2, 2) to (rows, columns)
-        return torch.stack([self.packed & 15, self.packed >> 4], dim=-1).flatten(1).to(torch.int8) - 8
-
-    def forward(self) -> Tensor:
-        codes = self.codes()
-        scale = self.scale.float()
-        if self.group_size:
-            scale = scale.repeat_interleave(self.group_size, dim=1)[:, : codes.shape[1]]
-        return codes * scale
+__all__ = ["IntegerMamba", "integers_"]
 
 
 class _Plain(nn.Module):
@@ -230,6 +39,15 @@ class _Plain(nn.Module):
 
     def forward(self) -> Tensor:
         return self.value
+
+
+def _linear(x: Tensor, weight: Tensor, point: Point) -> Tensor:
+    """(B, N, C), rounded at a point, to (B, N, E) by a weight, (E, C)."""
+    one_scale = point.scale is not None and not point.scale.ndim
+    if torch.onnx.is_in_onnx_export() and not one_scale:
+        # Where x is not int8 with one scale, ONNX Runtime would round it for a product with integers on the right.
+        return (weight @ x.mT).mT
+    return F.linear(x, weight)
 
 
 class IntegerMamba(nn.Module):
@@ -325,8 +143,10 @@ class IntegerMamba(nn.Module):
         ]
         u = self.point(f"u{way}")(F.silu(u))
         # (B, N, R + 2·D)
-        step, weights_in, weights_out = F.linear(u.mT, self.weight(f"x_proj{way}")).split(self.split, dim=-1)
-        delta = F.linear(self.point(f"step{way}")(step), self.weight(f"dt_proj{way}"))
+        parts = _linear(u.mT, self.weight(f"x_proj{way}"), self.point(f"u{way}"))
+        step, weights_in, weights_out = parts.split(self.split, dim=-1)
+        rounded = self.point(f"step{way}")
+        delta = _linear(rounded(step), self.weight(f"dt_proj{way}"), rounded)
         y = selective_scan(
             u,
             self.point(f"delta{way}")(delta).mT,
@@ -342,13 +162,14 @@ class IntegerMamba(nn.Module):
         return y
 
     def forward(self, tokens: Tensor) -> Tensor:
+        first, last = self.point("tokens"), self.point("y")
         # two of (B, E, N)
-        x, z = F.linear(self.point("tokens")(tokens), self.weight("in_proj")).mT.chunk(2, dim=1)
+        x, z = _linear(first(tokens), self.weight("in_proj"), first).mT.chunk(2, dim=1)
         x, z = self.point("x")(x), self.point("z")(z)
         y = self._scan(x, z, "")
         if len(self.ways) > 1:
             y = (y + self._scan(x.flip(-1), z.flip(-1), "_b").flip(-1)) / 2
-        return F.linear(self.point("y")(self.rotation(y.mT)), self.weight("out_proj"))
+        return _linear(last(self.rotation(y.mT)), self.weight("out_proj"), last)
 
 
 def integers_(model: nn.Module) -> list[IntegerMamba]:
@@ -374,38 +195,3 @@ def integers_(model: nn.Module) -> list[IntegerMamba]:
             "wrap a bare mixer in nn.Sequential"
         )
     return found
-
-
-def watched(model: nn.Module, calibration: Iterable[Tensor], watches: dict[Point, Watch]) -> dict[Point, Watch]:
-    """Run batches through a model and collect the statistics of its points.
-
-    Args:
-        model: network that contains the points.
-        calibration: batches of its inputs.
-        watches: statistics to collect at each point.
-
-    Returns:
-        The same statistics, filled.
-
-    Raises:
-        ValueError: no batch.
-    """
-
-    def batches() -> Iterator[Tensor]:
-        yield from (calibration.split(32) if isinstance(calibration, Tensor) else calibration)
-
-    training = model.training
-    model.eval()
-    for point, watch in watches.items():
-        point.watch = watch
-    try:
-        with torch.no_grad():
-            for batch in batches():
-                model(batch)
-    finally:
-        model.train(training)
-        for point in watches:
-            point.watch = None
-    if any(not watch.count for watch in watches.values()):
-        raise ValueError("calibration must give at least one batch that reaches every mixer, got none")
-    return watches

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from foveal.cases import Transform
 from foveal.nn.mamba import Mamba
 from foveal.record import Method, Paper
-from foveal.shrink.quantize.mamba import Codes, IntegerMamba, Watch, integers_, per_tensor, watched
+from foveal.shrink.quantize.codes import Codes, per_tensor
+from foveal.shrink.quantize.mamba import IntegerMamba, integers_
+from foveal.shrink.quantize.points import Watch, watched
 
 if TYPE_CHECKING:
     from foveal.shrink.step import Inputs

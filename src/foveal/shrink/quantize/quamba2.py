@@ -33,15 +33,9 @@ from torch import Tensor, nn
 
 from foveal.cases import Transform
 from foveal.record import Method, Paper
-from foveal.shrink.quantize.mamba import (
-    Codes,
-    IntegerMamba,
-    Watch,
-    integers_,
-    per_tensor,
-    round_to,
-    watched,
-)
+from foveal.shrink.quantize.codes import Codes, per_tensor, round_to
+from foveal.shrink.quantize.mamba import IntegerMamba, integers_
+from foveal.shrink.quantize.points import Watch, watched
 from foveal.shrink.quantize.quamba import ROUNDED, floating, given, rotate_, tiny_mixers, tiny_tokens
 
 if TYPE_CHECKING:

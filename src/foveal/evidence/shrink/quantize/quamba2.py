@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from foveal.evidence.tasks import cifar10, cifar10_vim
 from foveal.nn.mamba import Mamba
 from foveal.record import equal, kept, smaller
-from foveal.shrink.quantize.mamba import Watch, integers_, levels, round_to, watched
+from foveal.shrink.quantize.codes import levels, round_to
+from foveal.shrink.quantize.mamba import integers_
+from foveal.shrink.quantize.points import Watch, watched
 from foveal.shrink.quantize.quamba2 import Quamba2, clips, clustered, packed_bytes, sort_
 
 if TYPE_CHECKING:
