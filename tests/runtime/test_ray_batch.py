@@ -188,7 +188,7 @@ def writers(folder):
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             for descriptor in (process / "fd").iterdir():
-                path = Path(os.readlink(descriptor))
+                path = descriptor.readlink()
                 if path.parent == folder and path.suffix == ".part":
                     found[int(process.name)] = path.name[1:].rpartition(".")[0].rpartition(".")[0]
     return found
