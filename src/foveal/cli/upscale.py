@@ -197,6 +197,12 @@ def upscale(
         $ foveal upscale photo.png -o large.png
         1 picture, 3.8 MP with balanced_x4, native, 2 threads: about 0.5 s
         photo.png → large.png: 2000×1920, 3.8 MP in 0.4 s (10.4 MP/s)
+
+        $ foveal upscale photos -o large --ray 10.0.0.1:6379
+        2 pictures, 2.5 MP with balanced_x4, native, 2 workers on 2 machines, each with 4 threads: about 0.2 s
+        photos/a.png → large/a.png: 1280×960, 1.2 MP in 0.2 s (8.1 MP/s); by north/1
+        photos/b.png → large/b.png: 1280×960, 1.2 MP in 0.2 s (8.0 MP/s); by south/1
+        2 pictures, 2.5 MP in 0.2 s (15.8 MP/s)
     """
     arguments = dict(locals())
     from foveal.cli._film_run import FilmRun, films_among, targets
