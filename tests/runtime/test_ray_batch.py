@@ -1,6 +1,7 @@
 """Batches over the machines of a Ray cluster: real clusters are `slow`; what is decided without one is not."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +71,16 @@ def test_nobody_at_an_address_is_noticed_at_once():
             RayCrew(f"127.0.0.1:{port}").__enter__()
 
 
+def test_what_other_threads_print_is_dropped():
+    stream = io.StringIO()
+    one = ray_batch.OneThread(stream)
+    other = threading.Thread(target=print, args=("(raylet) noise",), kwargs={"file": one})
+    other.start()
+    other.join()
+    print("said", file=one)
+    assert (stream.getvalue(), one.closed) == ("said\n", False)
+
+
 def test_deaths_in_a_few_words():
     assert ray_batch._cause("killed due to the node running low on memory") == "its machine ran out of memory"
     assert ray_batch._cause("The node specified doesn't exist any more") == "its machine is gone"
@@ -101,7 +113,19 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch, capsys):
 
 # With one
 
-SLOWLY = ("-s", "4", "--quality", "balanced", "--clean", "off", "--engine", "onnxruntime", "--threads", "1")
+QUICK = ("-s", "2", "--quality", "fast", "--engine", "onnxruntime", "--threads", "1", "--tile", "32")
+# Workers, and nobody else, wait a moment before each band that they write: there is time to kill them.
+WAIT = """
+import sys
+if any("default_worker" in word for word in sys.orig_argv):
+    import time
+    from foveal.runtime.background_writer import BackgroundWriter
+    rows = BackgroundWriter.rows
+    def wait_and_write(self, band):
+        time.sleep(0.3)
+        rows(self, band)
+    BackgroundWriter.rows = wait_and_write
+"""
 COMMAND = (sys.executable, "-c", "import sys; from foveal.cli.main import main; main(['upscale', *sys.argv[1:]])")
 CLUSTER = """
 import sys
@@ -117,19 +141,20 @@ cluster.shutdown()
 """
 
 
-FULL = 'mount -t tmpfs -o size=6m none "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
+FULL = 'mount -t tmpfs -o size=300k none "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """What the machines of a cluster and the command share."""
-    home = tmp_path_factory.mktemp("home")
+    home, site = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(WAIT)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     return {
         **kept,
         "HOME": str(home),
         "FOVEAL_CACHE": str(home / "cache"),
-        "PYTHONPATH": str(SOURCE),
+        "PYTHONPATH": f"{site}{os.pathsep}{SOURCE}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0" * 64,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -161,17 +186,17 @@ def address(environment):
 
 @pytest.fixture
 def album(tmp_path):
-    """Seven pictures, each a second or so of work."""
+    """Seven pictures of three bands each."""
     (tmp_path / "in").mkdir()
     for index in range(7):
-        pixels = np.random.default_rng(index).integers(0, 256, (200 + 10 * index, 300, 3), np.uint8)
-        Image.fromarray(pixels).resize((400, 300)).save(tmp_path / "in" / f"{index}.png")
+        pixels = np.random.default_rng(index).integers(0, 256, (96, 100 + index, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{index}.png")
     return tmp_path
 
 
 def start(environment, folder, *arguments):
     return subprocess.Popen(
-        [*COMMAND, *arguments, *SLOWLY],
+        [*COMMAND, *arguments, *QUICK],
         env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -366,7 +391,7 @@ def test_a_full_disk_fails_file_by_file(environment, album):
         pytest.skip("needs a name space of its own for mounts")
     (album / "out").mkdir()
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", FULL, str(album / "out"), *COMMAND, "in", "-o", "out", "-q", *SLOWLY, "--ray"],
+        ["unshare", "-rm", "sh", "-c", FULL, str(album / "out"), *COMMAND, "in", "-o", "out", "-q", *QUICK, "--ray"],
         env=environment, cwd=album, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 1
@@ -395,7 +420,7 @@ def test_a_cluster_of_its_own_leaves_nothing_and_talks_to_nobody(album, tmp_path
         command = []
     try:
         done = subprocess.run(
-            [*command, *COMMAND, "in", "-o", "out", *SLOWLY, "--ray"],
+            [*command, *COMMAND, "in", "-o", "out", *QUICK, "--ray"],
             env=environment, cwd=album, capture_output=True, text=True, check=False, timeout=240,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")

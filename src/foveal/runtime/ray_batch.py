@@ -14,9 +14,11 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
+import threading
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 from foveal.runtime.machine import cores
@@ -63,6 +65,31 @@ def _signals_kept() -> Iterator[None]:
     finally:
         with suppress(ValueError):
             signal.signal(signal.SIGTERM, before)
+
+
+class OneThread:
+    """A stream that passes on what one thread writes: Ray prints to standard output from a thread of its own.
+
+    Args:
+        stream: stream that is written to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write, or drop what another thread writes.
+
+        Args:
+            text: text to write.
+
+        Returns:
+            Number of characters.
+        """
+        return self._stream.write(text) if threading.get_ident() == self._thread else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def load_ray() -> ModuleType:
@@ -157,8 +184,11 @@ class RayCrew:
         self._hand_class: Any = None
         self._actors: dict[str, Any] = {}
         self._running: dict[Any, tuple[str, str]] = {}  # what is waited for: its worker, and the method's name
+        self._speech: Any = None
 
     def __enter__(self) -> RayCrew:
+        self._speech = redirect_stdout(OneThread(sys.stdout))  # type: ignore[type-var]
+        self._speech.__enter__()
         try:
             self._connect()
             self._look_around()
@@ -317,6 +347,9 @@ class RayCrew:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        if self._speech is not None:
+            self._speech.__exit__(None, None, None)
+            self._speech = None
 
 
 def _reach(address: str) -> None:
