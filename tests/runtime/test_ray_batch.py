@@ -81,6 +81,27 @@ def test_what_other_threads_print_is_dropped():
     assert (stream.getvalue(), one.closed) == ("said\n", False)
 
 
+def test_a_cluster_of_one_machine_has_a_home_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("FOVEAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/kept")
+    with ray_batch._home(str(tmp_path)):
+        assert os.environ["HOME"] == str(tmp_path / "home")
+        assert os.environ["FOVEAL_CACHE"] == "/home/me/kept/foveal", "what was measured stays known"
+        assert Path("~/ray_bootstrap_config.yaml").expanduser().read_text() == "{}\n"
+    assert os.environ["HOME"] == "/home/me"
+    assert "FOVEAL_CACHE" not in os.environ
+    with ray_batch._home(None):
+        assert os.environ["HOME"] == "/home/me"
+
+
+def test_signals_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_batch._signals_kept():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_deaths_in_a_few_words():
     assert ray_batch._cause("killed due to the node running low on memory") == "its machine ran out of memory"
     assert ray_batch._cause("The node specified doesn't exist any more") == "its machine is gone"

@@ -110,7 +110,6 @@ class Setup:
         if settings_of(upscaler) != self.settings:
             raise CrewError(f"its bundle {upscaler.name} is another than that of the batch; install the same foveal")
         upscaler.adopt(self.settled)
-        upscaler.prepare()
         return upscaler
 
 
