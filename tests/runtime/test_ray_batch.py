@@ -82,17 +82,17 @@ def test_what_other_threads_print_is_dropped():
 
 
 def test_a_cluster_of_one_machine_has_a_home_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/elsewhere")
     monkeypatch.delenv("FOVEAL_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/kept")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere/kept")
     with ray_batch._home(str(tmp_path)):
         assert os.environ["HOME"] == str(tmp_path / "home")
-        assert os.environ["FOVEAL_CACHE"] == "/home/me/kept/foveal", "what was measured stays known"
+        assert os.environ["FOVEAL_CACHE"] == "/elsewhere/kept/foveal", "what was measured stays known"
         assert Path("~/ray_bootstrap_config.yaml").expanduser().read_text() == "{}\n"
-    assert os.environ["HOME"] == "/home/me"
+    assert os.environ["HOME"] == "/elsewhere"
     assert "FOVEAL_CACHE" not in os.environ
     with ray_batch._home(None):
-        assert os.environ["HOME"] == "/home/me"
+        assert os.environ["HOME"] == "/elsewhere"
 
 
 def test_signals_are_put_back():
@@ -179,7 +179,7 @@ def environment(tmp_path_factory):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0" * 64,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # else Ray reports that they are off
+        "RAY_USAGE_STATS_REPORT_URL": "http://localhost:9",  # else Ray reports that they are off
         "RAY_worker_niceness": "0",
     }
 

@@ -359,7 +359,7 @@ def _quietly() -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # discarded
+        "RAY_USAGE_STATS_REPORT_URL": "http://localhost:9",  # discarded
         "RAY_worker_niceness": "0",  # by default 15, behind all else on the machine
     }
 
