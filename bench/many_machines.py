@@ -26,6 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 import foveal
+from foveal.cli._upscale_crew import order_for
 from foveal.cli._upscale_run import Run, Wishes
 from foveal.runtime.batch import find_jobs, settings_of
 from foveal.runtime.many_machines import Setup, spread
@@ -88,7 +89,7 @@ def together(source: Path, target: Path, workers: int) -> dict[str, float]:
 
         run = Run(upscaler, wishes(), [])
         run.prepare(jobs)
-        orders = [run._order(job, plan) for job, plan in run._plans]
+        orders = [order_for(job, plan, wishes()) for job, plan in run._plans]
         begun_work, at = time.perf_counter(), time.process_time()  # of this process, whatever the workers take
         done = list(spread(orders, Ready(), names))
         worked, serial = time.perf_counter() - begun_work, time.process_time() - at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from contextlib import closing, suppress
@@ -15,7 +14,7 @@ from foveal.cli._speech import say
 if TYPE_CHECKING:
     from foveal.cli._progress import Show
     from foveal.runtime.batch import Job, Record
-    from foveal.runtime.many_machines import Done, Order, Setup
+    from foveal.runtime.many_machines import Done, Order
     from foveal.runtime.plan import Plan
     from foveal.runtime.ray_batch import RayCrew
     from foveal.runtime.result import Result
@@ -323,13 +322,14 @@ class Run:
     def _work_there(self, crew: RayCrew) -> float:
         """Process the planned pictures by the workers of a crew; the megapixels done."""
         from foveal.cli._progress import Show
+        from foveal.cli._upscale_crew import order_for, setup_for
         from foveal.runtime.many_machines import spread
 
         self._plans = [(job, plan) for job, plan in self._plans if self._has_folder(job)]
         if not self._plans:
             return 0.0
-        orders = [self._order(job, plan) for job, plan in self._plans]
-        names = crew.hire(self._setup(orders), most=len(orders))
+        orders = [order_for(job, plan, self.wishes) for job, plan in self._plans]
+        names = crew.hire(setup_for(self.upscaler, self._options, orders), most=len(orders))
         self._workers = {
             name: {"name": name, "threads": crew.threads, "pictures": 0, "megapixels": 0.0, "seconds": 0.0}
             for name in names
@@ -385,38 +385,6 @@ class Run:
             self._fail(job, error)
             return False
         return True
-
-    def _order(self, job: Job, plan: Plan) -> Order:
-        from foveal.runtime.many_machines import Order
-
-        try:
-            size = job.source.stat().st_size
-        except OSError:  # its worker says so
-            size = -1
-        return Order(
-            source=Path(os.path.abspath(job.source)),  # noqa: PTH100  a link is named as the user named it
-            target=Path(os.path.abspath(job.target)),  # noqa: PTH100
-            size=size,
-            seconds=plan.seconds - plan.start,
-            megapixels=plan.megapixels,
-            overwrite=self.wishes.overwrite or self.wishes.resume,
-            limit_pixels=self.wishes.limit_pixels,
-            background=self.wishes.background,
-        )
-
-    def _setup(self, orders: list[Order]) -> Setup:
-        import foveal
-        from foveal.runtime.batch import settings_of
-        from foveal.runtime.bundle import SHIPPED
-        from foveal.runtime.many_machines import Setup
-
-        folders = dict.fromkeys(path.parent for order in orders for path in (order.source, order.target))
-        options = dict(self._options)
-        if options["model"] is not None and self.upscaler.bundle.folder.parent != SHIPPED:
-            options["model"] = os.path.abspath(options["model"])  # noqa: PTH100
-        return Setup(
-            options, self.upscaler.settled(), settings_of(self.upscaler), str(foveal.__version__), tuple(folders)
-        )
 
     def compare(self, jobs: list[Job], out: str | None) -> None:
         """Write the comparison page of all pictures with a result.
