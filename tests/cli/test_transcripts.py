@@ -15,6 +15,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from crew import InProcess
 from documents import ROOT, load
 from PIL import Image
 
@@ -107,8 +108,15 @@ def photo(folder, width, height):
 
 
 @pytest.fixture
-def upscale(beside_samples):
+def upscale(beside_samples, monkeypatch):
+    """A photo, a folder of two, and a cluster of two machines that is in this process."""
     photo(beside_samples / "photo.png", 500, 480)
+    (beside_samples / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        photo(beside_samples / "photos" / name, 320, 240)
+    monkeypatch.setattr("foveal.cli.upscale._crew", lambda address, threads: InProcess())
+    monkeypatch.setenv("FOVEAL_CACHE", str(beside_samples / "cache"))
+    monkeypatch.setattr("foveal.runtime.throughput._TRIED", (32,))
 
 
 @pytest.fixture

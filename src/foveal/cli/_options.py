@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,9 @@ import typer
 from foveal.cli._speech import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["Benchmarks", "Json", "Threads", "data_folder", "stop"]
+__all__ = ["Benchmarks", "Json", "Threads", "data_folder", "stop", "with_address"]
 
 Threads = Annotated[
     int | None,
@@ -69,3 +70,22 @@ def data_folder(command: str, folder: Path | None) -> Iterator[None]:
         yield
     finally:
         os.environ.pop("FOVEAL_DATA") if before is None else os.environ.update(FOVEAL_DATA=before)
+
+
+def with_address(arguments: Sequence[str], option: str = "--ray") -> list[str]:
+    """Give an option whose address may be left out the one that stands for this machine.
+
+    Args:
+        arguments: arguments of a command.
+        option: name of the option.
+
+    Returns:
+        The arguments, with "local" behind the option unless what looks like an address follows it.
+    """
+    whole = list(arguments)
+    end = whole.index("--") if "--" in whole else len(whole)
+    if option in whole[:end]:
+        at = whole.index(option) + 1
+        if at == end or not re.fullmatch(r"auto|local|[^/\\]+:\d+|\w+://.*|[\d.]+", whole[at]):
+            whole.insert(at, "local")
+    return whole

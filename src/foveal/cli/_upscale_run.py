@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,10 @@ from foveal.cli._speech import say
 if TYPE_CHECKING:
     from foveal.cli._progress import Show
     from foveal.runtime.batch import Job, Record
+    from foveal.runtime.many_machines import Done, Order
     from foveal.runtime.plan import Plan
+    from foveal.runtime.ray_batch import RayCrew
+    from foveal.runtime.result import Result
     from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["Run", "Wishes"]
@@ -52,12 +55,24 @@ class Run:
         upscaler: upscaler to use.
         wishes: options of the user.
         passed_over: files that were found but are not processed, each with its kind.
+        crew: workers of a Ray cluster; None to do everything in this process.
+        options: arguments of the Upscaler, for the workers.
     """
 
-    def __init__(self, upscaler: Upscaler, wishes: Wishes, passed_over: list[tuple[Path, str]]) -> None:
+    def __init__(
+        self,
+        upscaler: Upscaler,
+        wishes: Wishes,
+        passed_over: list[tuple[Path, str]],
+        crew: RayCrew | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
         from foveal.runtime.batch import settings_of
 
         self.upscaler, self.wishes = upscaler, wishes
+        self._crew, self._options = crew, options or {}
+        # What each worker of a crew does or did, and why it cannot.
+        self._workers: dict[str, dict[str, Any]] = {}
         self.files: dict[Path, dict[str, Any]] = {}
         self._passed_over = passed_over
         self._plans: list[tuple[Job, Plan]] = []
@@ -77,6 +92,11 @@ class Run:
         """
         return sum(entry["status"] == status for entry in self.files.values())
 
+    @property
+    def failed(self) -> bool:
+        """Whether a picture failed, or a worker could not take part."""
+        return bool(self.count("failed")) or any("problem" in worker for worker in self._workers.values())
+
     def _record(self, job: Job) -> Record:
         from foveal.runtime.batch import Record
 
@@ -88,15 +108,11 @@ class Run:
         self.files[job.source] = {"source": str(job.source), "target": str(job.target), "status": status, **more}
 
     def _fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
-        from foveal.images import PictureError
-        from foveal.runtime.engines import EngineError
+        from foveal.runtime.errors import wording
 
-        message = str(error) or type(error).__name__
-        if isinstance(error, Exception):
-            if not isinstance(error, PictureError | EngineError | OSError | MemoryError):
-                message = f"{type(error).__name__}: {message}"
-            if str(job.source) not in message and str(job.target) not in message:
-                message = f"{job.source}: {message}"
+        message = wording(error) if isinstance(error, Exception) else error
+        if str(job.source) not in message and str(job.target) not in message:
+            message = f"{job.source}: {message}"
         self._note(job, "failed", error=message)
         text = f"failed: {message}"
         if show is not None:
@@ -164,6 +180,8 @@ class Run:
         for job, plan in self._plans:
             self._say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
         self._tell_sum()
+        if self._crew is not None:
+            self._foretell(self._crew)
 
     def _own(self, notes: tuple[str, ...]) -> list[str]:
         """Notes about one picture only; notes about the whole run are printed once."""
@@ -184,8 +202,19 @@ class Run:
         skipped = f", {self.count('skipped')} skipped" if self.count("skipped") else ""
         return (
             f"{count} picture{'' if count == 1 else 's'}, {megapixels(self._megapixels)} MP "
-            f"with {ways}, {threads} thread{'' if threads == 1 else 's'}: "
+            f"with {ways}, {self._crew_words}{threads} thread{'' if threads == 1 else 's'}: "
             f"about {duration(self._seconds)}{skipped}"
+        )
+
+    @property
+    def _crew_words(self) -> str:
+        if self._crew is None:
+            return ""
+        names = self._crew.workers
+        machines = len({worker.node for worker in names.values()})
+        return (
+            f"{len(names)} worker{'' if len(names) == 1 else 's'} on {machines} machine{'' if machines == 1 else 's'}, "
+            f"each with "
         )
 
     @property
@@ -196,17 +225,36 @@ class Run:
     def _seconds(self) -> float:
         # Opening the engine is part of every plan but happens once.
         once = max((plan.start for _, plan in self._plans), default=0.0)
-        return once + sum(plan.seconds - plan.start for _, plan in self._plans)
+        seconds = [plan.seconds - plan.start for _, plan in self._plans]
+        if self._crew is None:
+            return once + sum(seconds)
+        from foveal.runtime.many_machines import share
+
+        return once + share(seconds, len(self._crew.workers))[1]
 
     def work(self) -> None:
         """Process the planned pictures."""
-        from foveal.cli._progress import Show, duration, megapixels
+        self._tell_sum()
+        start = time.monotonic()
+        done = self._work_here() if self._crew is None else self._work_there(self._crew)
+        self._tell_notes()
+        if self.count("done") > 1:
+            from foveal.cli._progress import duration, megapixels
+
+            seconds = time.monotonic() - start
+            self._say(
+                f"{self.count('done')} pictures, {megapixels(done)} MP in {duration(seconds)} "
+                f"({megapixels(done / seconds)} MP/s)"
+            )
+
+    def _work_here(self) -> float:
+        """Process the planned pictures in this process; the megapixels done."""
+        from foveal.cli._progress import Show
         from foveal.runtime.engines import EngineError
 
-        self._tell_sum()
         with suppress(EngineError):  # it is raised again for the picture it affects
             self.upscaler.prepare()
-        start, done = time.monotonic(), 0.0
+        done = 0.0
         with Show(
             len(self._plans), self._megapixels, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json
         ) as show:
@@ -215,17 +263,9 @@ class Run:
                 if self._one(job, plan, show):
                     done += plan.megapixels
                 show.end(plan.megapixels)
-        self._tell_notes()
-        if self.count("done") > 1:
-            seconds = time.monotonic() - start
-            self._say(
-                f"{self.count('done')} pictures, {megapixels(done)} MP in {duration(seconds)} "
-                f"({megapixels(done / seconds)} MP/s)"
-            )
+        return done
 
     def _one(self, job: Job, plan: Plan, show: Show) -> bool:
-        from foveal.cli._progress import duration, megapixels
-
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
             result = self.upscaler.upscale_file(
@@ -239,16 +279,111 @@ class Run:
         except Exception as error:  # one bad file, however bad, does not stop the others
             self._fail(job, error, show)
             return False
+        self._finish(job, plan, result, show)
+        return True
+
+    def _finish(self, job: Job, plan: Plan, result: Result, show: Show, **more: Any) -> None:
+        """Record and report a picture that is done."""
+        from foveal.cli._progress import duration, megapixels
+
         result = replace(result, notes=tuple(dict.fromkeys((*plan.notes, *result.notes))))
         if self.wishes.keep_record:
             self._record(job).add(job)
-        self._note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")})
+        self._note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")}, **more)
         frames = f", {result.frames} frames" if result.frames > 1 else ""
         text = (
             f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
             f"in {duration(result.seconds)} ({megapixels(result.megapixels / max(result.seconds, 1e-9))} MP/s)"
         )
-        show.line(_with_notes(text, self._own(result.notes)))
+        by = f"; by {more['worker']}" if more else ""
+        show.line(_with_notes(text + by, self._own(result.notes)))
+
+    def _foretell(self, crew: RayCrew) -> None:
+        """Print and note who would do which picture, if all took as long as estimated."""
+        from foveal.cli._progress import duration
+        from foveal.runtime.many_machines import share
+
+        seconds = [plan.seconds - plan.start for _, plan in self._plans]
+        for worker, part in zip(crew.workers.values(), share(seconds, len(crew.workers))[0], strict=True):
+            long = sum(seconds[index] for index in part)
+            self._workers[worker.name] = {
+                "name": worker.name,
+                "threads": worker.threads,
+                "pictures": len(part),
+                "megapixels": sum(self._plans[index][1].megapixels for index in part),
+                "seconds": long,
+            }
+            for index in part:
+                self.files[self._plans[index][0].source]["worker"] = worker.name
+            count = f"{len(part)} picture{'' if len(part) == 1 else 's'}"
+            threads = f"{worker.threads} thread{'' if worker.threads == 1 else 's'}"
+            self._say(f"worker {worker.name}: {threads}, {count}, about {duration(long)}")
+
+    def _work_there(self, crew: RayCrew) -> float:
+        """Process the planned pictures by the workers of a crew; the megapixels done."""
+        from foveal.cli._progress import Show
+        from foveal.cli._upscale_crew import order_for, setup_for
+        from foveal.runtime.many_machines import spread
+
+        self._plans = [(job, plan) for job, plan in self._plans if self._has_folder(job)]
+        if not self._plans:
+            return 0.0
+        orders = [order_for(job, plan, self.wishes) for job, plan in self._plans]
+        names = crew.hire(setup_for(self.upscaler, self._options, orders), most=len(orders))
+        self._workers = {
+            name: {"name": name, "threads": crew.threads, "pictures": 0, "megapixels": 0.0, "seconds": 0.0}
+            for name in names
+        }
+        done = finished = 0.0
+        whole = self._megapixels
+        many = f"{len(orders)} picture{'' if len(orders) == 1 else 's'}"
+        with Show(1, whole, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json) as show:
+            show.begin(many, whole, self._seconds)
+
+            def begin(index: int, _: str) -> None:
+                if self.wishes.keep_record:
+                    self._record(self._plans[index][0]).begin(self._plans[index][0])
+
+            def unfit(worker: str, why: str) -> None:
+                self._workers[worker]["problem"] = why
+                show.problem(f"failed: worker {worker}: {why}")
+
+            def beat(in_hand: float) -> None:
+                if so_far := min(finished + in_hand, whole):
+                    show.step(so_far, whole, (0, 0, 0, 0))
+
+            events = spread(orders, crew, names, begin=begin, tell=show.line, unfit=unfit, beat=beat)
+            with closing(events):
+                for one in events:
+                    plan = self._plans[one.index][1]
+                    if self._take(one, orders[one.index], show):
+                        done += plan.megapixels
+                    finished += plan.megapixels
+            show.end(whole)
+        return done
+
+    def _take(self, one: Done, order: Order, show: Show) -> bool:
+        """Record and report what became of a picture in a worker."""
+        job, plan = self._plans[one.index]
+        result = one.outcome.result
+        if result is None:
+            # Workers know absolute paths, the user named these.
+            message = one.outcome.error.replace(str(order.source), str(job.source))
+            self._fail(job, message.replace(str(order.target), str(job.target)), show)
+            return False
+        had = self._workers[one.worker]
+        had["pictures"] += 1
+        had["megapixels"] += result.megapixels
+        had["seconds"] += result.seconds
+        self._finish(job, plan, replace(result, source=job.source, target=job.target), show, worker=one.worker)
+        return True
+
+    def _has_folder(self, job: Job) -> bool:
+        try:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._fail(job, error)
+            return False
         return True
 
     def compare(self, jobs: list[Job], out: str | None) -> None:
@@ -300,6 +435,7 @@ class Run:
         """
         import foveal
 
+        crew = {} if self._crew is None else {"workers": list(self._workers.values())}
         return {
             "foveal": foveal.__version__,
             "bundle": self.upscaler.name,
@@ -308,6 +444,7 @@ class Run:
             "cleaner": None if self.upscaler.cleaner is None else self.upscaler.cleaner.card.name,
             "engine": self.upscaler.engine(),
             "threads": self.upscaler.threads,
+            **crew,
             "seconds": seconds,
             "interrupted": interrupted,
             "counts": {status: self.count(status) for status in ("planned", "done", "skipped", "failed")},

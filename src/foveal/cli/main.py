@@ -55,6 +55,7 @@ _EXTRA = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "av": "video",
+    "ray": "ray",
 }
 
 _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attributes:"}
@@ -138,6 +139,8 @@ def _run(name: str, arguments: list[str]) -> None:
     command = getattr(import_module(module), function)
     import typer
 
+    from foveal.cli._options import with_address
+
     text, example = command_help(command)
     # Plain help: it is fast, it can be piped, and transcripts keep their lines.
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -147,7 +150,7 @@ def _run(name: str, arguments: list[str]) -> None:
     for parameter in made.params:
         _show_plainly(parameter)
     try:
-        code = made(args=arguments, prog_name=f"foveal {name}", standalone_mode=False)
+        code = made(args=with_address(arguments), prog_name=f"foveal {name}", standalone_mode=False)
     except Exception as error:
         # The error of a wrong option; its module depends on the version of typer.
         if not hasattr(error, "format_message"):

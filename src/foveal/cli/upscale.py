@@ -5,8 +5,9 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +16,7 @@ from foveal.cli._speech import say
 
 if TYPE_CHECKING:
     from foveal.cli._film_run import FilmRun
+    from foveal.runtime.ray_batch import RayCrew
 
 __all__ = ["upscale"]
 
@@ -113,6 +115,16 @@ def upscale(
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")
     ] = False,
+    ray: Annotated[
+        str,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Spread the pictures over the machines of a Ray cluster: HOST:PORT of its head, or auto for the one "
+            "that runs here. Without an address over the processors of this machine.",
+            show_default=False,
+        ),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip finished pictures; redo those with a newer source or other settings.")
     ] = False,
@@ -142,6 +154,10 @@ def upscale(
     A JPEG below quality 95, a picture that was one, and a noisy picture are cleaned as much as they need; clean
     pictures are left as they are. --dry-run reads each picture and reports what was found and what will be done.
 
+    With --ray each machine runs as many workers as it has processors for, with --threads (4 by default) each. All
+    machines must see the pictures and the results under the same paths. The pictures of a worker that dies are given to
+    others.
+
     The exit code is 0 if all pictures are done, 1 if one failed, 2 if nothing could start, 130 after Ctrl-C, 143 after
     SIGTERM.
 
@@ -165,6 +181,7 @@ def upscale(
         crf: rate factor of films.
         suffix: suffix of the results' names.
         recursive: search subfolders.
+        ray: address of a Ray cluster, "local" for one of this machine alone, "" for none.
         resume: skip finished pictures.
         overwrite: replace existing files.
         dry_run: only print the plans.
@@ -180,6 +197,12 @@ def upscale(
         $ foveal upscale photo.png -o large.png
         1 picture, 3.8 MP with balanced_x4, native, 2 threads: about 0.5 s
         photo.png → large.png: 2000×1920, 3.8 MP in 0.4 s (10.4 MP/s)
+
+        $ foveal upscale photos -o large --ray 10.0.0.1:6379
+        2 pictures, 2.5 MP with balanced_x4, native, 2 workers on 2 machines, each with 4 threads: about 0.2 s
+        photos/a.png → large/a.png: 1280×960, 1.2 MP in 0.2 s (8.1 MP/s); by north/1
+        photos/b.png → large/b.png: 1280×960, 1.2 MP in 0.2 s (8.0 MP/s); by south/1
+        2 pictures, 2.5 MP in 0.2 s (15.8 MP/s)
     """
     arguments = dict(locals())
     from foveal.cli._film_run import FilmRun, films_among, targets
@@ -188,6 +211,7 @@ def upscale(
     from foveal.runtime.batch import find_jobs
     from foveal.runtime.engines import EngineError
     from foveal.runtime.film.encode import Coding
+    from foveal.runtime.many_machines import CrewError
     from foveal.runtime.upscaler import Upscaler
 
     if gpu >= 0:
@@ -196,82 +220,101 @@ def upscale(
         _stop(f"--tile must be auto or a number of pixels, got {tile!r}; leave it out for the best")
     given = [*(pictures or []), *(more or [])]
     if pipes(given, out):
+        if ray:
+            _stop("--ray takes files, and - is a pipe; leave one of them out")
         raise typer.Exit(through_pipes(upscale, arguments))
     below = _colour(background)
     passed_over: list[tuple[Path, str]] = []
-    try:
-        films = films_among(given)
-        upscaler = Upscaler(
-            scale or 4,
-            quality,
-            model=model,
-            engine=engine,
-            threads=threads,
-            tile="auto" if tile in ("auto", "0") else int(tile),
-            clean="off" if films and clean == "auto" else clean,  # a look at each frame would flicker
-            content=content,
-            wrap=wrap,
-        )
-        if scale not in (None, upscaler.scale):
-            _stop(
-                f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
-                "leave one of them out"
-            )
-        if films:
-            coding = Coding(codec or "h264", crf) if codec or crf is not None else None
-            code = _films(
-                FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
-                films,
-                targets(films, out, suffix, upscaler.scale),
-                dry_run=dry_run,
-            )
-            raise typer.Exit(code)
-        jobs = find_jobs(
-            given,
-            out,
-            scale=upscaler.scale,
-            recursive=recursive,
-            suffix=suffix,
-            file_format=file_format,
-            pass_over=lambda path, what: passed_over.append((path, what)),
-        )
-        upscaler.engine()
-    except (ValueError, EngineError) as error:
-        _stop(str(error))
-    wishes = Wishes(
-        overwrite=overwrite,
-        resume=resume,
-        # A single picture leaves nothing but its result.
-        keep_record=resume or len(jobs) > 1 or (out is not None and bool(jobs) and jobs[0].target != Path(out)),
-        limit_pixels=int(limit_megapixels * 1e6),
-        background=below,
-        quiet=quiet,
-        json=json,
-        dry_run=dry_run,
-    )
-    started = time.monotonic()
-    run = Run(upscaler, wishes, passed_over)
-    code = 0
-    with like_ctrl_c():
+    options: dict[str, Any] = {
+        "scale": scale or 4,
+        "quality": quality,
+        "model": model,
+        "engine": engine,
+        "threads": threads,
+        "tile": "auto" if tile in ("auto", "0") else int(tile),
+        "clean": clean,
+        "content": content,
+        "wrap": wrap,
+    }
+    with ExitStack() as stack:
+        crew: RayCrew | None = None
         try:
-            run.prepare(jobs)
-            if dry_run:
-                run.tell_plans()
-            else:
-                run.work()
-                if compare:
-                    run.compare(jobs, out)
-        except KeyboardInterrupt as error:
-            code = exit_code(error)
-            hint = "; --resume goes on from there" if wishes.keep_record else ""
-            say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
-    if json:
-        document = run.document(time.monotonic() - started, interrupted=bool(code))
-        if not say(json_module.dumps(document, indent=2), sys.stdout):
-            say("failed: the JSON document could not be written to standard output", sys.stderr)
-            code = code or 1
-    if code or run.count("failed"):
-        raise typer.Exit(code or 1)
+            films = films_among(given)
+            if films and ray:
+                _stop(f"{films[0]} is a film, and --ray spreads pictures; leave --ray out")
+            if films and clean == "auto":
+                options["clean"] = "off"  # a look at each frame would flicker
+            upscaler = Upscaler(**options)
+            if scale not in (None, upscaler.scale):
+                _stop(
+                    f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
+                    "leave one of them out"
+                )
+            if films:
+                coding = Coding(codec or "h264", crf) if codec or crf is not None else None
+                code = _films(
+                    FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
+                    films,
+                    targets(films, out, suffix, upscaler.scale),
+                    dry_run=dry_run,
+                )
+                raise typer.Exit(code)
+            jobs = find_jobs(
+                given,
+                out,
+                scale=upscaler.scale,
+                recursive=recursive,
+                suffix=suffix,
+                file_format=file_format,
+                pass_over=lambda path, what: passed_over.append((path, what)),
+            )
+            if ray:
+                crew = stack.enter_context(_crew(ray, threads))
+                options["threads"] = crew.threads
+                upscaler = Upscaler(**options)
+            upscaler.engine()
+        except (ValueError, EngineError, CrewError) as error:
+            _stop(str(error))
+        wishes = Wishes(
+            overwrite=overwrite,
+            resume=resume,
+            # A single picture leaves nothing but its result.
+            keep_record=resume or len(jobs) > 1 or (out is not None and bool(jobs) and jobs[0].target != Path(out)),
+            limit_pixels=int(limit_megapixels * 1e6),
+            background=below,
+            quiet=quiet,
+            json=json,
+            dry_run=dry_run,
+        )
+        started = time.monotonic()
+        run = Run(upscaler, wishes, passed_over, crew, options)
+        code = 0
+        with like_ctrl_c():
+            try:
+                run.prepare(jobs)
+                if dry_run:
+                    run.tell_plans()
+                else:
+                    run.work()
+                    if compare:
+                        run.compare(jobs, out)
+            except KeyboardInterrupt as error:
+                code = exit_code(error)
+                hint = "; --resume goes on from there" if wishes.keep_record else ""
+                say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
+        if json:
+            document = run.document(time.monotonic() - started, interrupted=bool(code))
+            if not say(json_module.dumps(document, indent=2), sys.stdout):
+                say("failed: the JSON document could not be written to standard output", sys.stderr)
+                code = code or 1
+        if code or run.failed:
+            raise typer.Exit(code or 1)
+
+
+def _crew(address: str, threads: int | None) -> RayCrew:
+    from foveal.runtime.ray_batch import RayCrew
+
+    return RayCrew(address, threads)
 
 
 def _films(run: FilmRun, films: list[Path], places: list[Path], *, dry_run: bool) -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Temporary"]
+__all__ = ["Temporary", "remove_unfinished"]
 
 LONGEST = 200  # bytes of the target's name; file systems allow 255 in total
 # Unfinished files in a folder, searched for once, since a folder may have many pictures.
@@ -29,8 +31,7 @@ class Temporary:
     """
 
     def __init__(self, target: Path) -> None:
-        name = os.fsencode(target.name)
-        self._stem = "." + (target.name if len(name) <= LONGEST else name[:LONGEST].decode("utf-8", "ignore"))
+        self._stem = _stem(target)
         self.path = target.with_name(f"{self._stem}.{secrets.token_hex(4)}.part")
         self._lock: int | None = None
 
@@ -46,8 +47,7 @@ class Temporary:
         if folder not in _left:
             _left[folder] = [one.name for one in path.parent.iterdir() if one.name.endswith(".part")]
         for name in list(_left[folder]):
-            token = name.removeprefix(self._stem + ".").removesuffix(".part")
-            if name.startswith(self._stem + ".") and len(token) == 8 and set(token) <= set("0123456789abcdef"):
+            if _is_of(name, self._stem):
                 _left[folder].remove(name)
                 _remove_if_left(path.with_name(name))
 
@@ -76,6 +76,43 @@ class Temporary:
             os.close(self._lock)
             self._lock = None
         path.unlink(missing_ok=True)
+
+
+def remove_unfinished(targets: Iterable[Path], seconds: float = 3.0) -> None:
+    """Remove what killed processes left of these files; what another process is writing stays.
+
+    Args:
+        targets: final paths of the files.
+        seconds: how long to wait for processes that are ending.
+    """
+    left: list[Path] = []
+    for target in targets:
+        with suppress(OSError):
+            left += [one for one in target.parent.iterdir() if _is_of(one.name, _stem(target))]
+    end = time.monotonic() + seconds
+    while left:
+        for path in left:
+            _remove_if_left(path)
+        left = [path for path in left if path.exists()]
+        if time.monotonic() > end:
+            return
+        time.sleep(0.05 if left else 0)
+
+
+def _stem(target: Path) -> str:
+    name = os.fsencode(target.name)
+    return "." + (target.name if len(name) <= LONGEST else name[:LONGEST].decode("utf-8", "ignore"))
+
+
+def _is_of(name: str, stem: str) -> bool:
+    """Whether a name is a temporary one of the target with that stem."""
+    token = name.removeprefix(stem + ".").removesuffix(".part")
+    return (
+        name.startswith(stem + ".")
+        and name.endswith(".part")
+        and len(token) == 8
+        and set(token) <= set("0123456789abcdef")
+    )
 
 
 def _lock(descriptor: int) -> bool:

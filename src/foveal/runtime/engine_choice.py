@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveal.runtime.engines import Engine, FileKind, PixelKind, create, engine_kind, file_kind
+from foveal.runtime.engines import Engine, EngineError, FileKind, PixelKind, create, engine_kind, file_kind, why_not
 from foveal.runtime.throughput import Throughput, calibrate, learn_load, pick_engine, remembered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from foveal.runtime.bundle import Bundle
 
@@ -138,6 +138,29 @@ class EngineChoice:
             if (found := remembered(self.bundle, self.engine(kind), self.threads, kind)) is not None:
                 self._know(kind, found)
         return self._tiles[kind]
+
+    def settled(self) -> dict[PixelKind, tuple[str, int]]:
+        """The engine and the tile for each kind of pixels, chosen now if they were not before.
+
+        Returns:
+            Name of the engine and side of a tile by kind, for every kind that the bundle has a file for.
+        """
+        kinds: tuple[PixelKind, ...] = ("float", "uint8")
+        return {kind: (self.engine(kind), self.tile(kind)) for kind in kinds if kind in self.bundle.card.files}
+
+    def adopt(self, settled: Mapping[PixelKind, tuple[str, int]]) -> None:
+        """Take another machine's choice, so that both make the same pixels.
+
+        Args:
+            settled: what `settled` returned there.
+
+        Raises:
+            EngineError: an engine that cannot be used here.
+        """
+        for kind, (name, tile) in settled.items():
+            if reason := why_not(name):
+                raise EngineError(f"engine {name}: {reason}")
+            self._engines[kind], self._tiles[kind] = name, tile
 
     def _know(self, kind: PixelKind, found: Throughput) -> None:
         self._throughputs[kind] = found

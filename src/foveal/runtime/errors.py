@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from foveal.errors import FovealError
+from foveal.images.errors import PictureError
 
-__all__ = ["EngineError", "EngineMemoryError", "EngineUnsupportedError", "failure"]
+__all__ = ["EngineError", "EngineMemoryError", "EngineUnsupportedError", "failure", "wording"]
 
 
 class EngineError(FovealError, RuntimeError):
@@ -38,3 +39,18 @@ def failure(engine: str, error: BaseException) -> EngineError:
         return EngineMemoryError(f"{engine} ran out of memory; a smaller tile (--tile) needs less")
     first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return EngineError(f"{engine} failed: {first_line[:300]}")
+
+
+def wording(error: Exception) -> str:
+    """What the user reads about a picture that failed.
+
+    Args:
+        error: why it failed.
+
+    Returns:
+        The error's text, with its type in front where nobody wrote the text for users.
+    """
+    message = str(error) or type(error).__name__
+    if isinstance(error, PictureError | EngineError | OSError | MemoryError):
+        return message
+    return f"{type(error).__name__}: {message}"

@@ -3,6 +3,9 @@
 The rule of resuming: a result is done if it exists and the record in its folder says that it was made from a source of
 this size and this time of change, by this bundle. A newer source, another bundle or another scale makes it anew. A
 result without a record is somebody else's file: it is neither skipped nor replaced.
+
+A line with "before" says that another process was given the picture; "before" is the time of change of the file that
+was there, or null. It counts as done if another file is there now: results get their name when they are complete.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +54,29 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
     except OSError:
         return {}
     known: dict[str, dict[str, Any]] = {}
+    begun: dict[str, dict[str, Any]] = {}
     for line in lines:
         try:
             entry = json.loads(line.decode("utf-8", "replace"))
-            known[str(entry["target"])] = entry
+            name = str(entry["target"])
+            (begun if "before" in entry else known)[name] = entry
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
+        if "before" not in entry:
+            begun.pop(name, None)
+    for name, entry in begun.items():
+        # Given to another process, which may have outlived the one that kept the record.
+        if _changed(path.parent / name) not in (None, entry["before"]):
+            known[name] = {key: value for key, value in entry.items() if key != "before"}
     return known
+
+
+def _changed(path: Path) -> int | None:
+    """Time of change of a file, in nanoseconds; None if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def real_path(path: Path) -> Path:
@@ -138,6 +158,15 @@ class Record:
             return "unknown"
         return "done" if known == self._entry(job) else "stale"
 
+    def begin(self, job: Job) -> None:
+        """Note that another process is given a picture, whose result counts even if nobody is left to note it.
+
+        Args:
+            job: its job.
+        """
+        with suppress(OSError):  # a source that is gone fails when it is read
+            self._write({**self._entry(job), "before": _changed(job.target)})
+
     def add(self, job: Job) -> None:
         """Note that a result was made.
 
@@ -146,6 +175,9 @@ class Record:
         """
         entry = self._entry(job)
         self._known[entry["target"]] = entry
+        self._write(entry)
+
+    def _write(self, entry: dict[str, Any]) -> None:
         try:
             # A line that was cut off before ends first. ASCII, so that names that are no UTF-8 can be written too.
             with self.path.open("ab") as file:

@@ -33,7 +33,7 @@ from foveal.runtime.tiles import Grid, make_grid
 from foveal.runtime.wrapping import unwrapped, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -162,6 +162,31 @@ class Upscaler:
         """Open now what the pictures planned so far will need, so that the first is not kept waiting."""
         for kind in self._choice.measured:
             self._network.prepare(kind)
+
+    def settled(self) -> tuple[Mapping[PixelKind, tuple[str, int]], ...]:
+        """Engines and tiles of every network that a picture may take, chosen now if they were not before.
+
+        Returns:
+            What `adopt` takes on another machine.
+        """
+        return () if self.content == "pixel" else tuple(choice.settled() for choice in self._choices())
+
+    def adopt(self, settled: Sequence[Mapping[PixelKind, tuple[str, int]]]) -> None:
+        """Take another machine's engines and tiles, so that both make the same pixels.
+
+        Args:
+            settled: what `settled` returned for an Upscaler with the same arguments.
+
+        Raises:
+            EngineError: an engine that cannot be used here.
+        """
+        for choice, found in zip(self._choices(), settled, strict=False):
+            choice.adopt(found)
+
+    def _choices(self) -> Iterator[EngineChoice]:
+        yield self._choice
+        if self._cleaning.bundle is not None and not self._cleaning.cleaner.why_not():
+            yield self._cleaning.cleaner.choice
 
     def _way(self, look: Look) -> tuple[Network, EngineChoice]:
         """The network that a picture takes, and the engine that runs it."""
