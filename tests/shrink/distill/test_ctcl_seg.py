@@ -145,6 +145,21 @@ def test_a_student_gives_only_where_it_is_right_and_less_wrong():
     torch.testing.assert_close(module.parts(x, labels)["pixels"], total)
 
 
+def test_a_student_gives_features_in_the_regions_in_which_it_is_less_wrong():
+    module, (x, labels) = both().eval(), batch()
+    losses, last = [], []
+    for net in module.students:
+        features = net.decoder(net.stages[1](net.stages[0](x)))
+        logits = F.interpolate(net.classifier(features), (8, 12), mode="bilinear")
+        losses.append(region_losses(pixel_losses(logits, labels), labels != 255, grid=(2, 2)))
+        last.append(features)
+    total, given = 0, losses[0] < losses[1]
+    assert 0 < int(given.sum()) < 6  # of eight regions two have no label
+    for a, where in ((0, losses[1] < losses[0]), (1, given)):
+        total = total + region_transfer(module.project[a](last[a]), last[1 - a], where)
+    torch.testing.assert_close(module.parts(x, labels)["regions"], total)
+
+
 def test_low_features_learn_what_the_other_stage_wants():
     module, (x, labels) = both(), batch()
     module.parts(x, labels)["features"].backward()

@@ -11,8 +11,8 @@ distillation (BSD) by regions and by pixels. For each student a and the other on
 
 A and P are 1×1 convolutions from a's channels to b's, D is the squared distance of features of unit length, a mean over
 places, sg stops gradients. In HFD the other student's stage is held fixed, running statistics included: what it makes
-of a's features is to be what it makes of its own. Pictures (B, 3, H, W), labels (B, H, W), features (B, C, h, w), logits
-(B, classes, h, w).
+of a's features is to be what it makes of its own. Pictures (B, 3, H, W), labels (B, H, W), features (B, C, h, w),
+logits (B, classes, h, w).
 
 *Differs from the paper*: only its abstract could be read; D, the 1×1 convolutions, the grid of
 regions and the weights α = 0.1, β = 0.1, γ = 1 are choices made here.
