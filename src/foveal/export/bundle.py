@@ -18,7 +18,7 @@ import torch
 
 from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
-from foveal.export.levels import write_levels
+from foveal.export.levels import GRID, write_levels
 from foveal.export.onnx import Parity, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
 from foveal.runtime.card import Card, Purpose
@@ -113,13 +113,14 @@ def export_bundle(
         least = -(-max(form.minimum - around, 1) // multiple) * multiple
         side = max(32 // multiple * multiple, least)
         if form.levels:
-            write_levels(model, place)
+            write_levels(model, place, getattr(model, "grid", GRID))
         else:
             to_onnx(network, place / "model.onnx", torch.rand(2, 3, side + around, side + multiple + around))
         sizes = [(1, least, least), (1, least + 2 * multiple, least + 6 * multiple), (2, 2 * side, side + multiple)]
         shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
         agreement = parity(network, place / "model.onnx", shapes)
-        fast = form.levels or eight_bit(place / "model.onnx", place / "model_u8.onnx")
+        # Bytes come out as blocks of what a pixel becomes: of one pixel, that saves nothing.
+        fast = scale > 1 and (form.levels or eight_bit(place / "model.onnx", place / "model_u8.onnx"))
         files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
         psnr = None
         if calibration is not None and form.levels:

@@ -43,10 +43,10 @@ def write_levels(
     levels: Sequence[tuple[float, float, float]] = GRID,
     pictures: Callable[[int], Sequence[NDArray[np.uint8]]] | None = None,
 ) -> Levels:
-    """Write `model.onnx`, `model_u8.onnx`, with pictures `model_int8.onnx`, and `levels.npz`.
+    """Write `model.onnx`, `model_u8.onnx` (of a network that enlarges), with pictures `model_int8.onnx`, `levels.npz`.
 
     Args:
-        model: network with `plain(level)` and `margin`.
+        model: network with `plain(level)`, `margin` and `scale`.
         folder: where the files go.
         levels: levels of the table; the files hold the first.
         pictures: what shows how far activations go at a level, given its row: pictures of that level, as
@@ -61,8 +61,9 @@ def write_levels(
     plain = [model.plain(level) for level in levels]
     around = 2 * int(model.margin)
     paths = {"float": folder / "model.onnx", "uint8": folder / "model_u8.onnx", "int8": folder / "model_int8.onnx"}
-    to_onnx(plain[0], paths["float"], torch.rand(2, 3, 32 + around, 33 + around))
-    if not eight_bit(paths["float"], paths["uint8"]):
+    to_onnx(plain[0], paths["float"], torch.rand(2, 3, 32 + around, 32 + getattr(model, "multiple", 1) + around))
+    enlarges = model.scale > 1
+    if enlarges and not eight_bit(paths["float"], paths["uint8"]):
         raise ExportError("a network with levels must have an 8-bit form: one that ends in a depth-to-space")
     states = [{name: value.detach().numpy() for name, value in one.state_dict().items()} for one in plain]
     names = [n for n in states[0] if any(not np.array_equal(s[n], states[0][n]) for s in states)]
@@ -70,7 +71,7 @@ def write_levels(
         raise ExportError("all levels are alike, so nothing can be told; train it first")
     constants = [{name: state[name] for name in names} for state in states]
     places, values = {}, {}
-    for kind in ("float", "uint8"):
+    for kind in ("float", "uint8") if enlarges else ("float",):
         places[kind], values[kind] = _place(paths[kind], onnx.load(paths[kind]), constants)
     if pictures is not None:
         shared, of_levels = _int8(onnx.load(paths["uint8"]), constants, pictures)
