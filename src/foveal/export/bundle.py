@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foveal.export.control import write_control
 from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
 from foveal.export.levels import GRID, write_levels
@@ -138,7 +139,8 @@ def export_bundle(
                 )
             files["int8"] = "model_int8.onnx"
         levels = "levels.npz" if form.levels else ""
-        hashed = [*files.values(), *filter(None, [levels])]
+        control = write_control(model, form.controls, place) if form.controls else ()
+        hashed = [*files.values(), *filter(None, [levels]), *control]
         # What `create_model(..., pretrained=True)` needs; the run's folders are private.
         described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
         tensors = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
@@ -162,6 +164,7 @@ def export_bundle(
             model={"name": model_name, "arguments": arguments or {}},
             equivariant=form.equivariant,
             levels=levels,
+            control=control[0] if control else "",
             overshoot=form.overshoot,
         )
         (place / "card.json").write_text(card.to_json(), encoding="utf-8")

@@ -135,8 +135,9 @@ class RepairNet(nn.Module):
         Returns:
             A module, (B, 3, H + 2r, W + 2r) to (B, 3, H, W) with r = its `margin`.
         """
-        device = self.head.weight
-        shifts = [s[0] for s in self.shifts(device.new_tensor([level]))] if self.levels else [0.0] * (self.depth + 1)
+        shifts: Sequence[Any] = [0.0] * (self.depth + 1)
+        if self.levels:
+            shifts = [shift[0] for shift in self.shifts(self.head.weight.new_tensor([level]))]
         head = _valid(self.head, shifts[0])
         first = [_valid(conv, shift) for conv, shift in zip(self.first, shifts[1:], strict=True)]
         return _Plain(head, first, [_valid(conv) for conv in self.second], _valid(self.tail)).eval()
