@@ -18,6 +18,7 @@ MEANINGS = {
 }
 WRONG = {
     "upscale": (["photo.png", "--tile", "x"], "--tile must be auto or a number of pixels, got 'x'"),
+    "restore": (["photo.png", "--fix", "mud"], "fix must be auto, or of jpeg, noise, rain"),
     "shrink": (["zebra", "--data", "nowhere", "-o", "out"], "nowhere: no folder of class folders, and no set"),
     "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),

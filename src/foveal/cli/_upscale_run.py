@@ -1,4 +1,4 @@
-"""The pictures of one `foveal upscale`: planned, done, skipped or failed, and the messages about each."""
+"""The pictures of one `foveal upscale` or `foveal restore`: planned, done, skipped or failed, and the messages about each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foveal.cli._progress import Show
     from foveal.runtime.batch import Job, Record
     from foveal.runtime.plan import Plan
+    from foveal.runtime.restorer import Restorer
     from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["Run", "Wishes"]
@@ -49,12 +50,12 @@ class Run:
     """The pictures of one command with their status: planned, done, skipped or failed.
 
     Args:
-        upscaler: upscaler to use.
+        upscaler: what makes a picture from each: an upscaler or a restorer.
         wishes: options of the user.
         passed_over: files that were found but are not processed, each with its kind.
     """
 
-    def __init__(self, upscaler: Upscaler, wishes: Wishes, passed_over: list[tuple[Path, str]]) -> None:
+    def __init__(self, upscaler: Upscaler | Restorer, wishes: Wishes, passed_over: list[tuple[Path, str]]) -> None:
         from foveal.runtime.batch import settings_of
 
         self.upscaler, self.wishes = upscaler, wishes
