@@ -22,6 +22,7 @@ WRONG = {
         ["photo.png", "--ray", "ray://head:10001"],
         "--ray must be HOST:PORT of a cluster's head, auto or",
     ),
+    "restore": (["photo.png", "--fix", "mud"], "fix must be auto, or of jpeg, noise, rain"),
     "shrink": (["zebra", "--data", "nowhere", "-o", "out"], "nowhere: no folder of class folders, and no set"),
     "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),

@@ -16,7 +16,7 @@ from foveal.cli._speech import say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Benchmarks", "Json", "Threads", "data_folder", "stop", "with_address"]
+__all__ = ["Benchmarks", "Json", "Threads", "background_colour", "data_folder", "stop", "with_address"]
 
 Threads = Annotated[
     int | None,
@@ -46,6 +46,28 @@ def stop(command: str, message: object, *, code: int = 2) -> NoReturn:
     """
     say(f"foveal {command}: {message}", sys.stderr)
     raise typer.Exit(code)
+
+
+def background_colour(command: str, text: str) -> tuple[int, int, int] | None:
+    """The colour that `--background` names; stop if it is none.
+
+    Args:
+        command: name of the command.
+        text: white, black or #rrggbb; "" for none.
+
+    Returns:
+        Red, green and blue, 0 to 255, or None.
+    """
+    if not text:
+        return None
+    digits = {"white": "ffffff", "black": "000000"}.get(text.lower(), text.removeprefix("#"))
+    if len(digits) == 3:
+        digits = "".join(digit * 2 for digit in digits)
+    try:
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        stop(command, f"--background must be white, black or #rrggbb, got {text!r}; for blue say '#0000ff' or '#00f'")
+    return red, green, blue
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The pictures of one `foveal upscale`: planned, done, skipped or failed, and the messages about each."""
+"""The pictures of one `foveal upscale` or `foveal restore`: planned, done, skipped or failed, and the messages about each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foveal.runtime.many_machines import Done, Order
     from foveal.runtime.plan import Plan
     from foveal.runtime.ray_batch import RayCrew
+    from foveal.runtime.restorer import Restorer
     from foveal.runtime.result import Result
     from foveal.runtime.upscaler import Upscaler
 
@@ -52,7 +53,7 @@ class Run:
     """The pictures of one command with their status: planned, done, skipped or failed.
 
     Args:
-        upscaler: upscaler to use.
+        upscaler: what makes a picture from each: an upscaler or a restorer.
         wishes: options of the user.
         passed_over: files that were found but are not processed, each with its kind.
         crew: workers of a Ray cluster; None to do everything in this process.
@@ -61,7 +62,7 @@ class Run:
 
     def __init__(
         self,
-        upscaler: Upscaler,
+        upscaler: Upscaler | Restorer,
         wishes: Wishes,
         passed_over: list[tuple[Path, str]],
         crew: RayCrew | None = None,
@@ -324,7 +325,9 @@ class Run:
         from foveal.cli._progress import Show
         from foveal.cli._upscale_crew import order_for, setup_for
         from foveal.runtime.many_machines import spread
+        from foveal.runtime.upscaler import Upscaler
 
+        assert isinstance(self.upscaler, Upscaler)  # only that command has --ray
         self._plans = [(job, plan) for job, plan in self._plans if self._has_folder(job)]
         if not self._plans:
             return 0.0

@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "command_help", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures and films two, three or four times."),
+    "restore": ("foveal.cli.restore:restore", "Repair damaged, noisy and dark pictures at their own size."),
     "shrink": ("foveal.cli.shrink:shrink", "Make a model cheaper, every step measured on this machine."),
     "run": ("foveal.cli.run:run", "Run a classifier's bundle on pictures."),
     "models": ("foveal.cli.models:models", "List bundles to run and networks to train."),

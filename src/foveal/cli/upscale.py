@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from foveal.cli._options import background_colour
 from foveal.cli._signals import exit_code, like_ctrl_c
 from foveal.cli._speech import say
 
@@ -223,7 +224,7 @@ def upscale(
         if ray:
             _stop("--ray takes files, and - is a pipe; leave one of them out")
         raise typer.Exit(through_pipes(upscale, arguments))
-    below = _colour(background)
+    below = background_colour("upscale", background)
     passed_over: list[tuple[Path, str]] = []
     options: dict[str, Any] = {
         "scale": scale or 4,
@@ -338,16 +339,3 @@ def _films(run: FilmRun, films: list[Path], places: list[Path], *, dry_run: bool
 def _stop(message: str) -> NoReturn:
     say(f"foveal upscale: {message}", sys.stderr)
     raise typer.Exit(2)
-
-
-def _colour(text: str) -> tuple[int, int, int] | None:
-    if not text:
-        return None
-    digits = {"white": "ffffff", "black": "000000"}.get(text.lower(), text.removeprefix("#"))
-    if len(digits) == 3:
-        digits = "".join(digit * 2 for digit in digits)
-    try:
-        red, green, blue = bytes.fromhex(digits)
-    except ValueError:
-        _stop(f"--background must be white, black or #rrggbb, got {text!r}; for blue say '#0000ff' or '#00f'")
-    return red, green, blue

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foveal.export.control import write_control
 from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
-from foveal.export.levels import write_levels
+from foveal.export.levels import GRID, write_levels
 from foveal.export.onnx import Parity, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
 from foveal.runtime.card import Card, Purpose
@@ -113,13 +114,14 @@ def export_bundle(
         least = -(-max(form.minimum - around, 1) // multiple) * multiple
         side = max(32 // multiple * multiple, least)
         if form.levels:
-            write_levels(model, place)
+            write_levels(model, place, getattr(model, "grid", GRID))
         else:
             to_onnx(network, place / "model.onnx", torch.rand(2, 3, side + around, side + multiple + around))
         sizes = [(1, least, least), (1, least + 2 * multiple, least + 6 * multiple), (2, 2 * side, side + multiple)]
         shapes = [(n, 3, h + around, w + around) for n, h, w in sizes]
         agreement = parity(network, place / "model.onnx", shapes)
-        fast = form.levels or eight_bit(place / "model.onnx", place / "model_u8.onnx")
+        # Bytes come out as blocks of what a pixel becomes: of one pixel, that saves nothing.
+        fast = scale > 1 and (form.levels or eight_bit(place / "model.onnx", place / "model_u8.onnx"))
         files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
         psnr = None
         if calibration is not None and form.levels:
@@ -137,7 +139,8 @@ def export_bundle(
                 )
             files["int8"] = "model_int8.onnx"
         levels = "levels.npz" if form.levels else ""
-        hashed = [*files.values(), *filter(None, [levels])]
+        control = write_control(model, form.controls, place) if form.controls else ()
+        hashed = [*files.values(), *filter(None, [levels]), *control]
         # What `create_model(..., pretrained=True)` needs; the run's folders are private.
         described = json.dumps({"model": model_name, "scale": scale, "arguments": arguments or {}})
         tensors = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in model.state_dict().items()}
@@ -161,6 +164,7 @@ def export_bundle(
             model={"name": model_name, "arguments": arguments or {}},
             equivariant=form.equivariant,
             levels=levels,
+            control=control[0] if control else "",
             overshoot=form.overshoot,
         )
         (place / "card.json").write_text(card.to_json(), encoding="utf-8")

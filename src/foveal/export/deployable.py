@@ -98,6 +98,8 @@ class Deployable(Protocol):
         equivariant: whether a rotated or flipped input gives the rotated or flipped output.
         overshoot: share of the source's local range by which results may go beyond it; None for no limit.
         levels: whether `plain` takes a level of damage (`foveal.export.levels`).
+        controls: names of the constants of the exported form that the network's `control` sets from a look at the
+            whole picture, in the order of its numbers (`foveal.export.control`).
     """
 
     margin: int | None = None
@@ -107,6 +109,7 @@ class Deployable(Protocol):
     equivariant: bool = False
     overshoot: float | None = None
     levels: bool = False
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Deployed:
         within: estimated share of an output pixel's dependence that lies within a measured overlap; else 1.
         overshoot: share of the source's local range by which results may go beyond it; None for no limit.
         levels: whether the network's `plain` takes a level of damage.
+        controls: names of constants that a look at the whole picture sets.
     """
 
     network: nn.Module
@@ -136,6 +140,7 @@ class Deployed:
     within: float = 1.0
     overshoot: float | None = None
     levels: bool = False
+    controls: tuple[str, ...] = ()
 
 
 def _said(model: nn.Module) -> dict[str, Any]:
@@ -179,6 +184,7 @@ def deployed(model: nn.Module, *, channels: int = 3) -> Deployed:
         "equivariant": bool(said["equivariant"]),
         "overshoot": said["overshoot"],
         "levels": bool(said["levels"]),
+        "controls": tuple(said["controls"]),
     }
     network: Any = model
     if isinstance(network, Plain):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["GRID", "write_levels"]
+__all__ = ["GRID", "place", "write_levels"]
 
 _JPEG = (0.1, 0.15, 0.2, 0.26, 0.33, 0.4, 0.5, 0.62, 0.75, 0.9, 1.1, 1.4, 1.8, 2.4)
 _NOISE = (0.25, 0.35, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8, 2.3)
@@ -43,10 +43,10 @@ def write_levels(
     levels: Sequence[tuple[float, float, float]] = GRID,
     pictures: Callable[[int], Sequence[NDArray[np.uint8]]] | None = None,
 ) -> Levels:
-    """Write `model.onnx`, `model_u8.onnx`, with pictures `model_int8.onnx`, and `levels.npz`.
+    """Write `model.onnx`, `model_u8.onnx` (of a network that enlarges), with pictures `model_int8.onnx`, `levels.npz`.
 
     Args:
-        model: network with `plain(level)` and `margin`.
+        model: network with `plain(level)`, `margin` and `scale`.
         folder: where the files go.
         levels: levels of the table; the files hold the first.
         pictures: what shows how far activations go at a level, given its row: pictures of that level, as
@@ -61,8 +61,9 @@ def write_levels(
     plain = [model.plain(level) for level in levels]
     around = 2 * int(model.margin)
     paths = {"float": folder / "model.onnx", "uint8": folder / "model_u8.onnx", "int8": folder / "model_int8.onnx"}
-    to_onnx(plain[0], paths["float"], torch.rand(2, 3, 32 + around, 33 + around))
-    if not eight_bit(paths["float"], paths["uint8"]):
+    to_onnx(plain[0], paths["float"], torch.rand(2, 3, 32 + around, 32 + getattr(model, "multiple", 1) + around))
+    enlarges = model.scale > 1
+    if enlarges and not eight_bit(paths["float"], paths["uint8"]):
         raise ExportError("a network with levels must have an 8-bit form: one that ends in a depth-to-space")
     states = [{name: value.detach().numpy() for name, value in one.state_dict().items()} for one in plain]
     names = [n for n in states[0] if any(not np.array_equal(s[n], states[0][n]) for s in states)]
@@ -70,11 +71,11 @@ def write_levels(
         raise ExportError("all levels are alike, so nothing can be told; train it first")
     constants = [{name: state[name] for name in names} for state in states]
     places, values = {}, {}
-    for kind in ("float", "uint8"):
-        places[kind], values[kind] = _place(paths[kind], onnx.load(paths[kind]), constants)
+    for kind in ("float", "uint8") if enlarges else ("float",):
+        places[kind], values[kind] = place(paths[kind], onnx.load(paths[kind]), constants)
     if pictures is not None:
         shared, of_levels = _int8(onnx.load(paths["uint8"]), constants, pictures)
-        places["int8"], values["int8"] = _place(paths["int8"], shared, of_levels)
+        places["int8"], values["int8"] = place(paths["int8"], shared, of_levels)
     table = Levels(np.array(levels, np.float32), places, values)
     table.write(folder / "levels.npz")
     return table
@@ -94,10 +95,22 @@ def _put(graph: onnx.GraphProto, constants: dict[str, NDArray]) -> None:
         stored[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, np.float32).reshape(old), name))
 
 
-def _place(
+def place(
     path: Path, model: onnx.ModelProto, constants: Sequence[dict[str, NDArray]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Write a file that holds the first level's constants; where they stand in it, and those of all levels."""
+    """Write a file that holds the first level's constants, and say where they stand in it.
+
+    Args:
+        path: file to write.
+        model: the file's graph; changed.
+        constants: of each level, name → values.
+
+    Returns:
+        Offset in bytes and number of floats of each constant, (n, 2), and the numbers of all levels, (L, m).
+
+    Raises:
+        ExportError: a constant that is not in the graph, or does not stand in the file once.
+    """
     rng = np.random.default_rng(0)
     marks = {name: rng.standard_normal(value.shape).astype(np.float32) for name, value in constants[0].items()}
     _put(model.graph, marks)

@@ -68,6 +68,8 @@ class Card:
         batches: False if the files take one picture at a time.
         levels: file name of the table of levels (`levels.py`) of a network that is told how damaged a picture is; ""
             for any other.
+        control: file name of the table of a network whose constants are set by a look at the whole picture
+            (`control.py`); "" for any other.
         overshoot: share of the source's local range by which results may go beyond it (`local_range.py`); None for no
             limit.
         imported: for a model of another tool its "file", "family" and "sha256", and the largest change of an output
@@ -98,6 +100,7 @@ class Card:
     equivariant: bool = False
     batches: bool = True
     levels: str = ""
+    control: str = ""
     overshoot: float | None = None
     imported: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
@@ -120,8 +123,9 @@ class Card:
                 raise BundleError(f"{self.name}: {name} must be true or false, got {getattr(self, name)!r}")
         if self.version > VERSION:
             raise BundleError(f"{self.name}: card version {self.version}, this foveal reads {VERSION}; update foveal")
-        if not isinstance(self.levels, str):
-            raise BundleError(f"{self.name}: levels must be a file name, got {self.levels!r}")
+        for name in ("levels", "control"):
+            if not isinstance(getattr(self, name), str):
+                raise BundleError(f"{self.name}: {name} must be a file name, got {getattr(self, name)!r}")
         if self.overshoot is not None and not (isinstance(self.overshoot, int | float) and 0 <= self.overshoot <= 1):
             raise BundleError(f"{self.name}: overshoot must be null or in [0, 1], got {self.overshoot!r}")
         if self.channels != 3:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveal.images import Picture
+    from foveal.runtime.restorer import Restorer
     from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["MARK", "Pair", "make_pair", "write_page"]
@@ -66,7 +67,7 @@ def _data_uri(pixels: NDArray, icc: bytes | None) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def make_pair(upscaler: Upscaler, picture: Picture, title: str, note: str = "") -> Pair:
+def make_pair(upscaler: Upscaler | Restorer, picture: Picture, title: str, note: str = "") -> Pair:
     """A picture, or the middle of a large one, before and after.
 
     Args:

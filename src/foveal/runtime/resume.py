@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveal.runtime.batch import Job
+    from foveal.runtime.restorer import Restorer
     from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["RECORD", "Record", "Results", "settings_of"]
@@ -26,7 +27,7 @@ __all__ = ["RECORD", "Record", "Results", "settings_of"]
 RECORD = ".foveal.jsonl"
 
 
-def settings_of(upscaler: Upscaler, *, background: tuple[int, int, int] | None = None) -> str:
+def settings_of(upscaler: Upscaler | Restorer, *, background: tuple[int, int, int] | None = None) -> str:
     """What a result depends on besides its source; engines and tiles change no pixel by more than a few levels.
 
     Args:
@@ -44,6 +45,8 @@ def settings_of(upscaler: Upscaler, *, background: tuple[int, int, int] | None =
         files = json.dumps(sorted(bundle.card.sha256.items()))
         clean = f" clean {upscaler.clean} {hashlib.sha256(files.encode()).hexdigest()[:12]}"
     wrap = " wrapped" if upscaler.wrap else ""
+    if fix := getattr(upscaler, "fix", ""):
+        clean = f" fix {fix} {upscaler.clean}"
     return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}{below}{clean}{wrap}"
 
 

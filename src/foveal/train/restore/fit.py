@@ -11,7 +11,7 @@ import torch
 
 from foveal.measure.quality import evaluate, from_torch
 from foveal.train import loop
-from foveal.train.restore import cleaning
+from foveal.train.restore import cleaning, repairing
 from foveal.train.restore.cleaning import BORDER, damaged_batches
 from foveal.train.restore.losses import LOSSES, LUMINANCE, luminance
 from foveal.train.restore.pairs import SUFFIXES, Pairs, PicturesError, noisy
@@ -167,7 +167,7 @@ def fit(
     pairs = Pairs.from_folder(
         Path(recipe.data),
         recipe.scale,
-        patch=recipe.patch + (BORDER if cleans else 0),
+        patch=recipe.patch + (BORDER if cleans else repairing.BORDER if recipe.damage else 0),
         fraction=recipe.fraction,
         teach=partial(answers, teachers=recipe.teachers, say=say) if recipe.teachers else None,
         noise=recipe.noise,
@@ -179,7 +179,13 @@ def fit(
     def clean_batch(step: int) -> tuple[NDArray, ...]:
         return pairs.batch(recipe.batch, np.random.default_rng((recipe.seed, step)))
 
-    batch = damaged_batches(pairs, recipe.batch, recipe.seed) if cleans else clean_batch
+    batch: Callable[[int], tuple[NDArray, ...]] = clean_batch
+    compare = objective(recipe)
+    if cleans:
+        batch, compare = damaged_batches(pairs, recipe.batch, recipe.seed), cleaning.objective(recipe.teacher_share)
+    elif recipe.damage:
+        batch = repairing.repair_batches(pairs, recipe.batch, recipe.seed, recipe.damage)
+        compare = repairing.objective
 
     def tell(progress: Progress) -> None:
         if progress.saved:
@@ -193,7 +199,7 @@ def fit(
     with loop.fast_denormals():
         loop.fit(
             model,
-            cleaning.objective(recipe.teacher_share) if cleans else objective(recipe),
+            compare,
             batch,
             optimizers(model, recipe),
             steps=recipe.steps,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveal.errors import FovealError
 from foveal.train.loop import PRECISIONS
+from foveal.train.restore.bank import NAMES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,7 @@ class Recipe:
 
     Args:
         model: registered name of the network.
-        scale: 2, 3 or 4; 1 restores pictures at the same size, which needs `noise`.
+        scale: 2, 3 or 4; 1 restores pictures at the same size, which needs `noise` or `damage`.
         arguments: further keyword arguments of the network.
         data: folder of training pictures.
         patch: side of a low-resolution patch, in pixels.
@@ -40,6 +41,9 @@ class Recipe:
         fraction: most informative share of each picture's patches to draw from (SamplingAug), in (0, 1].
         steps: number of steps.
         noise: standard deviation of the Gaussian noise added to the network's input, in levels of 255.
+        damage: degradations of the bank (`foveal.train.restore.bank`), of which each picture of scale 1 has one, such
+            as "rain"; "noise+jpeg" for two, one after the other. The loss is then the root of each patch's squared
+            error.
         optimizer: "muon" (kernels by Muon, the rest by Adam) or "adam".
         lr: Adam's peak learning rate.
         muon_lr: Muon's peak learning rate.
@@ -72,6 +76,7 @@ class Recipe:
     batch: int = 8
     fraction: float = 0.5
     noise: float = 0.0
+    damage: list[str] = field(default_factory=list)
     optimizer: str = "muon"
     lr: float = 2e-3
     muon_lr: float = 1e-2
@@ -98,10 +103,15 @@ class Recipe:
             raise RecipeError(f"scale must be {', '.join(map(str, SCALES[:-1]))} or {SCALES[-1]}, got {self.scale}")
         if self.noise < 0:
             raise RecipeError(f"noise must be at least 0, got {self.noise}")
-        if self.scale == 1 and not self.noise:
+        if self.scale == 1 and not self.noise and not self.damage:
             raise RecipeError(
-                "scale 1 needs noise above 0 (15 for ordinary photographs): else nothing is to be restored"
+                "scale 1 needs noise above 0 (15 for ordinary photographs) or damage: else nothing is to be restored"
             )
+        if self.damage and (self.scale != 1 or self.noise or self.teachers):
+            raise RecipeError("damage is for scale 1, without noise and teachers; leave out one or the other")
+        known = {one for name in self.damage for one in str(name).split("+")}
+        if wrong := sorted(known - set(NAMES)):
+            raise RecipeError(f"damage must be of {', '.join(NAMES)}, got {wrong[0]!r}")
         if not 0 < self.fraction <= 1:
             raise RecipeError(f"fraction must be in (0, 1], got {self.fraction}")
         if wrong := [t for t in self.teachers if not isinstance(t, str)]:

@@ -1,0 +1,194 @@
+"""`foveal restore`: find what is wrong with pictures, repair it at their own size, and say what was done."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveal.cli._options import Json, Threads, background_colour, stop
+from foveal.cli._signals import exit_code, like_ctrl_c
+from foveal.cli._speech import say
+
+__all__ = ["restore"]
+
+
+def restore(
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT", help="Pictures, folders or globs.", show_default=False)
+    ] = None,
+    *,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Folder, or for one picture a file.  [default: beside the source]"
+        ),
+    ] = None,
+    fix: Annotated[
+        str,
+        typer.Option(
+            "--fix",
+            metavar="auto|NAMES",
+            help="auto (JPEG, noise and darkness, where found), or of jpeg, noise, rain, snow, light, exposure.",
+        ),
+    ] = "auto",
+    strength: Annotated[
+        str,
+        typer.Option(
+            "--strength", metavar="auto|N", help="Of cleaning JPEG and noise: as much as needed, or 1 to 100."
+        ),
+    ] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAME", help="auto (the fastest), onnxruntime, openvino or torch.")
+    ] = "auto",
+    threads: Threads = None,
+    tile: Annotated[
+        str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 for auto.")
+    ] = "auto",
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", metavar="NAME", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's]"
+        ),
+    ] = "",
+    background: Annotated[
+        str,
+        typer.Option(
+            "--background",
+            metavar="#RRGGBB",
+            help="Colour behind transparent pixels, for formats without transparency.",
+        ),
+    ] = "",
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            "--suffix",
+            metavar="TEXT",
+            help="Suffix of the results' names.  [default: _restored beside the source, else none]",
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip finished pictures; redo those with a newer source or other settings.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what was found, engine, memory, seconds and problems.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Write an HTML page that compares before and after.")
+    ] = False,
+    limit_megapixels: Annotated[
+        float, typer.Option("--limit-megapixels", metavar="N", min=0, help="Refuse larger pictures.")
+    ] = 400,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Repair damaged pictures at their own size.
+
+    Every picture is looked at: the quality of a JPEG, in its file or in its pixels; noise; how dark it is. What is
+    found is repaired in this order: JPEG and noise, rain and snow, light. Rain and snow are only removed if --fix asks
+    for them. Nothing found, nothing changed: the pixels are written as they were.
+
+    Colour profile, metadata, orientation, transparency, 16 bits and animation are kept, as by foveal upscale; a record
+    .foveal.jsonl in the folder of the results lets --resume go on.
+
+    The exit code is 0 if all pictures are done, 1 if one failed, 2 if nothing could start, 130 after Ctrl-C, 143 after
+    SIGTERM.
+
+    Args:
+        pictures: files, folders and globs.
+        out: folder, or file for one picture.
+        fix: what to repair.
+        strength: of cleaning.
+        engine: inference engine.
+        threads: processor threads.
+        tile: side of a tile in pixels, or auto.
+        file_format: file format of the results.
+        background: colour behind transparent pixels, for formats without transparency.
+        suffix: suffix of the results' names.
+        recursive: search subfolders.
+        resume: skip finished pictures.
+        overwrite: replace existing files.
+        dry_run: only print the plans.
+        compare: write the comparison page.
+        limit_megapixels: largest size of a source.
+        json: print one JSON document.
+        quiet: print nothing but errors.
+
+    Raises:
+        typer.Exit: with the exit code.
+
+    Example:
+        $ foveal restore photo.jpg -o better.jpg
+        1 picture, 0.24 MP with repair_clean+repair_light, onnxruntime, 2 threads: about 0.5 s
+        photo.jpg → better.jpg: 500×480, 0.24 MP in 0.4 s (0.6 MP/s); JPEG of quality 40: cleaned at strength 62
+    """
+    from foveal.cli._upscale_run import Run, Wishes
+    from foveal.runtime.batch import find_jobs
+    from foveal.runtime.engines import EngineError
+    from foveal.runtime.restorer import Restorer
+
+    if tile not in ("auto", "0") and not tile.isdecimal():
+        stop("restore", f"--tile must be auto or a number of pixels, got {tile!r}; leave it out for the best")
+    below = background_colour("restore", background)
+    passed_over: list[tuple[Path, str]] = []
+    try:
+        restorer = Restorer(
+            fix,
+            strength=strength,
+            engine=engine,
+            threads=threads,
+            tile="auto" if tile in ("auto", "0") else int(tile),
+        )
+        jobs = find_jobs(
+            pictures or [],
+            out,
+            scale=1,
+            recursive=recursive,
+            suffix="_restored" if suffix is None and out is None else suffix,
+            file_format=file_format,
+            pass_over=lambda path, what: passed_over.append((path, what)),
+        )
+        restorer.engine()
+    except (ValueError, EngineError) as error:
+        stop("restore", error)
+    wishes = Wishes(
+        overwrite=overwrite,
+        resume=resume,
+        keep_record=resume or len(jobs) > 1 or (out is not None and bool(jobs) and jobs[0].target != Path(out)),
+        limit_pixels=int(limit_megapixels * 1e6),
+        background=below,
+        quiet=quiet,
+        json=json,
+        dry_run=dry_run,
+    )
+    started = time.monotonic()
+    run = Run(restorer, wishes, passed_over)
+    code = 0
+    with like_ctrl_c():
+        try:
+            run.prepare(jobs)
+            if dry_run:
+                run.tell_plans()
+            else:
+                run.work()
+                if compare:
+                    run.compare(jobs, out)
+        except KeyboardInterrupt as error:
+            code = exit_code(error)
+            hint = "; --resume goes on from there" if wishes.keep_record else ""
+            say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
+    if json:
+        document = run.document(time.monotonic() - started, interrupted=bool(code))
+        if not say(json_module.dumps(document, indent=2), sys.stdout):
+            say("failed: the JSON document could not be written to standard output", sys.stderr)
+            code = code or 1
+    if code or run.count("failed"):
+        raise typer.Exit(code or 1)

@@ -1,0 +1,80 @@
+"""Dark and wrongly exposed pictures: a look at the whole picture sets colours and gamma, the rest runs tile by tile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from foveal.runtime.control import Control
+from foveal.runtime.engine_choice import EngineChoice
+from foveal.runtime.network import Network
+from foveal.runtime.repairs import Finding, brightness
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveal.runtime.bundle import Bundle
+    from foveal.runtime.engines import Engine, FileKind, PixelKind
+
+__all__ = ["DARK", "Light"]
+
+DARK = 0.16  # median luminance below which a picture is brightened unasked; of BSD's pictures 2 % lie below
+
+
+class Light:
+    """Light.
+
+    Args:
+        bundle: bundle with a table of control.
+        engine: engine that the user wants, or "auto".
+        threads: processor threads.
+        tile: side of a tile in input pixels, or "auto".
+    """
+
+    name = "light"
+
+    def __init__(self, bundle: Bundle, engine: str, threads: int, tile: int | str) -> None:
+        self.bundle, self._threads = bundle, threads
+        self.choice = EngineChoice(bundle, engine, threads, tile)
+        self._control: Control | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences the user should read about the engine."""
+        return self.choice.notes
+
+    @property
+    def network(self) -> Network:
+        """The network with the numbers of a picture that stays as it is."""
+        return Network(self.bundle.card, self.choice.open)
+
+    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+        """Look at a picture.
+
+        Args:
+            pixels: (H, W, C).
+            alpha: the last channel is alpha.
+            stated: takes no part.
+            asked: whether the user asked for this repair by name.
+
+        Returns:
+            The repair where the picture is dark or the repair is asked for, else None.
+        """
+        bright = brightness(pixels, alpha)
+        if not asked and bright >= DARK:
+            return None
+        if self._control is None:
+            self._control = Control(self.bundle, self._threads)
+        colours = pixels[..., :-1] if pixels.shape[2] in (2, 4) else pixels
+        control = self._control
+        numbers = control.numbers(colours)
+
+        def open_file(kind: PixelKind) -> Engine:
+            def at(which: FileKind, data: bytes) -> bytes:  # noqa: ARG001
+                return control.at(numbers, data)
+
+            return self.choice.open(kind, at)
+
+        dark = "dark" if bright < DARK else "light"
+        says = f"{dark}, median {255 * bright:.0f} of 255: light put right with gamma {numbers[-1]:.2f}"
+        facts = {"median": round(bright, 4), "gamma": round(float(numbers[-1]), 4), "asked": asked}
+        return Finding(self.name, says, facts, Network(self.bundle.card, open_file), self.choice)

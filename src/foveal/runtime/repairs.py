@@ -1,0 +1,218 @@
+"""Repairs of a picture at its own size: what each one looks for, and the network that does it.
+
+| a repair | looks for | bundle |
+|---|---|---|
+| clean | JPEG, in the file's tables or in the pixels; noise | `repair_clean`, told the level |
+| weather | nothing: it is asked for | `repair_weather` |
+| light | a dark picture, by its median | `repair_light`, told colours and gamma by a look at the whole picture |
+
+They run in this order: noise is seen best before it is brightened. NumPy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from foveal.images.degradation import LUMA, Degradation, examine
+from foveal.runtime.cleaning import AUTO, Cleaner, Level, Look, decide
+from foveal.runtime.engine_choice import EngineChoice
+from foveal.runtime.network import Network
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveal.runtime.bundle import Bundle
+
+__all__ = ["FIXES", "Clean", "Finding", "Repair", "Weather", "brightness"]
+
+# What the user asks for → the repair that does it.
+FIXES = {"jpeg": "clean", "noise": "clean", "rain": "weather", "snow": "weather", "light": "light", "exposure": "light"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a picture, and what repairs it.
+
+    Args:
+        repair: name of the repair.
+        says: one clause for the user.
+        facts: the same as plain data.
+        network: that repairs it.
+        choice: the network's engine and tile.
+    """
+
+    repair: str
+    says: str
+    facts: dict[str, Any]
+    network: Network
+    choice: EngineChoice
+
+
+class Repair(Protocol):
+    """One repair: a bundle, and what decides whether a picture takes it."""
+
+    name: str
+    bundle: Bundle
+
+    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:
+        """Look at a picture.
+
+        Args:
+            pixels: (H, W, C).
+            alpha: the last channel is alpha.
+            stated: level that its JPEG file states; None for another file.
+            asked: whether the user asked for this repair by name.
+
+        Returns:
+            What is wrong, or None.
+        """
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences the user should read about the engine."""
+        ...
+
+    @property
+    def choice(self) -> EngineChoice:
+        """The engine and tile."""
+        ...
+
+    @property
+    def network(self) -> Network:
+        """The network by which a plan is made before a picture was looked at."""
+        ...
+
+
+def brightness(pixels: NDArray, alpha: bool) -> float:
+    """Median luminance of what can be seen of a picture.
+
+    Args:
+        pixels: (H, W, C).
+        alpha: the last channel is alpha.
+
+    Returns:
+        In [0, 1]; 0.5 where nothing can be seen.
+    """
+    step = max(1, int((pixels.shape[0] * pixels.shape[1] / 250_000) ** 0.5))
+    some = pixels[::step, ::step]
+    white = np.iinfo(some.dtype).max if some.dtype.kind == "u" else 1.0
+    colours = some[..., :-1] if alpha or some.shape[2] in (2, 4) else some
+    values = colours.astype(np.float32) / np.float32(white)
+    luma = values @ LUMA if values.shape[2] == 3 else values[..., 0]
+    seen = luma[some[..., -1] > 0] if alpha else luma.ravel()
+    return float(np.median(seen)) if seen.size else 0.5
+
+
+class Clean:
+    """JPEG artefacts and noise.
+
+    Args:
+        bundle: bundle with a table of levels.
+        engine: engine that the user wants, or "auto".
+        threads: processor threads.
+        tile: side of a tile in input pixels, or "auto".
+        strength: "auto", or 1 to 100, see `foveal.runtime.cleaning`.
+        of: which of "jpeg" and "noise" are repaired.
+    """
+
+    name = "clean"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str,
+        threads: int,
+        tile: int | str,
+        *,
+        strength: str | int = AUTO,
+        of: frozenset[str] = frozenset({"jpeg", "noise"}),
+    ) -> None:
+        self.bundle = bundle
+        self._cleaner = Cleaner(bundle, engine, threads, tile, mirrored=False)
+        self._strength, self._of = strength, of
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences the user should read about the engine."""
+        return (*self._cleaner.notes, *self._cleaner.choice.notes)
+
+    @property
+    def choice(self) -> EngineChoice:
+        """The engine and tile."""
+        return self._cleaner.choice
+
+    @property
+    def network(self) -> Network:
+        """The network of the middle of the levels."""
+        return self._cleaner.network((0.5, 0.0, 0.0))
+
+    def _level(self, found: Degradation) -> Level | None:
+        level = decide(found, self._strength)
+        if level is None:
+            return None
+        jpeg, noise, colour = level
+        level = (jpeg if "jpeg" in self._of else 0.0, *((noise, colour) if "noise" in self._of else (0.0, 0.0)))
+        return level if any(level) else None
+
+    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+        """Look at a picture.
+
+        Args:
+            pixels: (H, W, C).
+            alpha: the last channel is alpha.
+            stated: level that its JPEG file states; None for another file.
+            asked: takes no part: a clean picture has nothing to be cleaned.
+
+        Returns:
+            What is wrong, or None.
+        """
+        colours = pixels[..., :-1] if not alpha and pixels.shape[2] in (2, 4) else pixels
+        found = examine(colours, file_level=stated)
+        level = self._level(found)
+        if level is None:
+            return None
+        look = Look(found, level)
+        return Finding(self.name, str(look), look.to_dict(), self._cleaner.network(level), self._cleaner.choice)
+
+
+class Weather:
+    """Rain and snow; nothing looks for them, they are asked for.
+
+    Args:
+        bundle: the bundle.
+        engine: engine that the user wants, or "auto".
+        threads: processor threads.
+        tile: side of a tile in input pixels, or "auto".
+    """
+
+    name = "weather"
+
+    def __init__(self, bundle: Bundle, engine: str, threads: int, tile: int | str) -> None:
+        self.bundle = bundle
+        self.choice = EngineChoice(bundle, engine, threads, tile)
+        self.network = Network(bundle.card, self.choice.open)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences the user should read about the engine."""
+        return self.choice.notes
+
+    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+        """Look at a picture.
+
+        Args:
+            pixels: takes no part.
+            alpha: takes no part.
+            stated: takes no part.
+            asked: whether the user asked for this repair by name.
+
+        Returns:
+            The repair where it is asked for, else None.
+        """
+        if not asked:
+            return None
+        return Finding(self.name, "rain and snow removed", {"asked": True}, self.network, self.choice)
