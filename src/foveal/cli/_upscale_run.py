@@ -1,4 +1,4 @@
-"""The pictures of one `foveal upscale` or `foveal restore`: planned, done, skipped or failed, and the messages about each."""
+"""The pictures of one `foveal upscale` or `restore`: planned, done, skipped or failed, and the messages about each."""
 
 from __future__ import annotations
 
