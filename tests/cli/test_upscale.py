@@ -220,12 +220,12 @@ def test_the_best_says_what_it_is(capsys):
 
 SLOW = """
 import os, signal, sys, threading
-from foveal.runtime import throughput, upscaler
+from foveal.runtime import file_work, throughput
 throughput._TRIED = (32,)
 # What a shell started in the background ignores, its children ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-counted = upscaler.counter
+counted = file_work.counter
 def slow(progress, pixels):
     step = counted(progress, pixels)
     def stop(region):
@@ -233,7 +233,7 @@ def slow(progress, pixels):
         if region[1] > 100:
             os.kill(os.getpid(), signal.SIGINT)
     return stop
-upscaler.counter = slow
+file_work.counter = slow
 from foveal.cli.main import main
 main(sys.argv[1:])
 """

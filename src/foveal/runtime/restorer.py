@@ -159,19 +159,31 @@ class Restorer:
         step: Step | None,
         note: Callable[[str], None] = lambda _: None,
     ) -> Iterator[NDArray]:
-        """A picture repaired: by every repair but the last in memory, by the last one band by band."""
+        """A picture repaired: by every repair but the last in memory, by the last one band by band; alpha stays."""
         if not findings:
             if step is not None:
                 step((0, 0, pixels.shape[1], pixels.shape[0]))
             yield pixels
             return
+        colours = _colours(pixels)
         *before, last = findings
         for finding in before:
-            out = np.empty_like(pixels)
-            for _ in tiled(pixels, finding.network, finding.choice, alpha=alpha, out=out, note=note):
+            out = np.empty_like(colours)
+            for _ in tiled(colours, finding.network, finding.choice, alpha=False, out=out, note=note):
                 pass
-            pixels = out
-        yield from tiled(pixels, last.network, last.choice, alpha=alpha, step=step, note=note)
+            colours = out
+        top = 0
+        for band in tiled(colours, last.network, last.choice, alpha=False, step=step, note=note):
+            rows = pixels[top : top + len(band)]
+            top += len(band)
+            if pixels.shape[2] in (1, 3):
+                yield band
+                continue
+            whole = rows.copy()
+            # What hides behind transparent pixels stays as it was.
+            seen = rows[..., -1:] > 0 if alpha else np.True_
+            np.copyto(whole[..., :-1], band, where=seen)
+            yield whole
 
     def __call__(self, image: Any, progress: Progress | None = None) -> Any:
         """Repair a picture.
@@ -322,6 +334,11 @@ class Restorer:
         )
 
     upscale_file = restore_file  # by which a run of pictures calls what makes a file
+
+
+def _colours(pixels: NDArray) -> NDArray:
+    """The channels that are repaired: all but a last of two or four."""
+    return np.ascontiguousarray(pixels[..., :-1]) if pixels.shape[2] in (2, 4) else pixels
 
 
 def _stated(image: Any) -> float | None:

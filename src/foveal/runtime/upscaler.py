@@ -8,28 +8,28 @@ upscale.upscale_file("photo.jpg", "large.jpg")  # with everything else that the 
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveal.runtime.background_writer import BackgroundWriter
 from foveal.runtime.bundle import Bundle, choose, cleaner
 from foveal.runtime.card import BundleError, Purpose
 from foveal.runtime.cleaning import AUTO, OFF, Cleaner, Cleaning, Look, checked_clean, file_level, stated_level
 from foveal.runtime.engine_choice import EngineChoice
-from foveal.runtime.enlarge import Progress, Step, counter, enlarge
+from foveal.runtime.enlarge import Progress, Step, counter
+from foveal.runtime.file_work import Begun, work_on_file
 from foveal.runtime.inputs import measure, take
-from foveal.runtime.local_range import REACH, is_graphic
+from foveal.runtime.local_range import REACH
 from foveal.runtime.machine import cores
 from foveal.runtime.network import Network
 from foveal.runtime.pixel_art import PIXEL_ART_REACH, enlarge_pixel_art
 from foveal.runtime.plan import Plan, make_plan
 from foveal.runtime.result import Result
 from foveal.runtime.throughput import Throughput, learn_file_seconds
-from foveal.runtime.tiles import Grid, make_grid
+from foveal.runtime.tiled import network_name, tiled
+from foveal.runtime.tiles import make_grid
 from foveal.runtime.wrapping import unwrapped, wrapped
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from foveal.images import Picture
     from foveal.runtime.engines import PixelKind
 
 __all__ = ["Progress", "Result", "Upscaler"]
@@ -128,7 +129,7 @@ class Upscaler:
     @property
     def name(self) -> str:
         """What enlarges: the bundle, and whether its mirror images take part."""
-        return _PIXEL_ART if self.content == "pixel" else _name(self._network)
+        return _PIXEL_ART if self.content == "pixel" else network_name(self._network)
 
     @property
     def cleaner(self) -> Bundle | None:
@@ -265,36 +266,7 @@ class Upscaler:
     ) -> Iterator[NDArray]:
         """The same by the network, tile by tile."""
         network, choice = self._way(look)
-        if network.card.overshoot is not None and is_graphic(pixels):
-            network = network.for_graphics()
-        kind = network.kind(pixels.dtype)
-        first = choice.tile(kind)
-        pixel_bytes = pixels.shape[2] * pixels.itemsize
-        height, width = pixels.shape[:2]
-
-        def grid_of(tile: int, *, automatic: bool) -> Grid:
-            return make_grid(height, width, tile, network.card, automatic=automatic, pixel_bytes=pixel_bytes)
-
-        grid = grid_of(first, automatic=choice.automatic)
-
-        def grid_for(tile: int) -> Grid:
-            nonlocal grid
-            # After running out of memory a tile must not grow by the half that automatic tiles may.
-            grid = grid_of(tile, automatic=choice.automatic and tile == first)
-            return grid
-
-        def smaller(tile: int) -> None:
-            note(f"out of memory: went on with tiles of {tile}")
-
-        try:
-            yield from enlarge(pixels, network, grid_for, first, alpha=alpha, out=out, step=step, smaller=smaller)
-        except Exception as error:
-            rows, columns = grid.tile
-            error.add_note(
-                f"while {_name(network)} ran in {choice.name(kind)} with tiles of {columns}×{rows} on a picture of "
-                f"{width}×{height}"
-            )
-            raise
+        yield from tiled(pixels, network, choice, alpha=alpha, step=step, out=out, note=note)
 
     def plan(self, image: Any, *, file_format: str = "", look: bool = False) -> Plan:
         """What enlarging a picture will take, measured on this machine if it was not yet (about a second).
@@ -337,7 +309,7 @@ class Upscaler:
             file_format=file_format or size.file_format,
             notes=(*self.notes, *(self._cleaning.said(seen, all_of_it=True) if look else ())),
         )
-        name = self.name if drawn else _name(network)
+        name = self.name if drawn else network_name(network)
         return replace(plan, bundle=name, engine=engine, clean=self._cleaning.told(seen))
 
     def upscale_file(
@@ -368,53 +340,44 @@ class Upscaler:
             ValueError: the source is no picture, or the target cannot hold it (`PictureError`).
             EngineError: no engine runs the bundle, or the one that ran it failed.
         """
-        from foveal import images
         from foveal.images.formats import format_for
 
         source, target = Path(source), Path(target)
-        if target.exists() and not overwrite:
-            raise FileExistsError(f"{target}: exists already; say --overwrite (overwrite=True) to replace it")
-        start = time.perf_counter()
-        reading = images.read(source, limit_pixels=images.LIMIT_PIXELS if limit_pixels is None else limit_pixels)
-        frames = reading.frames
-        width, height = reading.width * self.scale, reading.height * self.scale
-        pixels = reading.info.total_pixels * self.scale**2
-        step = counter(progress, pixels)
-        picture = reading.frame(0)
-        # The palettes of animations are dithered, which is no noise; and their frames must look alike.
-        still = frames == 1 and reading.info.format != "gif"
-        look = self._cleaning.look(picture.pixels, picture.alpha, file_level(source)) if still else Look()
-        network, choice = self._way(look)
-        kind = network.kind(picture.pixels.dtype)
-        before = network.seconds
-        writing = images.writer_for(reading, target, self.scale, overwrite=overwrite, background=background)
         notes: list[str] = []
-        with writing as writer, BackgroundWriter(writer) as behind:
-            for index in range(frames):
-                if index:
-                    picture = reading.frame(index)
-                for band in self._bands(picture.pixels, picture.alpha, step, look, note=notes.append):
-                    behind.rows(band)
-        seconds = time.perf_counter() - start
-        megapixels = pixels / 1e6
-        if megapixels >= 1:
-            learn_file_seconds(format_for(target).name, (seconds - (network.seconds - before)) / megapixels)
+        look, kind = Look(), self._network.kind(np.dtype(np.uint8))
+        before = 0.0
+
+        def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
+            nonlocal look, kind, before
+            if begun.still:
+                look = self._cleaning.look(begun.frame.pixels, begun.frame.alpha, begun.stated)
+            network = self._way(look)[0]
+            kind, before = network.kind(begun.frame.pixels.dtype), network.seconds
+
+            def make(picture: Picture) -> Iterator[NDArray]:
+                return self._bands(picture.pixels, picture.alpha, begun.step, look, note=notes.append)
+
+            return make
+
+        done = work_on_file(
+            source, target, self.scale, begin, overwrite=overwrite, limit_pixels=limit_pixels, background=background,
+            progress=progress,
+        )  # fmt: skip
+        network, choice = self._way(look)
+        if done.megapixels >= 1:
+            spent = network.seconds - before
+            learn_file_seconds(format_for(target).name, (done.seconds - spent) / done.megapixels)
         return Result(
             source=source,
             target=target,
-            width=width,
-            height=height,
-            frames=frames,
-            megapixels=megapixels,
-            seconds=seconds,
-            bundle=self.name if self.content == "pixel" else _name(network),
+            width=done.width,
+            height=done.height,
+            frames=done.frames,
+            megapixels=done.megapixels,
+            seconds=done.seconds,
+            bundle=self.name if self.content == "pixel" else network_name(network),
             engine=self.engine() if self.content == "pixel" else choice.engine(kind),
             threads=self.threads,
-            notes=tuple(dict.fromkeys([*self.notes, *self._cleaning.said(look), *notes, *writing.left_out])),
+            notes=tuple(dict.fromkeys([*self.notes, *self._cleaning.said(look), *notes, *done.left_out])),
             clean=self._cleaning.told(look),
         )
-
-
-def _name(network: Network) -> str:
-    """A bundle's name, and whether its mirror images take part."""
-    return f"{network.card.name} mirrored" if len(network.ways) > 1 else network.card.name

@@ -52,7 +52,7 @@ def clean(seed: int, *, patch: int = PATCH, batch: int = BATCH) -> Callable[[int
     Returns:
         Function from a step to (B, 3, H, W) in [0, 1].
     """
-    source = _source(patch)
+    source = _source(24 if rehearsing() else patch)
 
     def load(step: int) -> Tensor:
         return photos.tensor(source.batch(batch, np.random.default_rng((seed, step)))[1])

@@ -1,7 +1,7 @@
 """Evidence for CTCL-Seg: directions by hand, and two small students on CamVid alone, in mutual learning and in this.
 
-All three runs train both students at once, from the same weights on the same batches; the weights of the terms were
-chosen on the validation pictures with another seed.
+All three runs train both students at once, from the same weights on the same batches; the weights of the terms are
+a first choice, not searched for.
 """
 
 from __future__ import annotations
