@@ -329,14 +329,34 @@ def test_results_of_earlier_runs_are_no_sources(capsys):
 
 
 def test_unknown_files_are_counted(capsys):
-    Path("in/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    Path("in/IMG_1.PSD").write_bytes(b"8BPS" + bytes(40))
     code, out, _ = run(capsys, "in", "-o", "out")
     assert code == 0
-    assert out.splitlines()[0] == "1 file that foveal cannot read passed over (.heic 1)"
-    code, _, err = run(capsys, "in/IMG_1.HEIC", "-o", "out", "-f", "png")
+    assert out.splitlines()[0] == "1 file that foveal cannot read passed over (.psd 1)"
+    code, _, err = run(capsys, "in/IMG_1.PSD", "-o", "out", "-f", "png")
     assert code == 1
-    assert "it is a HEIC picture, which foveal does not read; convert it first: heif-convert" in err
-    assert run(capsys, "in/IMG_1.HEIC", "-o", "out")[2] == err
+    assert "it is a Photoshop document, which foveal does not read; save it as TIFF or PNG first" in err
+    assert run(capsys, "in/IMG_1.PSD", "-o", "out")[2] == err
+
+
+def test_what_is_only_read_becomes_png_and_says_so(capsys, monkeypatch):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed (the extra heic)")
+    heif.from_bytes("RGB", (6, 6), bytes(108)).save("in/IMG_1.HEIC")
+    says = "foveal writes no HEIC, so the result is a PNG; --format chooses another"
+    assert says in run(capsys, "in/IMG_1.HEIC", "-o", "out", "--dry-run")[1]
+    assert says in run(capsys, "in/IMG_1.HEIC", "-o", "out/")[1]
+    with Image.open("out/IMG_1.png") as made:
+        assert made.size == (12, 12)
+    out = run(capsys, "in/IMG_1.HEIC", "-o", "out/", "-f", "jpeg")[1]
+    assert says not in out
+    with Image.open("out/IMG_1.jpg") as made:
+        assert made.size == (12, 12)
+    monkeypatch.setattr("foveal.images.needs.find_spec", lambda _: None)
+    code, _, err = run(capsys, "in/IMG_1.HEIC", "-o", "out/", "-f", "webp")
+    assert code == 1
+    assert (
+        "failed: in/IMG_1.HEIC: it is a HEIC picture, and reading it needs pillow_heif, which is not installed; " in err
+    )
 
 
 def test_what_is_not_kept_is_on_the_line_in_json_and_in_the_plan(capsys):

@@ -55,6 +55,9 @@ _EXTRA = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "av": "video",
+    "pillow_heif": "heic",
+    "imagecodecs": "jxl",
+    "pillow_jxl": "jxl",
 }
 
 _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attributes:"}

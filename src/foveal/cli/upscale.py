@@ -83,7 +83,10 @@ def upscale(
     file_format: Annotated[
         str,
         typer.Option(
-            "--format", "-f", metavar="NAME", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's]"
+            "--format",
+            "-f",
+            metavar="NAME",
+            help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic and jxl]",
         ),
     ] = "",
     background: Annotated[

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.images.formats import FORMATS, SUFFIXES, Format, foreign, sniff
+from foveal.images.formats import FORMATS, READ_SUFFIXES, READABLE, SUFFIXES, Format, foreign, result_format, sniff
 from foveal.runtime.resume import RECORD, Record, Results, real_path, settings_of
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ def _has_magic(text: str) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in READ_SUFFIXES
+
+
+def _is_written(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
@@ -195,7 +199,7 @@ def find_jobs(
     one = len(found) == 1 and not folders
     as_file = text is not None and one and not text.endswith(("/", os.sep)) and not _is_folder(Path(text))
     if text is not None:
-        as_file = as_file and _is_picture(Path(text))
+        as_file = as_file and _is_written(Path(text))
         if not as_file:
             _refuse_as_folder(text, one)
         elif wanted and SUFFIXES[Path(text).suffix.lower()] is not wanted:
@@ -270,7 +274,7 @@ def _refuse_as_folder(text: str, one: bool) -> None:
         raise ValueError(f"-o {text} is there and is no folder; name a folder, or one picture and a file in {known}")
     if os.path.islink(path):  # noqa: PTH114
         raise ValueError(f"-o {text} is a link that leads nowhere; name a folder")
-    if _is_picture(path):
+    if _is_written(path):
         raise ValueError(f"-o {text} names one file, and there may be several pictures; name a folder, or end it in /")
     if path.suffix.lower() in _FOREIGN or (one and _LIKE_A_SUFFIX.fullmatch(path.suffix)):
         raise ValueError(
@@ -280,7 +284,7 @@ def _refuse_as_folder(text: str, one: bool) -> None:
 
 def _ending(source: Path, given: str, wanted: Format | None, *, any_format: bool) -> tuple[str, tuple[str, ...], str]:
     """The suffix of a result, what is to be said about it, and why there can be none."""
-    ending = source.suffix if _is_picture(source) else ".png"
+    ending = source.suffix if _is_written(source) else ".png"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", given):
         return ending, (), f"{given}: foveal reads files, no addresses; download it first"
     try:
@@ -300,7 +304,11 @@ def _ending(source: Path, given: str, wanted: Format | None, *, any_format: bool
     if known is None:
         # With a picture's name it is read in its turn, and what is wrong is said then.
         return ending, (), "" if any_format or _is_picture(source) else "{}: {}; {}".format(source, *foreign(head))
-    if _is_picture(source) and SUFFIXES[source.suffix.lower()].name == known:
+    if known not in FORMATS:
+        written = FORMATS[result_format(known)]
+        note = f"foveal writes no {READABLE[known].label}, so the result is a {written.label}; --format chooses another"
+        return written.suffixes[0], () if any_format else (note,), ""
+    if _is_written(source) and SUFFIXES[source.suffix.lower()].name == known:
         return source.suffix, (), ""
     form = FORMATS[known]
     note = f"it is a {form.label}, whatever its name says, and stays one"

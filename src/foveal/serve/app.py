@@ -17,7 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 from starlette.datastructures import MutableHeaders
 
-from foveal.images.formats import FORMATS
+from foveal.images.formats import FORMATS, READABLE
+from foveal.images.needs import readable
 from foveal.serve.limits import Limits, RefusedError
 from foveal.serve.store import Job, Kept, Store
 from foveal.serve.upload import received
@@ -207,7 +208,7 @@ async def _taken(request: Request, store: Store) -> Kept:
         path.unlink(missing_ok=True)
         raise
     # A suffix, because readers may look at it; from the format found, not from the client's name.
-    final = path.with_suffix(FORMATS[info.format].suffixes[0])
+    final = path.with_suffix(READABLE[info.format].suffixes[0])
     path.rename(final)
     return store.keep(final, name or f"picture{final.suffix}", info)
 
@@ -219,7 +220,13 @@ def _pictures(app: FastAPI, store: Store) -> None:
     def about() -> dict[str, Any]:
         """What the server offers, and its limits."""
         limits = {name: getattr(store.limits, name) for name in Limits.__dataclass_fields__}
-        return {"scales": SCALES, "qualities": QUALITIES, "formats": list(FORMATS), "limits": limits}
+        return {
+            "scales": SCALES,
+            "qualities": QUALITIES,
+            "formats": list(FORMATS),
+            "reads": readable(),
+            "limits": limits,
+        }
 
     @app.post("/api/v1/upscale")
     async def upscale(request: Request, wish: Wished) -> Response:

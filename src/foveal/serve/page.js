@@ -324,7 +324,7 @@ async function begin() {
   fill("format", offer.formats, (f) => f);
   $("scale").value = "4";
   $("quality").value = "balanced";
-  $("accepts").textContent = `${offer.formats.join(", ")}; up to ${offer.limits.megabytes} MB and ${offer.limits.megapixels} megapixels each`;
+  $("accepts").textContent = `${offer.reads.join(", ")}; up to ${offer.limits.megabytes} MB and ${offer.limits.megapixels} megapixels each`;
   $("wish").onchange = () => items.forEach((item) => { if (!item.source) { item.job = null; item.finished = false; item.plan(); } });
   for (const name of ["files", "folder"]) {
     $(name).onchange = () => { add([...$(name).files]); $(name).value = ""; };

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.images.formats import FORMATS
+from foveal.images.formats import FORMATS, result_format
 from foveal.serve.limits import Limits, RefusedError
 from foveal.serve.work import StoppedError
 
@@ -224,7 +224,7 @@ class Store:
                 _outside(kept, wish)
             if top + height > kept.info.height:
                 _outside(kept, wish)
-        made = "png" if wish.crop else wish.format or kept.info.format
+        made = "png" if wish.crop else wish.format or result_format(kept.info.format)
         with self.changed:
             if self._closed:
                 raise RefusedError(503, "the server is shutting down; try again later", retry_after=30)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foveal import images
-from foveal.images.formats import FORMATS, sniff
+from foveal.images.formats import FORMATS, result_format, sniff
 from foveal.runtime.cleaning import checked_clean
 from foveal.runtime.upscaler import Upscaler
 from foveal.serve.limits import RefusedError
@@ -131,7 +131,7 @@ class Studio:
         Returns:
             Plain data: width, height, megapixels, seconds, engine, notes.
         """
-        made = wish.format or info.format
+        made = wish.format or result_format(info.format)
         width, height = (wish.crop[2], wish.crop[3]) if wish.crop else (info.width, info.height)
         upscaler = self._upscaler("plan", wish)
         with self._lock:
