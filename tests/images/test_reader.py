@@ -612,7 +612,7 @@ def test_deep_animated_png(tmp_path):
         (b"P6\n8 8\n255\n", "a PNM picture"),
         (b"\0\0\1\0\1\0", "an icon"),
         (b"DDS ", "a DirectDraw surface"),
-        (b"\0\0\0\x18ftypisom", "a video, .*ffmpeg"),
+        (b"\0\0\0\x18ftypisom", "a video without a film's name, .*ffmpeg"),
         (b"PK\3\4", "a ZIP archive"),
         (b"\n<!DOCTYPE html><html>", "a web page, not a picture; download the picture itself"),
         (b'<?xml version="1.0"?><svg xmlns="x">', "an SVG drawing, which has no pixels yet; export it as PNG"),

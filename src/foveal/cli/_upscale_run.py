@@ -1,4 +1,4 @@
-"""The pictures of one `foveal upscale`: planned, done, skipped or failed, and the messages about each."""
+"""The pictures of one `foveal upscale`, and what became of its films: planned, done, skipped or failed."""
 
 from __future__ import annotations
 
@@ -84,27 +84,45 @@ class Run:
             self._records[job.folder] = Record(job.folder, self._settings)
         return self._records[job.folder]
 
-    def _note(self, job: Job, status: str, **more: Any) -> None:
+    def note(self, job: Job, status: str, **more: Any) -> None:
+        """Note what became of a picture or a film.
+
+        Args:
+            job: the job.
+            status: "planned", "done", "skipped" or "failed".
+            **more: further entries for the JSON document.
+        """
         self.files[job.source] = {"source": str(job.source), "target": str(job.target), "status": status, **more}
 
-    def _fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
-        from foveal.images import PictureError
-        from foveal.runtime.engines import EngineError
+    def fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
+        """Note and print a failure.
+
+        Args:
+            job: the job.
+            error: what went wrong.
+            show: progress that is shown; None if there is none.
+        """
+        from foveal.errors import FovealError
 
         message = str(error) or type(error).__name__
         if isinstance(error, Exception):
-            if not isinstance(error, PictureError | EngineError | OSError | MemoryError):
+            if not isinstance(error, FovealError | OSError | MemoryError):
                 message = f"{type(error).__name__}: {message}"
             if str(job.source) not in message and str(job.target) not in message:
                 message = f"{job.source}: {message}"
-        self._note(job, "failed", error=message)
+        self.note(job, "failed", error=message)
         text = f"failed: {message}"
         if show is not None:
             show.problem(text)
         else:
             say(text, sys.stderr)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line, unless --quiet.
+
+        Args:
+            text: one line of text.
+        """
         if not self.wishes.quiet:
             say(text, sys.stderr if self.wishes.json else sys.stdout)
 
@@ -112,7 +130,7 @@ class Run:
         for note in self.upscaler.notes:
             if note not in self._told:
                 self._told.add(note)
-                self._say(note)
+                self.say(note)
 
     def prepare(self, jobs: list[Job]) -> None:
         """Sort out pictures that are done or cannot be processed, and plan the others.
@@ -120,25 +138,29 @@ class Run:
         Args:
             jobs: jobs of this run.
         """
-        from foveal.runtime.batch import account
-
-        for sentence in account(self._passed_over):
-            self._say(sentence)
+        self.tell_passed_over()
         for job in jobs:
             if job.problem:
-                self._fail(job, job.problem)
+                self.fail(job, job.problem)
                 continue
             try:
                 plan = self._plan(job)
             except Exception as error:  # one bad file, however bad, does not stop the others
-                self._fail(job, error)
+                self.fail(job, error)
                 continue
             if plan is None:
-                self._note(job, "skipped")
+                self.note(job, "skipped")
             else:
-                self._note(job, "planned", plan=plan.to_dict())
+                self.note(job, "planned", plan=plan.to_dict())
                 self._plans.append((job, plan))
         self._tell_notes()
+
+    def tell_passed_over(self) -> None:
+        """Print what was found and is not processed."""
+        from foveal.runtime.batch import account
+
+        for sentence in account(self._passed_over):
+            self.say(sentence)
 
     def _plan(self, job: Job) -> Plan | None:
         """The plan of a picture, with notes on what will be lost; None if it is already done."""
@@ -162,7 +184,7 @@ class Run:
     def tell_plans(self) -> None:
         """Print the plans."""
         for job, plan in self._plans:
-            self._say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
+            self.say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
         self._tell_sum()
 
     def _own(self, notes: tuple[str, ...]) -> list[str]:
@@ -171,9 +193,9 @@ class Run:
 
     def _tell_sum(self) -> None:
         if self._plans:
-            self._say(self._sum())
+            self.say(self._sum())
         elif self.count("skipped") or not self.files:
-            self._say(f"nothing to do: {self.count('skipped')} done already")
+            self.say(f"nothing to do: {self.count('skipped')} done already")
 
     def _sum(self) -> str:
         from foveal.cli._progress import duration, megapixels
@@ -218,7 +240,7 @@ class Run:
         self._tell_notes()
         if self.count("done") > 1:
             seconds = time.monotonic() - start
-            self._say(
+            self.say(
                 f"{self.count('done')} pictures, {megapixels(done)} MP in {duration(seconds)} "
                 f"({megapixels(done / seconds)} MP/s)"
             )
@@ -237,12 +259,12 @@ class Run:
                 progress=show.step,
             )
         except Exception as error:  # one bad file, however bad, does not stop the others
-            self._fail(job, error, show)
+            self.fail(job, error, show)
             return False
         result = replace(result, notes=tuple(dict.fromkeys((*plan.notes, *result.notes))))
         if self.wishes.keep_record:
             self._record(job).add(job)
-        self._note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")})
+        self.note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")})
         frames = f", {result.frames} frames" if result.frames > 1 else ""
         text = (
             f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
@@ -282,7 +304,7 @@ class Run:
             self._fail_page(page, f"{type(error).__name__}: {error}")
             return
         self._pages.append(str(page))
-        self._say(f"before and after: {page}")
+        self.say(f"before and after: {page}")
 
     def _fail_page(self, page: Path, why: str) -> None:
         self.files[page] = {"source": "", "target": str(page), "status": "failed", "error": why}

@@ -6,15 +6,12 @@ import json as json_module
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from foveal.cli._signals import exit_code, like_ctrl_c
 from foveal.cli._speech import say
-
-if TYPE_CHECKING:
-    from foveal.cli._film_run import FilmRun
 
 __all__ = ["upscale"]
 
@@ -185,7 +182,7 @@ def upscale(
         photo.png → large.png: 2000×1920, 3.8 MP in 0.4 s (10.4 MP/s)
     """
     arguments = dict(locals())
-    from foveal.cli._film_run import FilmRun, films_among, targets
+    from foveal.cli._film_run import FilmRun
     from foveal.cli._pipe import pipes, through_pipes
     from foveal.cli._upscale_run import Run, Wishes
     from foveal.runtime.batch import find_jobs
@@ -203,32 +200,27 @@ def upscale(
     below = _colour(background)
     passed_over: list[tuple[Path, str]] = []
     try:
-        films = films_among(given)
-        upscaler = Upscaler(
-            scale or 4,
-            quality,
-            model=model,
-            engine=engine,
-            threads=threads,
-            tile="auto" if tile in ("auto", "0") else int(tile),
-            clean="off" if films and clean == "auto" else clean,  # a look at each frame would flicker
-            content=content,
-            wrap=wrap,
-        )
+
+        def upscaler_for(clean: str) -> Upscaler:
+            return Upscaler(
+                scale or 4,
+                quality,
+                model=model,
+                engine=engine,
+                threads=threads,
+                tile="auto" if tile in ("auto", "0") else int(tile),
+                clean=clean,
+                content=content,
+                wrap=wrap,
+            )
+
+        upscaler = upscaler_for(clean)
         if scale not in (None, upscaler.scale):
             _stop(
                 f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
                 "leave one of them out"
             )
-        if films:
-            coding = Coding(codec or "h264", crf) if codec or crf is not None else None
-            code = _films(
-                FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
-                films,
-                targets(films, out, suffix, upscaler.scale),
-                dry_run=dry_run,
-            )
-            raise typer.Exit(code)
+        coding = Coding(codec or "h264", crf) if codec or crf is not None else None
         jobs = find_jobs(
             given,
             out,
@@ -238,6 +230,11 @@ def upscale(
             file_format=file_format,
             pass_over=lambda path, what: passed_over.append((path, what)),
         )
+        films = [job for job in jobs if job.film]
+        stills = [job for job in jobs if not job.film]
+        filmer = upscaler_for("off") if films and clean == "auto" else upscaler  # a look at each frame would flicker
+        if films and not stills:
+            upscaler = filmer
         upscaler.engine()
     except (ValueError, EngineError) as error:
         _stop(str(error))
@@ -254,19 +251,27 @@ def upscale(
     )
     started = time.monotonic()
     run = Run(upscaler, wishes, passed_over)
+    film_run = FilmRun(run, filmer, coding)
     code = 0
     with like_ctrl_c():
         try:
-            run.prepare(jobs)
-            if dry_run:
-                run.tell_plans()
-            else:
-                run.work()
-                if compare:
-                    run.compare(jobs, out)
+            if stills or not films:
+                run.prepare(stills)
+                if dry_run:
+                    run.tell_plans()
+                else:
+                    run.work()
+                    if compare:
+                        run.compare(stills, out)
+            elif passed_over:
+                run.tell_passed_over()
+            for job in films:
+                film_run.one(job)
         except KeyboardInterrupt as error:
             code = exit_code(error)
             hint = "; --resume goes on from there" if wishes.keep_record else ""
+            if films and not hint:
+                hint = "; the same command goes on from there"
             say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
     if json:
         document = run.document(time.monotonic() - started, interrupted=bool(code))
@@ -275,24 +280,6 @@ def upscale(
             code = code or 1
     if code or run.count("failed"):
         raise typer.Exit(code or 1)
-
-
-def _films(run: FilmRun, films: list[Path], places: list[Path], *, dry_run: bool) -> int:
-    """Work on films; the exit code."""
-    code = 0
-    with like_ctrl_c():
-        try:
-            for source, target in zip(films, places, strict=True):
-                run.one(source, target, dry_run=dry_run)
-        except KeyboardInterrupt as error:
-            code = exit_code(error)
-            say(
-                f"interrupted: {run.count('done')} of {len(films)} done; the same command goes on from there",
-                sys.stderr,
-            )
-    if run.json and not say(json_module.dumps({"files": run.files, "interrupted": bool(code)}, indent=2), sys.stdout):
-        code = code or 1
-    return code or int(run.count("failed") > 0)
 
 
 def _stop(message: str) -> NoReturn:

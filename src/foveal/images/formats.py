@@ -86,7 +86,8 @@ _FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a PNM picture", _PNG_FIRST, tuple((0, b"P%d" % i + end) for i in range(1, 8) for end in (b"\n", b" ", b"\r\n"))),
     ("an icon", _PNG_FIRST, ((0, b"\0\0\1\0"),)),
     ("a DirectDraw surface", _PNG_FIRST, ((0, b"DDS "),)),
-    ("a video", "save its frames as pictures first: ffmpeg -i IN frame%05d.png",
+    ("a video without a film's name", "end its name in .mp4, .mkv, .mov, .webm or .avi, or save its frames "
+     "as pictures: ffmpeg -i IN frame%05d.png",
      ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "), (4, b"moov"), (4, b"mdat"), (0, b"\0\0\1\xba"))),
     ("a ZIP archive", "unpack it first", ((0, b"PK\3\4"),)),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Many pictures: which files there are, where each result goes, and which are done already.
+"""Many pictures and films: which files there are, where each result goes, and which are done already.
 
 Nothing is passed over in silence: what is found and cannot be read, and results of earlier runs that would be made
 larger again beside their own source, are told to the caller.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.images.formats import FORMATS, READ_SUFFIXES, READABLE, SUFFIXES, Format, foreign, result_format, sniff
+from foveal.runtime.film.film import is_film
 from foveal.runtime.resume import RECORD, Record, Results, real_path, settings_of
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ _FOLDER = "a folder inside the folder"
 _LINK = "a link to a folder"
 # What nobody calls a folder, and what is a file's name where one picture is named.
 _FOREIGN = frozenset((".heic", ".heif", ".jxl", ".jp2", ".j2k", ".pdf", ".svg", ".psd", ".exr", ".hdr", ".ico", ".tga",
-                      ".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".raw", ".mp4"))  # fmt: skip
+                      ".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".raw"))  # fmt: skip
 _LIKE_A_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to do.
+    """One picture or film to do.
 
     Args:
         source: that is read.
@@ -51,6 +52,11 @@ class Job:
     folder: Path
     problem: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def film(self) -> bool:
+        """Whether it is a film, by its name."""
+        return is_film(self.source)
 
 
 def account(passed_over: Sequence[tuple[Path, str]]) -> list[str]:
@@ -101,7 +107,7 @@ def _is_written(path: Path) -> bool:
 def _in_folder(
     folder: Path, recursive: bool, not_in: Path | None, locked: Callable[[OSError], None], pass_over: Any
 ) -> Iterator[tuple[Path, Path]]:
-    """Pictures of a folder, with their path relative to it; hidden ones and the results' own folder are left out."""
+    """Pictures and films of a folder with their path in it; hidden ones and the results' own folder are left out."""
     for where, folders, files in os.walk(folder, onerror=locked):
         here = Path(where)
         inside = sorted(name for name in folders if not name.startswith(".") and real_path(here / name) != not_in)
@@ -112,7 +118,7 @@ def _in_folder(
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            if _is_picture(here / name):
+            if _is_picture(here / name) or is_film(here / name):
                 yield here / name, (here / name).relative_to(folder)
             else:
                 pass_over(here / name, _UNREAD)
@@ -128,7 +134,7 @@ def find_jobs(
     file_format: str = "",
     pass_over: Callable[[Path, str], None] | None = None,
 ) -> list[Job]:
-    """Turn what the user named into pictures to do.
+    """Turn what the user named into pictures and films to do.
 
     Args:
         inputs: files, folders and globs.
@@ -136,7 +142,7 @@ def find_jobs(
         scale: output side over input side; makes the default suffix.
         recursive: look into folders inside folders; the results form the same tree.
         suffix: added to a result's name before the dot; by default "_x4" beside the source and "" elsewhere.
-        file_format: of the results; by default each keeps its own.
+        file_format: of the results of pictures; by default each keeps its own.
         pass_over: called with every file that is found and not done, and with what it is; see `account`.
 
     Returns:
@@ -183,7 +189,7 @@ def find_jobs(
                 if _is_folder(match):
                     if "**" not in str(given):
                         skip(match, _FOLDER)
-                elif _is_picture(match):
+                elif _is_picture(match) or is_film(match):
                     found[match] = Path(match.name)
                 else:
                     skip(match, _UNREAD)
@@ -199,10 +205,10 @@ def find_jobs(
     one = len(found) == 1 and not folders
     as_file = text is not None and one and not text.endswith(("/", os.sep)) and not _is_folder(Path(text))
     if text is not None:
-        as_file = as_file and _is_written(Path(text))
+        as_file = as_file and (is_film if is_film(next(iter(found))) else _is_written)(Path(text))
         if not as_file:
             _refuse_as_folder(text, one)
-        elif wanted and SUFFIXES[Path(text).suffix.lower()] is not wanted:
+        elif wanted and not is_film(Path(text)) and SUFFIXES[Path(text).suffix.lower()] is not wanted:
             raise ValueError(f"-o {text} asks for another format than --format {file_format}; leave one of them out")
     jobs: list[Job] = []
     for source, relative in found.items():
@@ -276,7 +282,7 @@ def _refuse_as_folder(text: str, one: bool) -> None:
         raise ValueError(f"-o {text} is a link that leads nowhere; name a folder")
     if _is_written(path):
         raise ValueError(f"-o {text} names one file, and there may be several pictures; name a folder, or end it in /")
-    if path.suffix.lower() in _FOREIGN or (one and _LIKE_A_SUFFIX.fullmatch(path.suffix)):
+    if path.suffix.lower() in _FOREIGN or is_film(path) or (one and _LIKE_A_SUFFIX.fullmatch(path.suffix)):
         raise ValueError(
             f"-o {text}: foveal writes no {path.suffix} files; end the name in one of {known}, or in / for a folder"
         )
@@ -299,6 +305,8 @@ def _ending(source: Path, given: str, wanted: Format | None, *, any_format: bool
     except OSError as error:
         return ending, (), f"{source}: it cannot be opened ({error.strerror})"
     known = sniff(head)
+    if known is None and is_film(source):
+        return source.suffix, (), ""
     if wanted is not None:
         return wanted.suffixes[0], (), ""
     if known is None:
