@@ -399,6 +399,38 @@ def test_documents_keep_every_page(capsys):
     assert file["megapixels"] == pytest.approx((64 * 48 * 2 + 64 * 40) * 4 / 1e6)
 
 
+def test_a_file_for_each_page(capsys):
+    pages = [Image.new("L", (12, 8), 40), Image.new("RGB", (10, 9), "red"), Image.new("L", (12, 8), 80)]
+    pages[0].save("in/doc.tif", save_all=True, append_images=pages[1:])
+    document = ("in", "-o", "out", "-f", "png", "--pages", "split")
+    planned = run(capsys, *document, "--dry-run")[1]
+    assert "in/doc.tif page 2 of 3 → out/doc-002.png: 10×9 → 20×18" in planned
+    done = json.loads(run(capsys, *document, "--json")[1])
+    assert done["counts"]["done"] == 4
+    files = [file for file in done["files"] if file["source"] == "in/doc.tif"]
+    assert [(file["page"], file["pages"], file["target"]) for file in files] == [
+        (1, 3, "out/doc-001.png"),
+        (2, 3, "out/doc-002.png"),
+        (3, 3, "out/doc-003.png"),
+    ]
+    assert [size(f"out/doc-00{n}.png") for n in (1, 2, 3)] == [(24, 16), (20, 18), (24, 16)]
+    for number, colour in ((1, 40), (2, (255, 0, 0)), (3, 80)):
+        with Image.open(f"out/doc-00{number}.png") as image:
+            assert image.getpixel((9, 9)) == colour
+    Path("out/doc-002.png").unlink()
+    again = json.loads(run(capsys, *document, "--json", "--resume")[1])
+    assert (again["counts"]["done"], again["counts"]["skipped"]) == (1, 3)
+    assert len(Path("out", RECORD).read_text().splitlines()) == 5
+    Path("in/a.tif").write_bytes(b"II*\0broken")
+    code, _, err = run(capsys, "in/a.tif", "in/a.png", "-o", "one", "--pages", "split")
+    assert (code, size("one/a.png")) == (1, (28, 20))
+    assert "failed: in/a.tif: " in err
+    assert run(capsys, "in/doc.tif", "-o", "one", "--pages", "each")[::2] == (
+        2,
+        "foveal upscale: --pages must be keep or split, got 'each'; split writes a file for each page of a TIFF\n",
+    )
+
+
 def test_a_channel_of_no_kind_is_enlarged_on_its_own(capsys):
     """Where the fourth channel is 0 the colours are as if there were none."""
     import tifffile

@@ -49,6 +49,8 @@ def through_pipes(command: Callable[..., None], arguments: dict[str, Any]) -> in
         _stop("a picture from standard input needs a place; say -o FILE, or -o - for standard output")
     if out == "-" and (arguments["json"] or arguments["compare"] or arguments["dry_run"]):
         _stop("-o - fills standard output with the picture; leave out --json, --compare and --dry-run")
+    if out == "-" and arguments["pages"] == "split":
+        _stop("-o - takes one picture, and --pages split makes several; name a file or a folder")
     if out == "-" and sys.stdout.isatty():
         _stop("-o - would write a picture to the terminal; add > FILE or a pipe")
     with TemporaryDirectory(prefix="foveal-") as name:

@@ -58,7 +58,7 @@ class Run:
         from foveal.runtime.batch import settings_of
 
         self.upscaler, self.wishes = upscaler, wishes
-        self.files: dict[Path, dict[str, Any]] = {}
+        self.files: dict[tuple[Path, int | None], dict[str, Any]] = {}
         self._passed_over = passed_over
         self._plans: list[tuple[Job, Plan]] = []
         self._records: dict[Path, Record] = {}
@@ -92,7 +92,9 @@ class Run:
             status: "planned", "done", "skipped" or "failed".
             **more: further entries for the JSON document.
         """
-        self.files[job.source] = {"source": str(job.source), "target": str(job.target), "status": status, **more}
+        page = {} if job.page is None else {"page": job.page + 1, "pages": job.pages}
+        names = {"source": str(job.source), **page, "target": str(job.target)}
+        self.files[job.source, job.page] = {**names, "status": status, **more}
 
     def fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
         """Note and print a failure.
@@ -177,14 +179,18 @@ class Run:
             self.upscaler.scale,
             limit_pixels=self.wishes.limit_pixels,
             background=self.wishes.background,
+            page=job.page,
         )
-        plan = self.upscaler.plan(job.source, file_format=images.format_for(job.target).name, look=self.wishes.dry_run)
+        image: Any = job.source
+        if job.page is not None:
+            image = images.read(job.source, limit_pixels=self.wishes.limit_pixels).page(job.page).frame()
+        plan = self.upscaler.plan(image, file_format=images.format_for(job.target).name, look=self.wishes.dry_run)
         return replace(plan, notes=(*plan.notes, *job.notes, *outlook))
 
     def tell_plans(self) -> None:
         """Print the plans."""
         for job, plan in self._plans:
-            self.say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
+            self.say(_with_notes(f"{job.named} → {job.target}: {plan}", self._own(plan.notes)))
         self._tell_sum()
 
     def _own(self, notes: tuple[str, ...]) -> list[str]:
@@ -233,7 +239,7 @@ class Run:
             len(self._plans), self._megapixels, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json
         ) as show:
             for job, plan in self._plans:
-                show.begin(job.source.name, plan.megapixels, plan.seconds)
+                show.begin(Path(job.named).name, plan.megapixels, plan.seconds)
                 if self._one(job, plan, show):
                     done += plan.megapixels
                 show.end(plan.megapixels)
@@ -256,6 +262,7 @@ class Run:
                 overwrite=self.wishes.overwrite or self.wishes.resume,
                 limit_pixels=self.wishes.limit_pixels,
                 background=self.wishes.background,
+                page=job.page,
                 progress=show.step,
             )
         except Exception as error:  # one bad file, however bad, does not stop the others
@@ -267,7 +274,7 @@ class Run:
         self.note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")})
         frames = f", {result.frames} frames" if result.frames > 1 else ""
         text = (
-            f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
+            f"{job.named} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
             f"in {duration(result.seconds)} ({megapixels(result.megapixels / max(result.seconds, 1e-9))} MP/s)"
         )
         show.line(_with_notes(text, self._own(result.notes)))
@@ -283,7 +290,7 @@ class Run:
         from foveal import images
         from foveal.runtime.compare import MARK, make_pair, write_page
 
-        shown = [job for job in jobs if self.files[job.source]["status"] in ("done", "skipped")]
+        shown = [job for job in jobs if self.files[job.source, job.page]["status"] in ("done", "skipped")]
         if not shown:
             return
         if len(jobs) == 1:
@@ -296,8 +303,8 @@ class Run:
         pairs = []
         try:
             for job in shown:
-                picture = images.read(job.source, limit_pixels=self.wishes.limit_pixels).frame(0)
-                name = job.source.name.encode("utf-8", "replace").decode()
+                picture = images.read(job.source, limit_pixels=self.wishes.limit_pixels).frame(job.page or 0)
+                name = Path(job.named).name.encode("utf-8", "replace").decode()
                 pairs.append(make_pair(self.upscaler, picture, name, f"{self.upscaler.name}, ×{self.upscaler.scale}"))
             write_page(page, pairs)
         except Exception as error:  # the pictures are done and must still be reported
@@ -307,7 +314,7 @@ class Run:
         self.say(f"before and after: {page}")
 
     def _fail_page(self, page: Path, why: str) -> None:
-        self.files[page] = {"source": "", "target": str(page), "status": "failed", "error": why}
+        self.files[page, None] = {"source": "", "target": str(page), "status": "failed", "error": why}
         say(f"failed: {page}: {why}", sys.stderr)
 
     def document(self, seconds: float, *, interrupted: bool) -> dict[str, Any]:

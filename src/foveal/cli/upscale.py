@@ -86,6 +86,12 @@ def upscale(
             help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic and jxl]",
         ),
     ] = "",
+    pages: Annotated[
+        str,
+        typer.Option(
+            "--pages", metavar="keep|split", help="A TIFF of several pages stays one, or becomes a file for each page."
+        ),
+    ] = "keep",
     background: Annotated[
         str,
         typer.Option(
@@ -160,6 +166,7 @@ def upscale(
         content: auto or pixel.
         wrap: whether the picture is a texture that tiles.
         file_format: file format of the results.
+        pages: keep or split.
         background: colour behind transparent pixels, for formats without transparency.
         codec: codec of films.
         crf: rate factor of films.
@@ -194,6 +201,8 @@ def upscale(
         _stop(f"no engine here computes on a GPU, and -g {gpu} asks for one; leave -g out or say -g -1")
     if tile not in ("auto", "0") and not tile.isdecimal():
         _stop(f"--tile must be auto or a number of pixels, got {tile!r}; leave it out for the best")
+    if pages not in ("keep", "split"):
+        _stop(f"--pages must be keep or split, got {pages!r}; split writes a file for each page of a TIFF")
     given = [*(pictures or []), *(more or [])]
     if pipes(given, out):
         raise typer.Exit(through_pipes(upscale, arguments))
@@ -228,6 +237,7 @@ def upscale(
             recursive=recursive,
             suffix=suffix,
             file_format=file_format,
+            split=pages == "split",
             pass_over=lambda path, what: passed_over.append((path, what)),
         )
         films = [job for job in jobs if job.film]

@@ -84,6 +84,27 @@ class Reading:
         metadata = self.pages[index] if self.pages else self.metadata
         return Picture(pixels, pixels.shape[2] in (2, 4) and not metadata.spare, metadata)
 
+    def page(self, index: int) -> Reading:
+        """One page of a document, or one frame, as a picture of its own.
+
+        Args:
+            index: page number, from 0.
+
+        Returns:
+            A reading with one frame, already decoded, and the page's metadata.
+
+        Raises:
+            IndexError: if there is no such page.
+        """
+        if not 0 <= index < self.frames:
+            raise IndexError(f"page must be in 0…{self.frames - 1} for {self.path}, got {index}")
+        metadata = self.metadata
+        if isinstance(self._frames, _Pages):
+            page = self._frames.pages[index]
+            metadata = (page if index == 0 else replace(page, reduced=0)).metadata()
+        info = self.info.pages[index] if self.info.pages else replace(self.info, frames=1)
+        return Reading(self.path, info, replace(metadata, durations=()), _Still(self._frames.frame(index)), self._turn)
+
 
 def probe(path: str | Path) -> Info:
     """Read a picture's header, without decoding pixels.

@@ -45,6 +45,8 @@ class Job:
         folder: whose record knows the target.
         problem: why it cannot be done, "" if it can.
         notes: what the user should know about it.
+        page: page of a document, from 0, that becomes a file of its own; None for all that the source holds.
+        pages: number of its pages.
     """
 
     source: Path
@@ -52,6 +54,13 @@ class Job:
     folder: Path
     problem: str = ""
     notes: tuple[str, ...] = ()
+    page: int | None = None
+    pages: int = 1
+
+    @property
+    def named(self) -> str:
+        """The source, and which page of it."""
+        return str(self.source) if self.page is None else f"{self.source} page {self.page + 1} of {self.pages}"
 
     @property
     def film(self) -> bool:
@@ -132,6 +141,7 @@ def find_jobs(
     recursive: bool = False,
     suffix: str | None = None,
     file_format: str = "",
+    split: bool = False,
     pass_over: Callable[[Path, str], None] | None = None,
 ) -> list[Job]:
     """Turn what the user named into pictures and films to do.
@@ -143,6 +153,7 @@ def find_jobs(
         recursive: look into folders inside folders; the results form the same tree.
         suffix: added to a result's name before the dot; by default "_x4" beside the source and "" elsewhere.
         file_format: of the results of pictures; by default each keeps its own.
+        split: whether each page of a TIFF document becomes a file of its own, `name-001.png` and so on.
         pass_over: called with every file that is found and not done, and with what it is; see `account`.
 
     Returns:
@@ -224,10 +235,29 @@ def find_jobs(
             target = folder / relative.with_name(f"{relative.stem}{suffix or ''}{ending}")
         jobs.append(Job(source, target, folder, problem or _unwritable(source, target), notes))
     jobs = _without_results(jobs, set(given_as), skip)
+    if split:
+        jobs = [one for job in jobs for one in _split(job)]
     for path, what in passed:
         if pass_over is not None:
             pass_over(path, what)
     return _without_clashes(jobs) + broken
+
+
+def _split(job: Job) -> list[Job]:
+    """A job for each page of a document; the job itself for anything else, and for what cannot be read."""
+    from foveal.images import PictureError, probe
+
+    try:
+        with job.source.open("rb") as file:
+            document = sniff(file.read(32)) == "tiff"
+        count = probe(job.source).frames if document and not job.problem else 1
+    except (OSError, PictureError):  # said in its turn
+        count = 1
+    if count == 1:
+        return [job]
+    digits = max(3, len(str(count)))
+    names = [f"{job.target.stem}-{number:0{digits}}{job.target.suffix}" for number in range(1, count + 1)]
+    return [replace(job, target=job.target.with_name(name), page=page, pages=count) for page, name in enumerate(names)]
 
 
 def _without_results(jobs: list[Job], named: set[Path], skip: Callable[[Path, str], None]) -> list[Job]:

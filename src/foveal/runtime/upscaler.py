@@ -323,6 +323,7 @@ class Upscaler:
         overwrite: bool = False,
         limit_pixels: int | None = None,
         background: tuple[int, int, int] | None = None,
+        page: int | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Enlarge a file, with everything else it holds; memory does not grow with the result.
@@ -333,6 +334,7 @@ class Upscaler:
             overwrite: replace a target that exists.
             limit_pixels: refuse larger pictures; by default what `foveal.images.read` allows.
             background: colour, 0 to 255, to put below transparent pixels where the format has no transparency.
+            page: page of a TIFF document, from 0, that becomes a picture of its own; None for all of them in one file.
             progress: function called after every batch of tiles.
 
         Returns:
@@ -351,6 +353,8 @@ class Upscaler:
             raise FileExistsError(f"{target}: exists already; say --overwrite (overwrite=True) to replace it")
         start = time.perf_counter()
         reading = images.read(source, limit_pixels=images.LIMIT_PIXELS if limit_pixels is None else limit_pixels)
+        if page is not None:
+            reading = reading.page(page)
         frames = reading.frames
         width, height = reading.width * self.scale, reading.height * self.scale
         pixels = reading.info.total_pixels * self.scale**2
