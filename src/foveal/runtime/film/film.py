@@ -133,7 +133,7 @@ def _settings(upscaler: Upscaler, source: Path, film: Header, coding: Coding) ->
         "bundle": upscaler.name,
         "scale": upscaler.scale,
         "coding": [coding.codec, coding.factor],
-        "film": [film.width, film.height, str(film.time_base), film.matrix, film.full, film.bits],
+        "film": [film.width, film.height, str(film.time_base), film.matrix, film.full, film.bits, asdict(film.light)],
         "segment": SEGMENT,
     }
     return json.loads(json.dumps(found))
@@ -193,7 +193,7 @@ def plan_film(
         film.frames * one.megapixels,
         one.start + left * pace,
         min(ready, film.frames),
-        (*one.notes, *film.notes),
+        (*one.notes, *film.notes, *coding.lost(film)),
     )
 
 
@@ -267,5 +267,5 @@ def upscale_film(
         resumed,
         time.perf_counter() - begun,
         tuple(one for one in film.others if one not in lost),
-        (*film.notes, *notes),
+        (*film.notes, *coding.lost(film), *notes),
     )
