@@ -7,6 +7,7 @@ import io
 import json
 import socket
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,30 @@ def png(width: int = 12, height: int = 9, *, seed: int = 0) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def film(frames: int = 4, *, rotation: int = 0) -> bytes:
+    """An MP4 of 32×24, each frame brighter than the one before, with a tone."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as made:
+        video = made.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
+        video.codec_context.thread_count = 1
+        if rotation:
+            video.set_display_rotation(rotation)
+        tone = made.add_stream("aac", rate=8000)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), 20 * i + 20, np.uint8), "rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            made.mux(video.encode(frame))
+        made.mux(video.encode())
+        wave = av.AudioFrame.from_ndarray(np.zeros((1, 3200), np.float32), "fltp", "mono")
+        wave.sample_rate, wave.pts = 8000, 0
+        made.mux(tone.encode(wave))
+        made.mux(tone.encode())
     return file.getvalue()
 
 

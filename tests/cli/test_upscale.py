@@ -329,14 +329,34 @@ def test_results_of_earlier_runs_are_no_sources(capsys):
 
 
 def test_unknown_files_are_counted(capsys):
-    Path("in/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    Path("in/IMG_1.PSD").write_bytes(b"8BPS" + bytes(40))
     code, out, _ = run(capsys, "in", "-o", "out")
     assert code == 0
-    assert out.splitlines()[0] == "1 file that foveal cannot read passed over (.heic 1)"
-    code, _, err = run(capsys, "in/IMG_1.HEIC", "-o", "out", "-f", "png")
+    assert out.splitlines()[0] == "1 file that foveal cannot read passed over (.psd 1)"
+    code, _, err = run(capsys, "in/IMG_1.PSD", "-o", "out", "-f", "png")
     assert code == 1
-    assert "it is a HEIC picture, which foveal does not read; convert it first: heif-convert" in err
-    assert run(capsys, "in/IMG_1.HEIC", "-o", "out")[2] == err
+    assert "it is a Photoshop document, which foveal does not read; save it as TIFF or PNG first" in err
+    assert run(capsys, "in/IMG_1.PSD", "-o", "out")[2] == err
+
+
+def test_what_is_only_read_becomes_png_and_says_so(capsys, monkeypatch):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed (the extra heic)")
+    heif.from_bytes("RGB", (6, 6), bytes(108)).save("in/IMG_1.HEIC")
+    says = "foveal writes no HEIC, so the result is a PNG; --format chooses another"
+    assert says in run(capsys, "in/IMG_1.HEIC", "-o", "out", "--dry-run")[1]
+    assert says in run(capsys, "in/IMG_1.HEIC", "-o", "out/")[1]
+    with Image.open("out/IMG_1.png") as made:
+        assert made.size == (12, 12)
+    out = run(capsys, "in/IMG_1.HEIC", "-o", "out/", "-f", "jpeg")[1]
+    assert says not in out
+    with Image.open("out/IMG_1.jpg") as made:
+        assert made.size == (12, 12)
+    monkeypatch.setattr("foveal.images.needs.find_spec", lambda _: None)
+    code, _, err = run(capsys, "in/IMG_1.HEIC", "-o", "out/", "-f", "webp")
+    assert code == 1
+    assert (
+        "failed: in/IMG_1.HEIC: it is a HEIC picture, and reading it needs pillow_heif, which is not installed; " in err
+    )
 
 
 def test_what_is_not_kept_is_on_the_line_in_json_and_in_the_plan(capsys):
@@ -377,6 +397,38 @@ def test_documents_keep_every_page(capsys):
         assert image.size == (128, 80)
     (file,) = json.loads(run(capsys, "pages.tif", "-o", "large.tif", "--overwrite", "--json")[1])["files"]
     assert file["megapixels"] == pytest.approx((64 * 48 * 2 + 64 * 40) * 4 / 1e6)
+
+
+def test_a_file_for_each_page(capsys):
+    pages = [Image.new("L", (12, 8), 40), Image.new("RGB", (10, 9), "red"), Image.new("L", (12, 8), 80)]
+    pages[0].save("in/doc.tif", save_all=True, append_images=pages[1:])
+    document = ("in", "-o", "out", "-f", "png", "--pages", "split")
+    planned = run(capsys, *document, "--dry-run")[1]
+    assert "in/doc.tif page 2 of 3 → out/doc-002.png: 10×9 → 20×18" in planned
+    done = json.loads(run(capsys, *document, "--json")[1])
+    assert done["counts"]["done"] == 4
+    files = [file for file in done["files"] if file["source"] == "in/doc.tif"]
+    assert [(file["page"], file["pages"], file["target"]) for file in files] == [
+        (1, 3, "out/doc-001.png"),
+        (2, 3, "out/doc-002.png"),
+        (3, 3, "out/doc-003.png"),
+    ]
+    assert [size(f"out/doc-00{n}.png") for n in (1, 2, 3)] == [(24, 16), (20, 18), (24, 16)]
+    for number, colour in ((1, 40), (2, (255, 0, 0)), (3, 80)):
+        with Image.open(f"out/doc-00{number}.png") as image:
+            assert image.getpixel((9, 9)) == colour
+    Path("out/doc-002.png").unlink()
+    again = json.loads(run(capsys, *document, "--json", "--resume")[1])
+    assert (again["counts"]["done"], again["counts"]["skipped"]) == (1, 3)
+    assert len(Path("out", RECORD).read_text().splitlines()) == 5
+    Path("in/a.tif").write_bytes(b"II*\0broken")
+    code, _, err = run(capsys, "in/a.tif", "in/a.png", "-o", "one", "--pages", "split")
+    assert (code, size("one/a.png")) == (1, (28, 20))
+    assert "failed: in/a.tif: " in err
+    assert run(capsys, "in/doc.tif", "-o", "one", "--pages", "each")[::2] == (
+        2,
+        "foveal upscale: --pages must be keep or split, got 'each'; split writes a file for each page of a TIFF\n",
+    )
 
 
 def test_a_channel_of_no_kind_is_enlarged_on_its_own(capsys):

@@ -94,7 +94,7 @@ def test_an_existing_document_is_safe(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "gif", "bmp"])
 def test_other_formats_hold_no_documents(tmp_path, suffix):
     with pytest.raises(
-        PictureError, match="cannot hold a document of 4 pages; write TIFF, or save each page as a separate file"
+        PictureError, match=r"cannot hold a document of 4 pages; write TIFF, or a file for each page .*--pages split"
     ):
         write(tmp_path / f"a.{suffix}")
 
@@ -135,3 +135,18 @@ def test_a_loop_of_directories_ends(tmp_path):
     struct.pack_into(one.order + "I", data, one.next_at(one.first), one.first)
     (tmp_path / "a.tif").write_bytes(data)
     assert len(tiff.pages(tmp_path / "a.tif")) == 1
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_one_page_as_a_picture_of_its_own(tmp_path, alike):
+    sizes = [(12, 8), (12, 8), (12, 8) if alike else (10, 9)]
+    pages = [Image.new("RGB", size, (40 * number, 0, 0)) for number, size in enumerate(sizes, 1)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    reading = images.read(tmp_path / "a.tif")
+    for number, size in enumerate(sizes):
+        page = reading.page(number)
+        assert (page.width, page.height, page.frames, page.info.pages) == (*size, 1, ())
+        assert page.frame().pixels[0, 0].tolist() == [40 * number + 40, 0, 0]
+        assert images.foresee(tmp_path / "a.tif", tmp_path / "a.jpg", 2, page=number) == ()
+    with pytest.raises(IndexError, match=r"page must be in 0…2 for .*a\.tif, got 3"):
+        reading.page(3)

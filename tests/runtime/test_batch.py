@@ -70,7 +70,8 @@ def test_problems_of_one_picture_do_not_stop_the_others(album):
         "in/e.webp: e.webp already becomes out/e.webp; give one of them another place"
     ]
     assert problems(["in/note.txt"], "out") == [
-        "in/note.txt: it is not a picture that foveal reads; give one of PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP"
+        "in/note.txt: it is not a picture that foveal reads; give one of PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP, "
+        "HEIC, JPEG XL"
     ]
 
 
@@ -152,10 +153,10 @@ def test_a_result_can_be_made_larger_when_it_is_meant(album):
 
 
 def test_everything_that_is_not_done_is_told(album):
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "README"):
+    for name in ("IMG_1.PSD", "IMG_2.psd", "README"):
         Path("in", name).write_bytes(b"x")
     Path("in/elsewhere").symlink_to(album)
-    said = ["4 files that foveal cannot read passed over (.heic 2, .txt 1, no suffix 1)", "2 folders passed over"]
+    said = ["4 files that foveal cannot read passed over (.psd 2, .txt 1, no suffix 1)", "2 folders passed over"]
     assert found(["in"], "out") == (["in/a.png", "in/b.JPG"], said)
     assert found(["in/*"], "out") == (["in/a.png", "in/b.JPG"], said)
     assert found(["in"], "out", recursive=True)[1] == [said[0], "1 link to a folder passed over"]

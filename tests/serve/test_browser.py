@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 from PIL import Image
-from served import png
+from served import film, png
 
 selenium = pytest.importorskip("selenium")
 
@@ -103,6 +103,38 @@ def test_a_picture_is_planned_tried_enlarged_compared_and_downloaded(page):
         assert made.size == (80, 60)
     find(page, ".remove").click()
     wait(page, lambda: not page.find_elements(By.CSS_SELECTOR, "#list > li"))
+
+
+def test_a_film_is_planned_tried_enlarged_compared_and_cancelled(page, slow):
+    pytest.importorskip("av", reason="av is not installed (the extra video)")
+    slow.set()
+    page.add(clip_mp4=film(10))
+    wait(page, lambda: text(page, ".plan").startswith("becomes 64×48, 10 frames, in "))
+    assert text(page, ".size").startswith("32×24, mp4, ")
+    assert "films (mp4, " in text(page, "#accepts")
+    Select(find(page, "#format")).select_by_value("jpeg")  # of pictures; the film stays one
+    wait(page, lambda: text(page, ".plan").startswith("becomes 64×48, 10 frames, in "))
+    find(page, ".try").click()
+    wait(page, lambda: find(page, "#viewer").get_attribute("open"))
+    wait(page, lambda: page.execute_script("return document.getElementById('after').naturalWidth") == 64)
+    find(page, "#stage").send_keys(Keys.ESCAPE)
+    slow.clear()
+    find(page, ".start").click()
+    wait(page, lambda: find(page, "progress").get_property("value") == 0.5)
+    assert " left" in text(page, ".plan")
+    find(page, ".cancel").click()
+    wait(page, lambda: text(page, ".plan") == "cancelled")
+    slow.set()
+    find(page, ".start").click()
+    wait(page, lambda: find(page, ".download").is_displayed())
+    link = find(page, ".download")
+    assert link.get_attribute("download") == "clip_x2.mp4"
+    with urllib.request.urlopen(link.get_attribute("href")) as got:
+        assert got.read()[4:8] == b"ftyp"
+    find(page, ".look").click()
+    wait(page, lambda: page.execute_script("return document.getElementById('before').naturalWidth") == 64)
+    assert find(page, "#stage").get_attribute("aria-valuenow") == "50"
+    find(page, "#stage").send_keys(Keys.ESCAPE)
 
 
 def test_many_pictures_with_a_bad_one_and_a_zip(page):

@@ -7,8 +7,9 @@ import subprocess
 import pytest
 from documents import ROOT
 from PIL import Image
-from served import png
+from served import film, png
 
+av = pytest.importorskip("av", reason="av is not installed (the extra video)")
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
@@ -16,15 +17,18 @@ PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_lines_of_the_page_run(serving, tmp_path):
     client = serving()
+    (tmp_path / "clip.mp4").write_bytes(film())
     (tmp_path / "photo.png").write_bytes(png(16, 12))
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     script = "set -e\n" + "\n".join(blocks).replace("localhost:7860", f"localhost:{client.port}")
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for name in ("photo_x2.png", "photo_x2.jpg", "result.png"):
         with Image.open(tmp_path / name) as made:
             assert made.size == (32, 24)
+    with av.open(str(tmp_path / "clip_x2.mp4")) as opened:
+        assert [(one.width, one.height) for one in opened.decode(video=0)] == [(64, 48)] * 4
     assert '"width":32,"height":24' in done.stdout
     assert "event: end" in done.stdout
     assert '"state": "done"' in done.stdout
@@ -38,6 +42,6 @@ def test_the_limits_of_the_page_are_those_of_the_command():
 
     defaults = {name: p.default for name, p in inspect.signature(serve).parameters.items()}
     rows = re.findall(r"^\| `--([\w-]+)` \| (\d+)", PAGE, re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 8
     for option, value in rows:
         assert defaults[option.replace("-", "_")] == float(value)

@@ -4,154 +4,110 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from foveal.cli._progress import duration
 from foveal.cli._speech import say
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
+    from foveal.cli._upscale_run import Run
+    from foveal.runtime.batch import Job, Record
     from foveal.runtime.film.encode import Coding
     from foveal.runtime.upscaler import Upscaler
 
-__all__ = ["FilmRun", "films_among", "targets"]
+__all__ = ["FilmRun"]
 
 _EVERY = 10.0  # seconds between two lines of progress in a pipe
-
-
-def films_among(inputs: Sequence[str]) -> list[Path]:
-    """Films among the named inputs.
-
-    Args:
-        inputs: files, folders and globs as the user named them.
-
-    Returns:
-        Paths of the films.
-
-    Raises:
-        ValueError: films beside pictures.
-    """
-    from foveal.runtime.film.film import is_film
-
-    films = [path for path in map(Path, inputs) if is_film(path) and not path.is_dir()]
-    if films and len(films) < len(inputs):
-        raise ValueError(f"{films[0]} is a film and {len(inputs) - len(films)} other inputs are none; give films alone")
-    return films
-
-
-def targets(films: Sequence[Path], out: str | None, suffix: str | None, scale: int) -> list[Path]:
-    """Where the results go.
-
-    Args:
-        films: films to read.
-        out: file for one film, folder for several; None for beside the source.
-        suffix: suffix of the results' names; None for "_x4" beside the source and none in a folder.
-        scale: output side over input side.
-
-    Returns:
-        Path for each film.
-
-    Raises:
-        ValueError: a result that would take the place of its source or of another.
-    """
-    found = []
-    for film in films:
-        if out is None:
-            target = film.with_name(f"{film.stem}{f'_x{scale}' if suffix is None else suffix}{film.suffix}")
-        elif len(films) == 1 and films_among([out]) and not Path(out).is_dir():
-            target = Path(out)
-        else:
-            target = Path(out) / f"{film.stem}{suffix or ''}{film.suffix}"
-        if target.resolve() == film.resolve():
-            raise ValueError(f"{film}: the result would take the place of its source; give another -o or a --suffix")
-        if target in found:
-            raise ValueError(f"{film}: another film already becomes {target}; give one of them another place")
-        found.append(target)
-    return found
 
 
 class FilmRun:
     """The films of one command.
 
     Args:
-        upscaler: upscaler to use.
+        run: the command's run, which counts and reports them beside the pictures.
+        upscaler: upscaler of films.
         coding: codec and quality; None for the container's usual ones.
-        overwrite: whether to replace existing files.
-        resume: whether to skip films whose result exists; segments of a stopped run are always used.
-        quiet: whether to print nothing but problems.
-        json: whether standard output is reserved for JSON.
     """
 
-    def __init__(
-        self, upscaler: Upscaler, coding: Coding | None, *, overwrite: bool, resume: bool, quiet: bool, json: bool
-    ) -> None:
-        self.upscaler, self.coding, self.overwrite, self.resume = upscaler, coding, overwrite, resume
-        self.quiet, self.json = quiet, json
-        self.files: list[dict[str, Any]] = []
+    def __init__(self, run: Run, upscaler: Upscaler, coding: Coding | None) -> None:
+        self.run, self.upscaler, self.coding = run, upscaler, coding
+        self._records: dict[Path, Record] = {}
 
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            say(text, sys.stderr if self.json else sys.stdout)
+    def _record(self, job: Job) -> Record:
+        from foveal.runtime.batch import Record, settings_of
 
-    def _note(self, source: Path, target: Path, status: str, **more: Any) -> None:
-        self.files.append({"source": str(source), "target": str(target), "status": status, **more})
+        if job.folder not in self._records:
+            coding = f" {self.coding.codec} {self.coding.factor}" if self.coding else ""
+            self._records[job.folder] = Record(job.folder, settings_of(self.upscaler) + coding)
+        return self._records[job.folder]
 
-    def count(self, status: str) -> int:
-        """Number of films with a status.
+    def _refuse(self, job: Job) -> bool:
+        """Whether a film is done already; what stands in its way is an error."""
+        from foveal._install import install_hint
+        from foveal.runtime.film.source import FilmError
 
-        Args:
-            status: "planned", "done", "skipped" or "failed".
+        wishes = self.run.wishes
+        if job.problem:
+            raise FilmError(job.problem)
+        state = self._record(job).state(job)
+        if wishes.resume and state == "done":
+            return True
+        if state != "missing" and not wishes.overwrite and not (wishes.resume and state == "stale"):
+            raise FileExistsError(f"{job.target}: exists already; --overwrite replaces it")
+        if find_spec("av") is None:
+            hint = install_hint("video")
+            raise FilmError(f"{job.source}: reading a film needs av, which is not installed; {hint}")
+        return False
 
-        Returns:
-            Number of films.
-        """
-        return sum(file["status"] == status for file in self.files)
-
-    def one(self, source: Path, target: Path, *, dry_run: bool) -> None:
+    def one(self, job: Job) -> None:
         """Plan a film and, unless only the plan is wanted, make it.
 
         Args:
-            source: film to read.
-            target: file to write.
-            dry_run: whether to print the plan only.
+            job: the film.
         """
         from foveal.runtime.film.film import plan_film, upscale_film, usual
 
+        run, wishes, source, target = self.run, self.run.wishes, job.source, job.target
         try:
-            if target.exists() and self.resume and not self.overwrite:
-                self._note(source, target, "skipped")
+            if self._refuse(job):
+                run.note(job, "skipped")
                 return
-            if target.exists() and not self.overwrite:
-                raise FileExistsError(f"{target}: exists already; --overwrite replaces it")
             plan = plan_film(self.upscaler, source, target, self.coding)
             coding = self.coding or usual(target)
             ready = f", {plan.ready} of them ready" if plan.ready else ""
-            self._say(
+            run.say(
                 f"{source} → {target}: {plan.width}×{plan.height}, {plan.frames} frames{ready}, {coding.codec} at "
                 f"rate factor {coding.factor}, {self.upscaler.engine()}: about {duration(plan.seconds)}"
             )
             for note in plan.notes:
-                self._say(f"  {note}")
-            if dry_run:
-                self._note(source, target, "planned", frames=plan.frames, seconds=plan.seconds, notes=list(plan.notes))
+                run.say(f"  {note}")
+            if wishes.dry_run:
+                run.note(job, "planned", frames=plan.frames, seconds=plan.seconds, notes=list(plan.notes))
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             result = upscale_film(
-                self.upscaler, source, target, coding=self.coding, overwrite=self.overwrite, progress=self._progress()
+                self.upscaler,
+                source,
+                target,
+                coding=self.coding,
+                overwrite=wishes.overwrite or wishes.resume,
+                progress=self._progress(),
             )
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # one bad film does not stop the others
-            self._note(source, target, "failed", error=str(error))
-            say(f"failed: {error}", sys.stderr)
+        except Exception as error:  # one bad film, however bad, does not stop the others
+            run.fail(job, error)
             return
+        if wishes.keep_record:
+            self._record(job).add(job)
         found = result.to_dict()
-        self._note(source, target, "done", **{k: v for k, v in found.items() if k not in ("source", "target")})
+        run.note(job, "done", **{k: v for k, v in found.items() if k not in ("source", "target")})
         kept = f", with {', '.join(result.kept)}" if result.kept else ""
         rate = (result.frames - result.resumed) / max(result.seconds, 1e-9)
         told = [note for note in result.notes if note not in plan.notes]
         line = f"{target}: {result.frames} frames in {duration(result.seconds)} ({rate:.1f} frames/s){kept}"
-        self._say("; ".join([line, *told]))
+        run.say("; ".join([line, *told]))
 
     def _progress(self) -> Any:
         begun = said = time.monotonic()
@@ -161,7 +117,7 @@ class FilmRun:
             nonlocal said, first
             now = time.monotonic()
             first = first or done
-            if now - said < (0.5 if sys.stderr.isatty() else _EVERY) or self.quiet:
+            if now - said < (0.5 if sys.stderr.isatty() else _EVERY) or self.run.wishes.quiet:
                 return
             said = now
             left = (whole - done) * (now - begun) / max(1, done - first + 1)

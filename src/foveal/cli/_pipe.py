@@ -49,11 +49,15 @@ def through_pipes(command: Callable[..., None], arguments: dict[str, Any]) -> in
         _stop("a picture from standard input needs a place; say -o FILE, or -o - for standard output")
     if out == "-" and (arguments["json"] or arguments["compare"] or arguments["dry_run"]):
         _stop("-o - fills standard output with the picture; leave out --json, --compare and --dry-run")
+    if out == "-" and arguments["pages"] == "split":
+        _stop("-o - takes one picture, and --pages split makes several; name a file or a folder")
     if out == "-" and sys.stdout.isatty():
         _stop("-o - would write a picture to the terminal; add > FILE or a pipe")
     with TemporaryDirectory(prefix="foveal-") as name:
         source = _source(inputs[0], Path(name))
-        target = Path(name) / f"result{_suffix(source, arguments['file_format'])}" if out == "-" else Path(out)
+        target = (
+            Path(name) / f"result{_suffix(source, arguments['file_format'], result=True)}" if out == "-" else Path(out)
+        )
         changed = {"pictures": [str(source)], "more": None, "out": str(target)}
         with redirect_stdout(sys.stderr) if out == "-" else nullcontext():
             try:
@@ -89,12 +93,14 @@ def _source(named: str, folder: Path) -> Path:
     return path.rename(path.with_suffix(suffix)) if suffix else path
 
 
-def _suffix(source: Path, wanted: str) -> str:
-    """The suffix of a format, or of what a file is; "" where that is unknown."""
-    from foveal.images.formats import FORMATS, sniff
+def _suffix(source: Path, wanted: str, *, result: bool = False) -> str:
+    """The suffix of a format, or of what a file is, or of its result; "" where that is unknown."""
+    from foveal.images.formats import READABLE, result_format, sniff
 
     name: str | None = wanted.lower()
     if not name and source.is_file():
         with source.open("rb") as file:
             name = sniff(file.read(4096))
-    return FORMATS[name].suffixes[0] if name in FORMATS else source.suffix
+    if name not in READABLE:
+        return source.suffix
+    return READABLE[result_format(name) if result else name].suffixes[0]

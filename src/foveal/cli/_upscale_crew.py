@@ -43,6 +43,7 @@ def order_for(job: Job, plan: Plan, wishes: Wishes) -> Order:
         overwrite=wishes.overwrite or wishes.resume,
         limit_pixels=wishes.limit_pixels,
         background=wishes.background,
+        page=job.page,
     )
 
 

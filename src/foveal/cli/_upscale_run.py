@@ -1,4 +1,4 @@
-"""The pictures of one `foveal upscale` or `restore`: planned, done, skipped or failed, and the messages about each."""
+"""The pictures of one `foveal upscale` or `restore`, and what became of its films, with the messages about each."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Run:
         self._crew, self._options = crew, options or {}
         # What each worker of a crew does or did, and why it cannot.
         self._workers: dict[str, dict[str, Any]] = {}
-        self.files: dict[Path, dict[str, Any]] = {}
+        self.files: dict[tuple[Path, int | None], dict[str, Any]] = {}
         self._passed_over = passed_over
         self._plans: list[tuple[Job, Plan]] = []
         self._records: dict[Path, Record] = {}
@@ -105,23 +105,44 @@ class Run:
             self._records[job.folder] = Record(job.folder, self._settings)
         return self._records[job.folder]
 
-    def _note(self, job: Job, status: str, **more: Any) -> None:
-        self.files[job.source] = {"source": str(job.source), "target": str(job.target), "status": status, **more}
+    def note(self, job: Job, status: str, **more: Any) -> None:
+        """Note what became of a picture or a film.
 
-    def _fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
+        Args:
+            job: the job.
+            status: "planned", "done", "skipped" or "failed".
+            **more: further entries for the JSON document.
+        """
+        page = {} if job.page is None else {"page": job.page + 1, "pages": job.pages}
+        names = {"source": str(job.source), **page, "target": str(job.target)}
+        self.files[job.source, job.page] = {**names, "status": status, **more}
+
+    def fail(self, job: Job, error: Exception | str, show: Show | None = None) -> None:
+        """Note and print a failure.
+
+        Args:
+            job: the job.
+            error: what went wrong.
+            show: progress that is shown; None if there is none.
+        """
         from foveal.runtime.errors import wording
 
         message = wording(error) if isinstance(error, Exception) else error
         if str(job.source) not in message and str(job.target) not in message:
-            message = f"{job.source}: {message}"
-        self._note(job, "failed", error=message)
+            message = f"{job.named}: {message}"
+        self.note(job, "failed", error=message)
         text = f"failed: {message}"
         if show is not None:
             show.problem(text)
         else:
             say(text, sys.stderr)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line, unless --quiet.
+
+        Args:
+            text: one line of text.
+        """
         if not self.wishes.quiet:
             say(text, sys.stderr if self.wishes.json else sys.stdout)
 
@@ -129,7 +150,7 @@ class Run:
         for note in self.upscaler.notes:
             if note not in self._told:
                 self._told.add(note)
-                self._say(note)
+                self.say(note)
 
     def prepare(self, jobs: list[Job]) -> None:
         """Sort out pictures that are done or cannot be processed, and plan the others.
@@ -137,25 +158,29 @@ class Run:
         Args:
             jobs: jobs of this run.
         """
-        from foveal.runtime.batch import account
-
-        for sentence in account(self._passed_over):
-            self._say(sentence)
+        self.tell_passed_over()
         for job in jobs:
             if job.problem:
-                self._fail(job, job.problem)
+                self.fail(job, job.problem)
                 continue
             try:
                 plan = self._plan(job)
             except Exception as error:  # one bad file, however bad, does not stop the others
-                self._fail(job, error)
+                self.fail(job, error)
                 continue
             if plan is None:
-                self._note(job, "skipped")
+                self.note(job, "skipped")
             else:
-                self._note(job, "planned", plan=plan.to_dict())
+                self.note(job, "planned", plan=plan.to_dict())
                 self._plans.append((job, plan))
         self._tell_notes()
+
+    def tell_passed_over(self) -> None:
+        """Print what was found and is not processed."""
+        from foveal.runtime.batch import account
+
+        for sentence in account(self._passed_over):
+            self.say(sentence)
 
     def _plan(self, job: Job) -> Plan | None:
         """The plan of a picture, with notes on what will be lost; None if it is already done."""
@@ -172,14 +197,18 @@ class Run:
             self.upscaler.scale,
             limit_pixels=self.wishes.limit_pixels,
             background=self.wishes.background,
+            page=job.page,
         )
-        plan = self.upscaler.plan(job.source, file_format=images.format_for(job.target).name, look=self.wishes.dry_run)
+        image: Any = job.source
+        if job.page is not None:
+            image = images.read(job.source, limit_pixels=self.wishes.limit_pixels).page(job.page).frame()
+        plan = self.upscaler.plan(image, file_format=images.format_for(job.target).name, look=self.wishes.dry_run)
         return replace(plan, notes=(*plan.notes, *job.notes, *outlook))
 
     def tell_plans(self) -> None:
         """Print the plans."""
         for job, plan in self._plans:
-            self._say(_with_notes(f"{job.source} → {job.target}: {plan}", self._own(plan.notes)))
+            self.say(_with_notes(f"{job.named} → {job.target}: {plan}", self._own(plan.notes)))
         self._tell_sum()
         if self._crew is not None:
             self._foretell(self._crew)
@@ -190,9 +219,9 @@ class Run:
 
     def _tell_sum(self) -> None:
         if self._plans:
-            self._say(self._sum())
+            self.say(self._sum())
         elif self.count("skipped") or not self.files:
-            self._say(f"nothing to do: {self.count('skipped')} done already")
+            self.say(f"nothing to do: {self.count('skipped')} done already")
 
     def _sum(self) -> str:
         from foveal.cli._progress import duration, megapixels
@@ -243,7 +272,7 @@ class Run:
             from foveal.cli._progress import duration, megapixels
 
             seconds = time.monotonic() - start
-            self._say(
+            self.say(
                 f"{self.count('done')} pictures, {megapixels(done)} MP in {duration(seconds)} "
                 f"({megapixels(done / seconds)} MP/s)"
             )
@@ -260,7 +289,7 @@ class Run:
             len(self._plans), self._megapixels, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json
         ) as show:
             for job, plan in self._plans:
-                show.begin(job.source.name, plan.megapixels, plan.seconds)
+                show.begin(Path(job.named).name, plan.megapixels, plan.seconds)
                 if self._one(job, plan, show):
                     done += plan.megapixels
                 show.end(plan.megapixels)
@@ -275,10 +304,11 @@ class Run:
                 overwrite=self.wishes.overwrite or self.wishes.resume,
                 limit_pixels=self.wishes.limit_pixels,
                 background=self.wishes.background,
+                page=job.page,
                 progress=show.step,
             )
         except Exception as error:  # one bad file, however bad, does not stop the others
-            self._fail(job, error, show)
+            self.fail(job, error, show)
             return False
         self._finish(job, plan, result, show)
         return True
@@ -290,10 +320,10 @@ class Run:
         result = replace(result, notes=tuple(dict.fromkeys((*plan.notes, *result.notes))))
         if self.wishes.keep_record:
             self._record(job).add(job)
-        self._note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")}, **more)
+        self.note(job, "done", **{k: v for k, v in result.to_dict().items() if k not in ("source", "target")}, **more)
         frames = f", {result.frames} frames" if result.frames > 1 else ""
         text = (
-            f"{job.source} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
+            f"{job.named} → {job.target}: {result.width}×{result.height}{frames}, {megapixels(result.megapixels)} MP "
             f"in {duration(result.seconds)} ({megapixels(result.megapixels / max(result.seconds, 1e-9))} MP/s)"
         )
         by = f"; by {more['worker']}" if more else ""
@@ -315,10 +345,10 @@ class Run:
                 "seconds": long,
             }
             for index in part:
-                self.files[self._plans[index][0].source]["worker"] = worker.name
+                self.files[self._plans[index][0].source, self._plans[index][0].page]["worker"] = worker.name
             count = f"{len(part)} picture{'' if len(part) == 1 else 's'}"
             threads = f"{worker.threads} thread{'' if worker.threads == 1 else 's'}"
-            self._say(f"worker {worker.name}: {threads}, {count}, about {duration(long)}")
+            self.say(f"worker {worker.name}: {threads}, {count}, about {duration(long)}")
 
     def _work_there(self, crew: RayCrew) -> float:
         """Process the planned pictures by the workers of a crew; the megapixels done."""
@@ -372,7 +402,7 @@ class Run:
         if result is None:
             # Workers know absolute paths, the user named these.
             message = one.outcome.error.replace(str(order.source), str(job.source))
-            self._fail(job, message.replace(str(order.target), str(job.target)), show)
+            self.fail(job, message.replace(str(order.target), str(job.target)), show)
             return False
         had = self._workers[one.worker]
         had["pictures"] += 1
@@ -385,7 +415,7 @@ class Run:
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._fail(job, error)
+            self.fail(job, error)
             return False
         return True
 
@@ -399,7 +429,7 @@ class Run:
         from foveal import images
         from foveal.runtime.compare import MARK, make_pair, write_page
 
-        shown = [job for job in jobs if self.files[job.source]["status"] in ("done", "skipped")]
+        shown = [job for job in jobs if self.files[job.source, job.page]["status"] in ("done", "skipped")]
         if not shown:
             return
         if len(jobs) == 1:
@@ -412,18 +442,18 @@ class Run:
         pairs = []
         try:
             for job in shown:
-                picture = images.read(job.source, limit_pixels=self.wishes.limit_pixels).frame(0)
-                name = job.source.name.encode("utf-8", "replace").decode()
+                picture = images.read(job.source, limit_pixels=self.wishes.limit_pixels).frame(job.page or 0)
+                name = Path(job.named).name.encode("utf-8", "replace").decode()
                 pairs.append(make_pair(self.upscaler, picture, name, f"{self.upscaler.name}, ×{self.upscaler.scale}"))
             write_page(page, pairs)
         except Exception as error:  # the pictures are done and must still be reported
             self._fail_page(page, f"{type(error).__name__}: {error}")
             return
         self._pages.append(str(page))
-        self._say(f"before and after: {page}")
+        self.say(f"before and after: {page}")
 
     def _fail_page(self, page: Path, why: str) -> None:
-        self.files[page] = {"source": "", "target": str(page), "status": "failed", "error": why}
+        self.files[page, None] = {"source": "", "target": str(page), "status": "failed", "error": why}
         say(f"failed: {page}: {why}", sys.stderr)
 
     def document(self, seconds: float, *, interrupted: bool) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def doctor(json: Json = False) -> None:
           avif         works
           gif          works
           bmp          works
+          heic         does not work: needs pillow_heif, which is not installed; pip install '.[heic]'
+          jxl          does not work: needs imagecodecs and pillow_jxl, which are not installed; pip install '.[jxl]'
     """
     report = _examine()
     if json:
@@ -204,23 +206,36 @@ def _engine(name: str, bundles: list[str]) -> dict[str, Any]:
 
 
 def _formats() -> dict[str, dict[str, Any]]:
-    from foveal.images.formats import FORMATS
+    from foveal.images.formats import READABLE
 
     with tempfile.TemporaryDirectory() as folder:
-        return {name: _format(Path(folder) / f"try{one.suffixes[0]}") for name, one in FORMATS.items()}
+        return {name: _format(name, Path(folder) / f"try{one.suffixes[0]}") for name, one in READABLE.items()}
 
 
-def _format(path: Path) -> dict[str, Any]:
+def _format(name: str, path: Path) -> dict[str, Any]:
+    from foveal.images.needs import why_not
+
+    if reason := why_not(name):
+        return {"works": False, "why": reason}
     try:
         import numpy as np
 
         from foveal import images
 
-        picture = images.Picture(np.full((8, 8, 3), 128, np.uint8), alpha=False)
-        images.write(path, picture)
+        pixels = np.full((8, 8, 3), 128, np.uint8)
+        if name == "heic":  # what foveal does not write, its library does
+            import pillow_heif
+
+            pillow_heif.from_bytes("RGB", (8, 8), pixels.tobytes()).save(path)
+        elif name == "jxl":
+            import imagecodecs
+
+            path.write_bytes(imagecodecs.jpegxl_encode(pixels))
+        else:
+            images.write(path, images.Picture(pixels, alpha=False))
         width = images.read(path).width
     except Exception as error:
         return {"works": False, "why": str(error) or type(error).__name__}
     if width != 8:
         return {"works": False, "why": f"a picture 8 wide came back {width} wide"}
-    return {"works": True}
+    return {"works": True, "version": "reading"} if name not in images.FORMATS else {"works": True}

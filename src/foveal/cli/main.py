@@ -57,6 +57,9 @@ _EXTRA = {
     "uvicorn": "serve",
     "av": "video",
     "ray": "ray",
+    "pillow_heif": "heic",
+    "imagecodecs": "jxl",
+    "pillow_jxl": "jxl",
 }
 
 _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attributes:"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -156,6 +157,7 @@ def restore(
             file_format=file_format,
             pass_over=lambda path, what: passed_over.append((path, what)),
         )
+        jobs = [replace(job, problem=_film(job.source)) if job.film else job for job in jobs]
         restorer.engine()
     except (ValueError, EngineError) as error:
         stop("restore", error)
@@ -190,5 +192,9 @@ def restore(
         if not say(json_module.dumps(document, indent=2), sys.stdout):
             say("failed: the JSON document could not be written to standard output", sys.stderr)
             code = code or 1
-    if code or run.count("failed"):
+    if code or run.failed:
         raise typer.Exit(code or 1)
+
+
+def _film(source: Path) -> str:
+    return f"{source}: it is a film, and foveal restore takes pictures; take its frames, or foveal upscale for the film"

@@ -26,6 +26,9 @@ def serve(
     threads: Threads = None,
     max_megabytes: Annotated[float, typer.Option(metavar="N", help="Largest upload, in MB.")] = 100,
     max_megapixels: Annotated[float, typer.Option(metavar="N", help="Largest picture, in megapixels.")] = 50,
+    max_film_megapixels: Annotated[
+        float, typer.Option(metavar="N", help="Largest film, all frames together, in megapixels.")
+    ] = 2000,
     max_waiting: Annotated[int, typer.Option(metavar="N", help="Largest number of waiting pictures.")] = 32,
     max_per_client: Annotated[int, typer.Option(metavar="N", help="Largest number of one client's pictures.")] = 8,
     max_pictures: Annotated[int, typer.Option(metavar="N", help="Largest number of pictures kept at a time.")] = 500,
@@ -46,6 +49,7 @@ def serve(
         threads: processor threads.
         max_megabytes: largest upload, in MB.
         max_megapixels: largest picture, in megapixels.
+        max_film_megapixels: largest film, all frames together, in megapixels.
         max_waiting: largest number of waiting pictures.
         max_per_client: largest number of one client's pictures that wait or run.
         max_pictures: largest number of pictures kept at a time.
@@ -74,8 +78,9 @@ def serve(
         token = secrets.token_urlsafe(18)
     try:
         limits = Limits(
-            megabytes=max_megabytes, megapixels=max_megapixels, waiting=max_waiting, per_client=max_per_client,
-            pictures=max_pictures, seconds=max_seconds, upload_seconds=max_upload_seconds, keep=keep,
+            megabytes=max_megabytes, megapixels=max_megapixels, film_megapixels=max_film_megapixels,
+            waiting=max_waiting, per_client=max_per_client, pictures=max_pictures,
+            seconds=max_seconds, upload_seconds=max_upload_seconds, keep=keep,
         )  # fmt: skip
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except ValueError as error:

@@ -16,7 +16,6 @@ from foveal.cli._signals import exit_code, like_ctrl_c
 from foveal.cli._speech import say
 
 if TYPE_CHECKING:
-    from foveal.cli._film_run import FilmRun
     from foveal.runtime.ray_batch import RayCrew
 
 __all__ = ["upscale"]
@@ -86,9 +85,18 @@ def upscale(
     file_format: Annotated[
         str,
         typer.Option(
-            "--format", "-f", metavar="NAME", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's]"
+            "--format",
+            "-f",
+            metavar="NAME",
+            help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic and jxl]",
         ),
     ] = "",
+    pages: Annotated[
+        str,
+        typer.Option(
+            "--pages", metavar="keep|split", help="A TIFF of several pages stays one, or becomes a file for each page."
+        ),
+    ] = "keep",
     background: Annotated[
         str,
         typer.Option(
@@ -177,6 +185,7 @@ def upscale(
         content: auto or pixel.
         wrap: whether the picture is a texture that tiles.
         file_format: file format of the results.
+        pages: keep or split.
         background: colour behind transparent pixels, for formats without transparency.
         codec: codec of films.
         crf: rate factor of films.
@@ -206,7 +215,7 @@ def upscale(
         2 pictures, 2.5 MP in 0.2 s (15.8 MP/s)
     """
     arguments = dict(locals())
-    from foveal.cli._film_run import FilmRun, films_among, targets
+    from foveal.cli._film_run import FilmRun
     from foveal.cli._pipe import pipes, through_pipes
     from foveal.cli._upscale_run import Run, Wishes
     from foveal.runtime.batch import find_jobs
@@ -219,6 +228,8 @@ def upscale(
         _stop(f"no engine here computes on a GPU, and -g {gpu} asks for one; leave -g out or say -g -1")
     if tile not in ("auto", "0") and not tile.isdecimal():
         _stop(f"--tile must be auto or a number of pixels, got {tile!r}; leave it out for the best")
+    if pages not in ("keep", "split"):
+        _stop(f"--pages must be keep or split, got {pages!r}; split writes a file for each page of a TIFF")
     given = [*(pictures or []), *(more or [])]
     if pipes(given, out):
         if ray:
@@ -240,26 +251,13 @@ def upscale(
     with ExitStack() as stack:
         crew: RayCrew | None = None
         try:
-            films = films_among(given)
-            if films and ray:
-                _stop(f"{films[0]} is a film, and --ray spreads pictures; leave --ray out")
-            if films and clean == "auto":
-                options["clean"] = "off"  # a look at each frame would flicker
             upscaler = Upscaler(**options)
             if scale not in (None, upscaler.scale):
                 _stop(
                     f"-n {model} makes pictures {upscaler.scale} times larger, and -s {scale} asks for another size; "
                     "leave one of them out"
                 )
-            if films:
-                coding = Coding(codec or "h264", crf) if codec or crf is not None else None
-                code = _films(
-                    FilmRun(upscaler, coding, overwrite=overwrite, resume=resume, quiet=quiet, json=json),
-                    films,
-                    targets(films, out, suffix, upscaler.scale),
-                    dry_run=dry_run,
-                )
-                raise typer.Exit(code)
+            coding = Coding(codec or "h264", crf) if codec or crf is not None else None
             jobs = find_jobs(
                 given,
                 out,
@@ -267,8 +265,18 @@ def upscale(
                 recursive=recursive,
                 suffix=suffix,
                 file_format=file_format,
+                split=pages == "split",
                 pass_over=lambda path, what: passed_over.append((path, what)),
             )
+            films = [job for job in jobs if job.film]
+            stills = [job for job in jobs if not job.film]
+            if films and ray:
+                _stop(f"{films[0].source} is a film, and --ray spreads pictures; leave --ray out")
+            filmer = upscaler
+            if films and clean == "auto":
+                filmer = Upscaler(**options | {"clean": "off"})  # a look at each frame would flicker
+            if films and not stills:
+                upscaler = filmer
             if ray:
                 crew = stack.enter_context(_crew(ray, threads))
                 options["threads"] = crew.threads
@@ -289,19 +297,27 @@ def upscale(
         )
         started = time.monotonic()
         run = Run(upscaler, wishes, passed_over, crew, options)
+        film_run = FilmRun(run, filmer, coding)
         code = 0
         with like_ctrl_c():
             try:
-                run.prepare(jobs)
-                if dry_run:
-                    run.tell_plans()
-                else:
-                    run.work()
-                    if compare:
-                        run.compare(jobs, out)
+                if stills or not films:
+                    run.prepare(stills)
+                    if dry_run:
+                        run.tell_plans()
+                    else:
+                        run.work()
+                        if compare:
+                            run.compare(stills, out)
+                elif passed_over:
+                    run.tell_passed_over()
+                for job in films:
+                    film_run.one(job)
             except KeyboardInterrupt as error:
                 code = exit_code(error)
                 hint = "; --resume goes on from there" if wishes.keep_record else ""
+                if films and not hint:
+                    hint = "; the same command goes on from there"
                 say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
         if json:
             document = run.document(time.monotonic() - started, interrupted=bool(code))
@@ -316,24 +332,6 @@ def _crew(address: str, threads: int | None) -> RayCrew:
     from foveal.runtime.ray_batch import RayCrew
 
     return RayCrew(address, threads)
-
-
-def _films(run: FilmRun, films: list[Path], places: list[Path], *, dry_run: bool) -> int:
-    """Work on films; the exit code."""
-    code = 0
-    with like_ctrl_c():
-        try:
-            for source, target in zip(films, places, strict=True):
-                run.one(source, target, dry_run=dry_run)
-        except KeyboardInterrupt as error:
-            code = exit_code(error)
-            say(
-                f"interrupted: {run.count('done')} of {len(films)} done; the same command goes on from there",
-                sys.stderr,
-            )
-    if run.json and not say(json_module.dumps({"files": run.files, "interrupted": bool(code)}, indent=2), sys.stdout):
-        code = code or 1
-    return code or int(run.count("failed") > 0)
 
 
 def _stop(message: str) -> NoReturn:

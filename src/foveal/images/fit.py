@@ -70,7 +70,7 @@ def refuse_unfit(
         raise PictureError(
             path,
             f"{form.label} cannot hold a document of {frames} pages",
-            "write TIFF, or save each page as a separate file first",
+            "write TIFF, or a file for each page (on the command line --pages split)",
         )
     if frames > 1 and not form.frames:
         raise PictureError(path, f"{form.label} cannot hold {frames} frames",

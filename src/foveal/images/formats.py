@@ -7,7 +7,17 @@ from pathlib import Path
 
 from .errors import PictureError
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "foreign", "format_for", "sniff"]
+__all__ = [
+    "FORMATS",
+    "READABLE",
+    "READ_SUFFIXES",
+    "SUFFIXES",
+    "Format",
+    "foreign",
+    "format_for",
+    "result_format",
+    "sniff",
+]
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class Format:
         grey: whether it stores grey as one channel.
         frames: whether it stores more than one picture.
         icc: whether it stores a colour profile.
+        modules: modules that read it, of a format that is read only.
+        extra: extra of foveal that brings these modules.
     """
 
     name: str
@@ -35,6 +47,8 @@ class Format:
     grey: bool = True
     frames: bool = False
     icc: bool = True
+    modules: tuple[str, ...] = ()
+    extra: str = ""
 
 
 _ALL = (
@@ -48,17 +62,19 @@ _ALL = (
 )
 FORMATS = {one.name: one for one in _ALL}
 SUFFIXES = {suffix: one for one in _ALL for suffix in one.suffixes}
+# Read only: a result is written in another format, see `result_format`.
+_SOURCES = (
+    Format("heic", "HEIC", (".heic", ".heif", ".hif"), 0, modules=("pillow_heif",), extra="heic"),
+    Format("jxl", "JPEG XL", (".jxl",), 0, modules=("imagecodecs", "pillow_jxl"), extra="jxl"),
+)
+READABLE = FORMATS | {one.name: one for one in _SOURCES}
+READ_SUFFIXES = SUFFIXES | {suffix: one for one in _SOURCES for suffix in one.suffixes}
 
 
 _PNG_FIRST = "convert it to PNG or TIFF first, for example with ImageMagick"
+_HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 # Unsupported formats that users may try: name, advice, and signatures, (offset, bytes) each.
 _FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
-    (
-        "a HEIC picture",
-        "convert it first: heif-convert IN.heic OUT.png, or on macOS sips -s format png IN.heic --out OUT.png",
-        tuple((4, b"ftyp" + kind) for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
-    ),
-    ("a JPEG XL picture", "convert it first: djxl IN.jxl OUT.png", ((0, b"\xff\x0a"), (4, b"JXL \r\n\x87\n"))),
     ("a JPEG 2000 picture", _PNG_FIRST, ((4, b"jP  \r\n\x87\n"), (0, b"\xff\x4f\xff\x51"))),
     ("a PDF document", "turn its pages into pictures first: pdftoppm -png IN.pdf OUT", ((0, b"%PDF"),)),
     ("a PostScript drawing", "export it as PNG in the size you want", ((0, b"%!PS"), (0, b"\xc5\xd0\xd3\xc6"))),
@@ -70,7 +86,8 @@ _FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a PNM picture", _PNG_FIRST, tuple((0, b"P%d" % i + end) for i in range(1, 8) for end in (b"\n", b" ", b"\r\n"))),
     ("an icon", _PNG_FIRST, ((0, b"\0\0\1\0"),)),
     ("a DirectDraw surface", _PNG_FIRST, ((0, b"DDS "),)),
-    ("a video", "save its frames as pictures first: ffmpeg -i IN frame%05d.png",
+    ("a video without a film's name", "end its name in .mp4, .mkv, .mov, .webm or .avi, or save its frames "
+     "as pictures: ffmpeg -i IN frame%05d.png",
      ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "), (4, b"moov"), (4, b"mdat"), (0, b"\0\0\1\xba"))),
     ("a ZIP archive", "unpack it first", ((0, b"PK\3\4"),)),
 )  # fmt: skip
@@ -97,10 +114,26 @@ def sniff(head: bytes) -> str | None:
         return "gif"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1", b"msf1") and b"avi" in head[8:]:
         return "avif"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
+        return "heic"
+    if head[:2] == b"\xff\x0a" or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
+        return "jxl"
     # Two letters are a weak signature, so the length of the header is checked too.
     if head[:2] == b"BM" and head[14:18] in {bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)}:
         return "bmp"
     return None
+
+
+def result_format(name: str) -> str:
+    """The format of a result if the user asks for none.
+
+    Args:
+        name: name of the source's format.
+
+    Returns:
+        The same if foveal writes it; otherwise PNG, which keeps everything that HEIC and JPEG XL may hold.
+    """
+    return name if name in FORMATS else "png"
 
 
 def foreign(head: bytes) -> tuple[str, str]:
@@ -120,7 +153,7 @@ def foreign(head: bytes) -> tuple[str, str]:
         return "it is a web page, not a picture", "download the picture itself"
     if b"<svg" in head[:4096].lower():
         return "it is an SVG drawing, which has no pixels yet", "export it as PNG in the size you want"
-    known = ", ".join(one.label for one in _ALL)
+    known = ", ".join(one.label for one in READABLE.values())
     return "it is not a picture that foveal reads", f"give one of {known}"
 
 

@@ -21,16 +21,17 @@ class Metadata:
         xmp: Adobe's packet, orientation already 1.
         iptc: press data (captions, credits) as stored in a JPEG; other formats do not store them in this form.
         dpi: dots per inch, horizontal and vertical; None if the file does not give it.
-        format: format of the file: "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
+        format: format of the file: "png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic" or "jxl".
         bits: bits of the pixels in memory, 8 or 16.
-        depth: bits of the samples in the file; 10 and 12 occur in AVIF and are held as 16 in memory.
+        depth: bits of the samples in the file; 10 and 12 occur in AVIF and HEIC and are held as 16 in memory.
         lossless: whether the file is lossless (a PNG, a lossless WebP), so that writing should be too.
         durations: milliseconds that each frame is shown; empty for a still picture.
         loop: number of times an animation plays; 0 means forever.
         comments: PNG's texts, pairs of keyword and text.
         chunks: PNG's text and colour chunks, type and data; a text is written back byte for byte if `comments` still
             contains it.
-        cicp: code points that define the colours without a profile, in AVIF and PNG; takes precedence over `icc`.
+        cicp: code points that define the colours without a profile, in AVIF, HEIC, JPEG XL and PNG; takes
+            precedence over `icc`.
         origin: kind of pixels in the file if they were converted: "cmyk", "lab", "palette", "bilevel", or "".
         spare: whether the last of 2 or 4 channels is of unspecified kind, and so not alpha; only in TIFF.
         left_out: content of the file that was not read: "gain map", "GeoTIFF tags", "1 reduced page", …
@@ -65,7 +66,7 @@ class Info:
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
         bits: bits of the pixels as returned by `read`, 8 or 16.
         frames: number of pictures in the file, above 1 for animations and multi-page documents.
-        format: "png", "jpeg", "webp", "tiff", "avif", "gif" or "bmp".
+        format: "png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic" or "jxl".
         pages: all pages of a document whose pages differ in size or kind; empty if they do not.
     """
 

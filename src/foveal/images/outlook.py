@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from .fit import has_alpha, not_kept, refuse_unfit
@@ -18,6 +19,7 @@ def foresee(
     *,
     limit_pixels: int = LIMIT_PIXELS,
     background: tuple[int, int, int] | None = None,
+    page: int | None = None,
 ) -> tuple[str, ...]:
     """List what an upscaled file will not keep; makes the same checks as `Writer`, without writing.
 
@@ -27,6 +29,7 @@ def foresee(
         scale: ratio of output side to input side.
         limit_pixels: largest number of pixels per frame; pictures whose header gives more are rejected.
         background: background colour for transparent pixels.
+        page: page of a document, from 0, that becomes a file of its own; None for all.
 
     Returns:
         Sentences for the user; empty if everything is kept.
@@ -35,6 +38,9 @@ def foresee(
         PictureError: if the file cannot be read or written.
     """
     info, parts = header(source, limit_pixels=limit_pixels)
+    if page is not None:
+        info = info.pages[page] if info.pages else replace(info, frames=1)
+        parts = (parts[page if len(parts) > 1 else 0],)
     form = format_for(target)
     notes: dict[str, None] = {}
     for one, metadata in zip(info.pages or (info,), parts, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from .metadata import Info, Metadata
 from .picture import Picture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = ["LIMIT_PIXELS", "Reading", "header", "probe", "read"]
@@ -81,6 +83,27 @@ class Reading:
         pixels = upright(self._frames.frame(index), self._turn)
         metadata = self.pages[index] if self.pages else self.metadata
         return Picture(pixels, pixels.shape[2] in (2, 4) and not metadata.spare, metadata)
+
+    def page(self, index: int) -> Reading:
+        """One page of a document, or one frame, as a picture of its own.
+
+        Args:
+            index: page number, from 0.
+
+        Returns:
+            A reading with one frame, already decoded, and the page's metadata.
+
+        Raises:
+            IndexError: if there is no such page.
+        """
+        if not 0 <= index < self.frames:
+            raise IndexError(f"page must be in 0…{self.frames - 1} for {self.path}, got {index}")
+        metadata = self.metadata
+        if isinstance(self._frames, _Pages):
+            page = self._frames.pages[index]
+            metadata = (page if index == 0 else replace(page, reduced=0)).metadata()
+        info = self.info.pages[index] if self.info.pages else replace(self.info, frames=1)
+        return Reading(self.path, info, replace(metadata, durations=()), _Still(self._frames.frame(index)), self._turn)
 
 
 def probe(path: str | Path) -> Info:
@@ -166,10 +189,8 @@ class _Opened:
 
     def metadata(self) -> Metadata:
         """All metadata except frame durations."""
-        if self.info.format == "bmp":
-            from .pillow import bmp_metadata
-
-            return bmp_metadata(self.path)
+        if (others := _others(self.info.format)) is not None:
+            return others.metadata(self.path)
         first = self.chosen[0] == 0
         return gather(self.path, self.info, self._lazy(), self.kind, first=first, reduced=self.reduced)
 
@@ -178,11 +199,11 @@ class _Opened:
         return load_page(self.path, self.kind, self.chosen[0]) if self.image is None else self.image
 
     def decode(self) -> Reading:
-        from .pillow import PillowFrames, read_bmp
+        from .pillow import PillowFrames
 
         format_, info, metadata = self.info.format, self.info, self.metadata()
-        if format_ == "bmp":
-            return Reading(self.path, info, metadata, _Still(read_bmp(self.path, info.channels)), 1)
+        if (others := _others(format_)) is not None:
+            return Reading(self.path, info, metadata, _Still(others.pixels(self.path, info)), 1)
         if self.parts:
             pages = tuple(part.metadata() for part in self.parts)
             # Reopened for every access: a lazy image can be decoded only once, from top to bottom.
@@ -255,13 +276,36 @@ class _Roll:
         return decoded(self.path, self.roll.crop(0, index * high, wide, high), 0)
 
 
+class _Others(NamedTuple):
+    """Functions that read a format without libvips."""
+
+    info: Callable[[Path], Info]
+    metadata: Callable[[Path], Metadata]
+    pixels: Callable[[Path, Info], NDArray[Any]]
+
+
+def _others(format_: str) -> _Others | None:
+    """The functions for a format that libvips does not read; None if it does."""
+    if format_ == "bmp":
+        from .pillow import bmp_info, bmp_metadata, read_bmp
+
+        return _Others(bmp_info, bmp_metadata, lambda path, info: read_bmp(path, info.channels))
+    if format_ == "heic":
+        from . import heic
+
+        return _Others(heic.info, heic.metadata, heic.pixels)
+    if format_ == "jxl":
+        from . import jxl
+
+        return _Others(jxl.info, jxl.metadata, jxl.pixels)
+    return None
+
+
 def _open(path: Path) -> _Opened:
     """Check the file and read its header."""
     format_, head = identify(path)
-    if format_ == "bmp":
-        from .pillow import bmp_info
-
-        return _Opened(path, bmp_info(path))
+    if (others := _others(format_)) is not None:
+        return _Opened(path, others.info(path))
     if format_ == "tiff":
         return _open_tiff(path)
     image = load(path, format_)

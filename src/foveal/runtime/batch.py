@@ -1,4 +1,4 @@
-"""Many pictures: which files there are, where each result goes, and which are done already.
+"""Many pictures and films: which files there are, where each result goes, and which are done already.
 
 Nothing is passed over in silence: what is found and cannot be read, and results of earlier runs that would be made
 larger again beside their own source, are told to the caller.
@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.images.formats import FORMATS, SUFFIXES, Format, foreign, sniff
+from foveal.images.formats import FORMATS, READ_SUFFIXES, READABLE, SUFFIXES, Format, foreign, result_format, sniff
+from foveal.runtime.film.film import is_film
 from foveal.runtime.resume import RECORD, Record, Results, real_path, settings_of
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ _FOLDER = "a folder inside the folder"
 _LINK = "a link to a folder"
 # What nobody calls a folder, and what is a file's name where one picture is named.
 _FOREIGN = frozenset((".heic", ".heif", ".jxl", ".jp2", ".j2k", ".pdf", ".svg", ".psd", ".exr", ".hdr", ".ico", ".tga",
-                      ".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".raw", ".mp4"))  # fmt: skip
+                      ".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".raw"))  # fmt: skip
 _LIKE_A_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to do.
+    """One picture or film to do.
 
     Args:
         source: that is read.
@@ -44,6 +45,8 @@ class Job:
         folder: whose record knows the target.
         problem: why it cannot be done, "" if it can.
         notes: what the user should know about it.
+        page: page of a document, from 0, that becomes a file of its own; None for all that the source holds.
+        pages: number of its pages.
     """
 
     source: Path
@@ -51,6 +54,18 @@ class Job:
     folder: Path
     problem: str = ""
     notes: tuple[str, ...] = ()
+    page: int | None = None
+    pages: int = 1
+
+    @property
+    def named(self) -> str:
+        """The source, and which page of it."""
+        return str(self.source) if self.page is None else f"{self.source} page {self.page + 1} of {self.pages}"
+
+    @property
+    def film(self) -> bool:
+        """Whether it is a film, by its name."""
+        return is_film(self.source)
 
 
 def account(passed_over: Sequence[tuple[Path, str]]) -> list[str]:
@@ -91,13 +106,17 @@ def _has_magic(text: str) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in READ_SUFFIXES
+
+
+def _is_written(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
 def _in_folder(
     folder: Path, recursive: bool, not_in: Path | None, locked: Callable[[OSError], None], pass_over: Any
 ) -> Iterator[tuple[Path, Path]]:
-    """Pictures of a folder, with their path relative to it; hidden ones and the results' own folder are left out."""
+    """Pictures and films of a folder with their path in it; hidden ones and the results' own folder are left out."""
     for where, folders, files in os.walk(folder, onerror=locked):
         here = Path(where)
         inside = sorted(name for name in folders if not name.startswith(".") and real_path(here / name) != not_in)
@@ -108,7 +127,7 @@ def _in_folder(
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            if _is_picture(here / name):
+            if _is_picture(here / name) or is_film(here / name):
                 yield here / name, (here / name).relative_to(folder)
             else:
                 pass_over(here / name, _UNREAD)
@@ -122,9 +141,10 @@ def find_jobs(
     recursive: bool = False,
     suffix: str | None = None,
     file_format: str = "",
+    split: bool = False,
     pass_over: Callable[[Path, str], None] | None = None,
 ) -> list[Job]:
-    """Turn what the user named into pictures to do.
+    """Turn what the user named into pictures and films to do.
 
     Args:
         inputs: files, folders and globs.
@@ -132,7 +152,8 @@ def find_jobs(
         scale: output side over input side; makes the default suffix.
         recursive: look into folders inside folders; the results form the same tree.
         suffix: added to a result's name before the dot; by default "_x4" beside the source and "" elsewhere.
-        file_format: of the results; by default each keeps its own.
+        file_format: of the results of pictures; by default each keeps its own.
+        split: whether each page of a TIFF document becomes a file of its own, `name-001.png` and so on.
         pass_over: called with every file that is found and not done, and with what it is; see `account`.
 
     Returns:
@@ -179,7 +200,7 @@ def find_jobs(
                 if _is_folder(match):
                     if "**" not in str(given):
                         skip(match, _FOLDER)
-                elif _is_picture(match):
+                elif _is_picture(match) or is_film(match):
                     found[match] = Path(match.name)
                 else:
                     skip(match, _UNREAD)
@@ -195,10 +216,10 @@ def find_jobs(
     one = len(found) == 1 and not folders
     as_file = text is not None and one and not text.endswith(("/", os.sep)) and not _is_folder(Path(text))
     if text is not None:
-        as_file = as_file and _is_picture(Path(text))
+        as_file = as_file and (is_film if is_film(next(iter(found))) else _is_written)(Path(text))
         if not as_file:
             _refuse_as_folder(text, one)
-        elif wanted and SUFFIXES[Path(text).suffix.lower()] is not wanted:
+        elif wanted and not is_film(Path(text)) and SUFFIXES[Path(text).suffix.lower()] is not wanted:
             raise ValueError(f"-o {text} asks for another format than --format {file_format}; leave one of them out")
     jobs: list[Job] = []
     for source, relative in found.items():
@@ -214,10 +235,29 @@ def find_jobs(
             target = folder / relative.with_name(f"{relative.stem}{suffix or ''}{ending}")
         jobs.append(Job(source, target, folder, problem or _unwritable(source, target), notes))
     jobs = _without_results(jobs, set(given_as), skip)
+    if split:
+        jobs = [one for job in jobs for one in _split(job)]
     for path, what in passed:
         if pass_over is not None:
             pass_over(path, what)
     return _without_clashes(jobs) + broken
+
+
+def _split(job: Job) -> list[Job]:
+    """A job for each page of a document; the job itself for anything else, and for what cannot be read."""
+    from foveal.images import PictureError, probe
+
+    try:
+        with job.source.open("rb") as file:
+            document = sniff(file.read(32)) == "tiff"
+        count = probe(job.source).frames if document and not job.problem else 1
+    except (OSError, PictureError):  # said in its turn
+        count = 1
+    if count == 1:
+        return [job]
+    digits = max(3, len(str(count)))
+    names = [f"{job.target.stem}-{number:0{digits}}{job.target.suffix}" for number in range(1, count + 1)]
+    return [replace(job, target=job.target.with_name(name), page=page, pages=count) for page, name in enumerate(names)]
 
 
 def _without_results(jobs: list[Job], named: set[Path], skip: Callable[[Path, str], None]) -> list[Job]:
@@ -270,9 +310,9 @@ def _refuse_as_folder(text: str, one: bool) -> None:
         raise ValueError(f"-o {text} is there and is no folder; name a folder, or one picture and a file in {known}")
     if os.path.islink(path):  # noqa: PTH114
         raise ValueError(f"-o {text} is a link that leads nowhere; name a folder")
-    if _is_picture(path):
+    if _is_written(path):
         raise ValueError(f"-o {text} names one file, and there may be several pictures; name a folder, or end it in /")
-    if path.suffix.lower() in _FOREIGN or (one and _LIKE_A_SUFFIX.fullmatch(path.suffix)):
+    if path.suffix.lower() in _FOREIGN or is_film(path) or (one and _LIKE_A_SUFFIX.fullmatch(path.suffix)):
         raise ValueError(
             f"-o {text}: foveal writes no {path.suffix} files; end the name in one of {known}, or in / for a folder"
         )
@@ -280,7 +320,7 @@ def _refuse_as_folder(text: str, one: bool) -> None:
 
 def _ending(source: Path, given: str, wanted: Format | None, *, any_format: bool) -> tuple[str, tuple[str, ...], str]:
     """The suffix of a result, what is to be said about it, and why there can be none."""
-    ending = source.suffix if _is_picture(source) else ".png"
+    ending = source.suffix if _is_written(source) else ".png"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", given):
         return ending, (), f"{given}: foveal reads files, no addresses; download it first"
     try:
@@ -295,12 +335,18 @@ def _ending(source: Path, given: str, wanted: Format | None, *, any_format: bool
     except OSError as error:
         return ending, (), f"{source}: it cannot be opened ({error.strerror})"
     known = sniff(head)
+    if known is None and is_film(source):
+        return source.suffix, (), ""
     if wanted is not None:
         return wanted.suffixes[0], (), ""
     if known is None:
         # With a picture's name it is read in its turn, and what is wrong is said then.
         return ending, (), "" if any_format or _is_picture(source) else "{}: {}; {}".format(source, *foreign(head))
-    if _is_picture(source) and SUFFIXES[source.suffix.lower()].name == known:
+    if known not in FORMATS:
+        written = FORMATS[result_format(known)]
+        note = f"foveal writes no {READABLE[known].label}, so the result is a {written.label}; --format chooses another"
+        return written.suffixes[0], () if any_format else (note,), ""
+    if _is_written(source) and SUFFIXES[source.suffix.lower()].name == known:
         return source.suffix, (), ""
     form = FORMATS[known]
     note = f"it is a {form.label}, whatever its name says, and stays one"

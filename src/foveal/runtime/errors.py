@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from foveal.errors import FovealError
-from foveal.images.errors import PictureError
 
 __all__ = ["EngineError", "EngineMemoryError", "EngineUnsupportedError", "failure", "wording"]
 
@@ -51,6 +50,6 @@ def wording(error: Exception) -> str:
         The error's text, with its type in front where nobody wrote the text for users.
     """
     message = str(error) or type(error).__name__
-    if isinstance(error, PictureError | EngineError | OSError | MemoryError):
+    if isinstance(error, FovealError | OSError | MemoryError):
         return message
     return f"{type(error).__name__}: {message}"

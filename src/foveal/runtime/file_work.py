@@ -65,6 +65,7 @@ def work_on_file(
     scale: int,
     begin: Callable[[Begun], Callable[[Picture], Iterator[NDArray]]],
     *,
+    page: int | None = None,
     overwrite: bool = False,
     limit_pixels: int | None = None,
     background: tuple[int, int, int] | None = None,
@@ -77,6 +78,7 @@ def work_on_file(
         target: file to write; its suffix says the format.
         scale: s, output side over input side.
         begin: function from what is known at the first frame to a function from each frame to its bands, (s·n, s·W, C).
+        page: page of a TIFF document, from 0, that becomes a picture of its own; None for all of them in one file.
         overwrite: replace a target that exists.
         limit_pixels: refuse larger pictures; by default what `foveal.images.read` allows.
         background: colour to put below transparent pixels where the format has no transparency.
@@ -94,6 +96,8 @@ def work_on_file(
         raise FileExistsError(f"{target}: exists already; say --overwrite (overwrite=True) to replace it")
     start = time.perf_counter()
     reading = images.read(source, limit_pixels=images.LIMIT_PIXELS if limit_pixels is None else limit_pixels)
+    if page is not None:
+        reading = reading.page(page)
     frames = reading.frames
     pixels = reading.info.total_pixels * scale**2
     picture = reading.frame(0)

@@ -126,6 +126,7 @@ class Order:
         overwrite: whether to replace a target that exists.
         limit_pixels: largest number of pixels of a source.
         background: colour behind transparent pixels, for formats without transparency.
+        page: page of a TIFF document, from 0, that becomes a picture of its own; None for all of them in one file.
     """
 
     source: Path
@@ -136,6 +137,7 @@ class Order:
     overwrite: bool = False
     limit_pixels: int | None = None
     background: tuple[int, int, int] | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,7 @@ def carry_out(upscaler: Upscaler, order: Order, worker: str, progress: Progress 
         result = upscaler.upscale_file(
             order.source,
             order.target,
+            page=order.page,
             overwrite=order.overwrite,
             limit_pixels=order.limit_pixels,
             background=order.background,

@@ -279,6 +279,7 @@ class Restorer:
         source: str | Path,
         target: str | Path,
         *,
+        page: int | None = None,
         overwrite: bool = False,
         limit_pixels: int | None = None,
         background: tuple[int, int, int] | None = None,
@@ -289,6 +290,7 @@ class Restorer:
         Args:
             source: picture or animation to read; of an animation every frame is treated as the first needs it.
             target: file to write; its suffix says the format.
+            page: page of a TIFF document, from 0, that becomes a picture of its own; None for all of them in one file.
             overwrite: replace a target that exists.
             limit_pixels: refuse larger pictures; by default what `foveal.images.read` allows.
             background: colour, 0 to 255, to put below transparent pixels where the format has no transparency.
@@ -315,8 +317,8 @@ class Restorer:
             return make
 
         done = work_on_file(
-            source, target, 1, begin, overwrite=overwrite, limit_pixels=limit_pixels, background=background,
-            progress=progress,
+            source, target, 1, begin, page=page, overwrite=overwrite, limit_pixels=limit_pixels,
+            background=background, progress=progress,
         )  # fmt: skip
         return Result(
             source=source,

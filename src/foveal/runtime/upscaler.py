@@ -320,6 +320,7 @@ class Upscaler:
         overwrite: bool = False,
         limit_pixels: int | None = None,
         background: tuple[int, int, int] | None = None,
+        page: int | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Enlarge a file, with everything else it holds; memory does not grow with the result.
@@ -330,6 +331,7 @@ class Upscaler:
             overwrite: replace a target that exists.
             limit_pixels: refuse larger pictures; by default what `foveal.images.read` allows.
             background: colour, 0 to 255, to put below transparent pixels where the format has no transparency.
+            page: page of a TIFF document, from 0, that becomes a picture of its own; None for all of them in one file.
             progress: function called after every batch of tiles.
 
         Returns:
@@ -360,8 +362,8 @@ class Upscaler:
             return make
 
         done = work_on_file(
-            source, target, self.scale, begin, overwrite=overwrite, limit_pixels=limit_pixels, background=background,
-            progress=progress,
+            source, target, self.scale, begin, page=page, overwrite=overwrite, limit_pixels=limit_pixels,
+            background=background, progress=progress,
         )  # fmt: skip
         network, choice = self._way(look)
         if done.megapixels >= 1:

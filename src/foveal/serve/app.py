@@ -17,7 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 from starlette.datastructures import MutableHeaders
 
-from foveal.images.formats import FORMATS
+from foveal.images.formats import FORMATS, READABLE
+from foveal.images.needs import readable
+from foveal.serve.film import suffixes
 from foveal.serve.limits import Limits, RefusedError
 from foveal.serve.store import Job, Kept, Store
 from foveal.serve.upload import received
@@ -32,6 +34,8 @@ __all__ = ["create_app"]
 
 MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff", "avif": "image/avif",
         "gif": "image/gif", "bmp": "image/bmp"}  # fmt: skip
+_FILM_MIME = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska",
+              ".webm": "video/webm", ".avi": "video/x-msvideo"}  # fmt: skip
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
@@ -46,9 +50,18 @@ _PAGE = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; cha
 def _wish(
     scale: Annotated[int, Query(description="Output side over input side: 2, 3 or 4.")] = 4,
     quality: Annotated[str, Query(description="fast or balanced.")] = "balanced",
-    output: Annotated[str, Query(alias="format", description="Format of the result; by default the source's.")] = "",
-    clean: Annotated[str, Query(description="auto, off, or a strength of 0 to 100.")] = "auto",
-    crop: Annotated[str, Query(description="left,top,width,height: only this part, as a PNG.")] = "",
+    output: Annotated[
+        str,
+        Query(
+            alias="format",
+            description="Format of a picture's result; by default the source's, or png. A film keeps its own.",
+        ),
+    ] = "",
+    clean: Annotated[str, Query(description="auto (nothing for films), off, or a strength of 0 to 100.")] = "auto",
+    crop: Annotated[
+        str,
+        Query(description="left,top,width,height: only this part, as a PNG; of a film, of a frame from its middle."),
+    ] = "",
 ) -> Wish:
     part = None
     if crop:
@@ -89,7 +102,12 @@ def create_app(
         await run_in_threadpool(store.close)
 
     app = FastAPI(
-        title="foveal", description="Upscale pictures.", lifespan=lifespan, docs_url=None, redoc_url=None, version="1"
+        title="foveal",
+        description="Upscale pictures and films.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        version="1",
     )
     app.state.store = store
     _guard(app, token, hosts)
@@ -190,7 +208,7 @@ def _described(kept: Kept) -> dict[str, Any]:
     info = kept.info
     return {
         "id": kept.id, "name": kept.name, "bytes": kept.size, "width": info.width, "height": info.height,
-        "frames": info.frames, "format": info.format,
+        "frames": info.frames, "format": info.format, "kind": "picture" if info.format in READABLE else "film",
     }  # fmt: skip
 
 
@@ -202,12 +220,13 @@ async def _taken(request: Request, store: Store) -> Kept:
     path = await run_in_threadpool(store.room)
     name = await received(request, path, store.limits)
     try:
-        info = await run_in_threadpool(checked, path, name or "the picture", store.limits.megapixels)
+        info = await run_in_threadpool(checked, path, name or "the picture", store.limits)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     # A suffix, because readers may look at it; from the format found, not from the client's name.
-    final = path.with_suffix(FORMATS[info.format].suffixes[0])
+    film = info.format not in READABLE
+    final = path.with_suffix(f".{info.format}" if film else READABLE[info.format].suffixes[0])
     path.rename(final)
     return store.keep(final, name or f"picture{final.suffix}", info)
 
@@ -219,11 +238,18 @@ def _pictures(app: FastAPI, store: Store) -> None:
     def about() -> dict[str, Any]:
         """What the server offers, and its limits."""
         limits = {name: getattr(store.limits, name) for name in Limits.__dataclass_fields__}
-        return {"scales": SCALES, "qualities": QUALITIES, "formats": list(FORMATS), "limits": limits}
+        return {
+            "scales": SCALES,
+            "qualities": QUALITIES,
+            "formats": list(FORMATS),
+            "reads": readable(),
+            "films": suffixes(),
+            "limits": limits,
+        }
 
     @app.post("/api/v1/upscale")
     async def upscale(request: Request, wish: Wished) -> Response:
-        """A picture in, the larger picture out. Body: the bytes of a picture, or a form with a field "file"."""
+        """A picture or a short film in, the larger one out. Body: its bytes, or a form with a field "file"."""
         kept = await _taken(request, store)
         try:
             job = store.submit(kept, wish, _client(request))
@@ -238,7 +264,7 @@ def _pictures(app: FastAPI, store: Store) -> None:
 
     @app.post("/api/v1/pictures", status_code=201)
     async def upload(request: Request) -> dict[str, Any]:
-        """Send a picture, for plans and jobs. Body: its bytes, or a form with a field "file"."""
+        """Send a picture or a film, for plans and jobs. Body: its bytes, or a form with a field "file"."""
         return _described(await _taken(request, store))
 
     @app.get("/api/v1/pictures/{key}/plan")
@@ -274,14 +300,12 @@ def _result(job: Job, then: Callable[[], None] | None = None) -> Response:
 
     name = quote(job.download_name)
     suffix = job.path.suffix.lower()
-    made = next(name for name, form in FORMATS.items() if suffix in form.suffixes)
+    kind = _FILM_MIME.get(suffix) or next(MIME[name] for name, form in FORMATS.items() if suffix in form.suffixes)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
     notes = " | ".join(job.result.get("notes", ()))
     if notes:
         headers["X-Foveal-Notes"] = quote(notes, safe=" |,.;:()×→")[:2000].encode("ascii", "ignore").decode()
-    return FileResponse(
-        job.path, media_type=MIME[made], headers=headers, background=BackgroundTask(then) if then else None
-    )
+    return FileResponse(job.path, media_type=kind, headers=headers, background=BackgroundTask(then) if then else None)
 
 
 def _jobs(app: FastAPI, store: Store) -> None:
@@ -312,7 +336,7 @@ def _jobs(app: FastAPI, store: Store) -> None:
 
     @app.get("/api/v1/jobs/{key}/{side}.png")
     def shown(key: str, side: str) -> Response:
-        """The picture "before" and "after" as PNGs of one size, for comparison."""
+        """The picture, or a frame of the film, "before" and "after" as PNGs of one size, for comparison."""
         job = done(key)
         if side not in ("before", "after"):
             raise RefusedError(404, f"the sides are before and after, got {side[:20]!r}")

@@ -30,7 +30,8 @@ class Limits:
 
     Args:
         megabytes: largest upload, in MB (10^6 bytes).
-        megapixels: largest picture, all frames together, in megapixels.
+        megapixels: largest picture, all frames together, in megapixels; also the largest frame of a film.
+        film_megapixels: largest film, all frames together, in megapixels.
         waiting: largest number of jobs that wait.
         per_client: largest number of jobs of one address that wait or run.
         pictures: largest number of pictures kept at a time.
@@ -44,6 +45,7 @@ class Limits:
 
     megabytes: float = 100
     megapixels: float = 50
+    film_megapixels: float = 2000
     waiting: int = 32
     per_client: int = 8
     pictures: int = 500

@@ -34,9 +34,9 @@ async function ask(path, options = {}) {
   return said;
 }
 
-function wish() {
+function wish(picture) {
   return new URLSearchParams({scale: $("scale").value, quality: $("quality").value,
-    clean: $("clean").value, format: $("format").value});
+    clean: $("clean").value, format: picture.kind === "film" ? "" : $("format").value});
 }
 
 class Item {
@@ -82,9 +82,9 @@ class Item {
   async plan() {
     if (!this.picture || this.job) return;
     try {
-      const plan = await ask(`/pictures/${this.picture.id}/plan?${wish()}`);
+      const plan = await ask(`/pictures/${this.picture.id}/plan?${wish(this.picture)}`);
       this.seconds = plan.seconds;
-      this.part("plan").textContent = `becomes ${plan.width}×${plan.height} in about ${seconds(plan.seconds)}`;
+      this.part("plan").textContent = `becomes ${plan.width}×${plan.height}${plan.frames > 1 ? `, ${plan.frames} frames,` : ""} in about ${seconds(plan.seconds)}`;
       this.part("notes").replaceChildren(...plan.notes.map((note) => {
         const line = document.createElement("li");
         line.textContent = note;
@@ -98,7 +98,7 @@ class Item {
 
   async start(crop) {
     if (!this.picture || this.source) return;
-    const asked = wish();
+    const asked = wish(this.picture);
     if (crop) {
       const w = Math.min(CROP, this.picture.width), h = Math.min(CROP, this.picture.height);
       const left = Math.floor((this.picture.width - w) / 2), top = Math.floor((this.picture.height - h) / 2);
@@ -324,7 +324,9 @@ async function begin() {
   fill("format", offer.formats, (f) => f);
   $("scale").value = "4";
   $("quality").value = "balanced";
-  $("accepts").textContent = `${offer.formats.join(", ")}; up to ${offer.limits.megabytes} MB and ${offer.limits.megapixels} megapixels each`;
+  $("accepts").textContent = `${offer.reads.join(", ")}` +
+    (offer.films.length ? `, films (${offer.films.map((one) => one.slice(1)).join(", ")})` : "") +
+    `; up to ${offer.limits.megabytes} MB and ${offer.limits.megapixels} megapixels each`;
   $("wish").onchange = () => items.forEach((item) => { if (!item.source) { item.job = null; item.finished = false; item.plan(); } });
   for (const name of ["files", "folder"]) {
     $(name).onchange = () => { add([...$(name).files]); $(name).value = ""; };

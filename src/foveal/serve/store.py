@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.images.formats import FORMATS
+from foveal.images.formats import FORMATS, result_format
+from foveal.runtime.film.film import is_film
+from foveal.serve.film import forget_film
 from foveal.serve.limits import Limits, RefusedError
 from foveal.serve.work import StoppedError
 
@@ -30,7 +32,7 @@ __all__ = ["Job", "Kept", "Store"]
 
 @dataclass
 class Kept:
-    """An uploaded picture.
+    """An uploaded picture or film.
 
     Args:
         id: random id.
@@ -60,8 +62,8 @@ class Job:
         client: address of the client.
         path: file of the result.
         state: "waiting", "running", "done", "failed" or "cancelled".
-        done: megapixels done.
-        whole: megapixels in all.
+        done: megapixels done, or frames of a film.
+        whole: megapixels or frames in all.
         began: moment when the work began, by `time.monotonic`.
         error: why it failed, "" if it did not.
         result: what was done, once it is.
@@ -224,7 +226,13 @@ class Store:
                 _outside(kept, wish)
             if top + height > kept.info.height:
                 _outside(kept, wish)
-        made = "png" if wish.crop else wish.format or kept.info.format
+        film = is_film(kept.path)
+        if film and wish.format and wish.crop is None:
+            raise RefusedError(422, f"a film stays a {kept.path.suffix[1:]} file; leave out format")
+        if wish.crop:
+            suffix = ".png"
+        else:
+            suffix = kept.path.suffix if film else FORMATS[wish.format or result_format(kept.info.format)].suffixes[0]
         with self.changed:
             if self._closed:
                 raise RefusedError(503, "the server is shutting down; try again later", retry_after=30)
@@ -240,7 +248,7 @@ class Store:
                     503, f"{limits.waiting} pictures wait already (--max-waiting); try again later", retry_after=15
                 )
             key = secrets.token_urlsafe(16)
-            path = self.folder / f"{secrets.token_hex(16)}{FORMATS[made].suffixes[0]}"
+            path = self.folder / f"{secrets.token_hex(16)}{suffix}"
             job = Job(key, kept, wish, client, path)
             self._jobs[key] = job
             self._queue.append(job)
@@ -318,6 +326,7 @@ class Store:
         self._jobs.pop(job.id, None)
         for path in (job.path, *self.previews(job).values()):
             path.unlink(missing_ok=True)
+        forget_film(job.path)
         if job.picture.id not in self._pictures and not any(j.picture is job.picture for j in self._jobs.values()):
             job.picture.path.unlink(missing_ok=True)
 
@@ -372,6 +381,7 @@ class Store:
             job.picture.used = time.monotonic()
             if state != "done":
                 job.path.unlink(missing_ok=True)
+                forget_film(job.path)
             if job.stop:
                 self._delete(job)
             self.changed.notify_all()

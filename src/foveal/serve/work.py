@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foveal import images
-from foveal.images.formats import FORMATS, sniff
+from foveal.images.formats import FORMATS, result_format, sniff
+from foveal.images.needs import readable
 from foveal.runtime.cleaning import checked_clean
+from foveal.runtime.film.film import is_film
 from foveal.runtime.upscaler import Upscaler
-from foveal.serve.limits import RefusedError
+from foveal.serve.film import checked_film, do_film, film_suffix, plan_of_film, poster
+from foveal.serve.limits import Limits, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,26 +66,30 @@ class Wish:
             raise RefusedError(422, str(error)) from None
 
 
-def checked(path: Path, name: str, megapixels: float) -> images.Info:
-    """Look at an uploaded file's header.
+def checked(path: Path, name: str, limits: Limits) -> images.Info:
+    """Look at the header of an uploaded picture or film.
 
     Args:
         path: the file.
         name: the client's name of it, for errors.
-        megapixels: largest picture, in megapixels.
+        limits: limits.
 
     Returns:
-        What the header says.
+        What the header says; the format of a film is its suffix without the dot.
 
     Raises:
         RefusedError: no picture that foveal reads (415), a damaged one (422), or one that is too large (413).
     """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if sniff(head) is None and (suffix := film_suffix(head, name)):
+        return checked_film(path, name, suffix, limits)
+    megapixels = limits.megapixels
     try:
         info = images.probe(path)
     except images.PictureError as error:
-        with path.open("rb") as file:
-            known = sniff(file.read(4096))
-        status = 415 if known is None else 422
+        known = sniff(head)
+        status = 415 if known is None or known not in readable() else 422
         raise RefusedError(status, f"{name}: {error.wrong}; {error.advice}") from None
     if info.total_pixels > megapixels * 1e6:
         raise RefusedError(
@@ -131,7 +138,11 @@ class Studio:
         Returns:
             Plain data: width, height, megapixels, seconds, engine, notes.
         """
-        made = wish.format or info.format
+        if is_film(source) and wish.crop is None:
+            upscaler = self._upscaler("plan", _for_film(wish))
+            with self._lock:
+                return plan_of_film(upscaler, source, info)
+        made = wish.format or result_format(info.format)
         width, height = (wish.crop[2], wish.crop[3]) if wish.crop else (info.width, info.height)
         upscaler = self._upscaler("plan", wish)
         with self._lock:
@@ -163,14 +174,17 @@ class Studio:
         Returns:
             Plain data: width, height, frames, megapixels, seconds, engine, notes.
         """
-        upscaler = self._upscaler("work", wish)
+        film = is_film(source)
+        upscaler = self._upscaler("work", _for_film(wish) if film else wish)
+        if film and wish.crop is None:
+            return do_film(upscaler, source, target, tell)
         if wish.crop is None:
             result = upscaler.upscale_file(
                 source, target, overwrite=True, progress=lambda done, whole, _: tell(done, whole)
             ).to_dict()
             return {key: value for key, value in result.items() if key not in ("source", "target")}
         begun = time.perf_counter()
-        picture = _cropped(images.read(source).frame(0), wish.crop)
+        picture = _cropped(_first(source), wish.crop)
         large = upscaler(picture, progress=lambda done, whole, _: tell(done, whole))
         images.write(target, large, overwrite=True)
         height, width = large.pixels.shape[:2]
@@ -185,6 +199,16 @@ class Studio:
             "threads": upscaler.threads,
             "notes": list(upscaler.notes),
         }
+
+
+def _for_film(wish: Wish) -> Wish:
+    """A look at each frame would make a film flicker."""
+    return replace(wish, clean="off") if wish.clean == "auto" else wish
+
+
+def _first(path: Path) -> images.Picture:
+    """The first frame of a picture, or the one that stands for a film."""
+    return images.Picture(poster(path), alpha=False) if is_film(path) else images.read(path).frame(0)
 
 
 def _cropped(picture: images.Picture, crop: tuple[int, int, int, int] | None) -> images.Picture:
@@ -209,12 +233,12 @@ def preview(path: Path, target: Path, size: tuple[int, int], crop: tuple[int, in
     """
     from PIL import Image
 
-    info = images.probe(path)
-    if info.megapixels > PREVIEW_MEGAPIXELS:
+    megapixels = size[0] * size[1] / 1e6 if is_film(path) else images.probe(path).megapixels
+    if megapixels > PREVIEW_MEGAPIXELS:
         raise RefusedError(
-            413, f"{info.megapixels:.0f} megapixels are too many for a preview; download the result, or try a crop"
+            413, f"{megapixels:.0f} megapixels are too many for a preview; download the result, or try a crop"
         )
-    pixels = _cropped(images.read(path).frame(0), crop).pixels
+    pixels = _cropped(_first(path), crop).pixels
     if pixels.dtype.itemsize > 1:
         pixels = (pixels >> 8).astype("uint8")
     shown = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

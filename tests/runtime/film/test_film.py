@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from foveal.runtime.film import film as films
 from foveal.runtime.film.encode import Coding, Packets
 from foveal.runtime.film.film import is_film, plan_film, upscale_film, work_folder
+from foveal.runtime.film.light import light_of
 from foveal.runtime.film.source import FilmError, frames, header, rgb
 
 av = pytest.importorskip("av")
@@ -203,3 +205,64 @@ def test_what_is_refused(tmp_path):
         header(cut)
     assert is_film(tmp_path / "A.MKV")
     assert not is_film(tmp_path / "a.png")
+
+
+DISPLAY = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+
+
+def hdr(path):
+    with av.open(str(path), "w") as made:
+        video = made.add_stream("libx264", rate=10)
+        context = video.codec_context
+        context.width, context.height, context.pix_fmt, context.thread_count = 64, 48, "yuv420p10le", 1
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, 16, 9, 1
+        context.options = {
+            "preset": "ultrafast",
+            "x264-params": f"mastering-display={DISPLAY}:cll=1000,400",
+        }
+        for i in range(2):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 9000 * i, np.uint16), "rgb48le")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            made.mux(video.encode(frame.reformat(format="yuv420p10le")))
+        made.mux(video.encode())
+    return path
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+@pytest.mark.dear("an encoder of HDR")
+def test_the_metadata_of_hdr10_is_written_again(tmp_path, codec):
+    source, target = hdr(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    light = header(source).light
+    assert light.level == (1000, 400)
+    assert light.display == pytest.approx((0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329, 0.005, 1000))
+    result = upscale_film(Doubler(), source, target, coding=Coding(codec))
+    assert result.notes == ()
+    made = header(target).light
+    assert made.level == light.level
+    assert made.display == pytest.approx(light.display, abs=2e-4)
+
+
+def test_where_the_metadata_of_hdr10_is_lost_it_is_told(tmp_path):
+    source, says = hdr(tmp_path / "a.mp4"), "HDR10 metadata is not kept in ffv1; h264, hevc and av1 hold it"
+    assert plan_film(Doubler(), source, tmp_path / "b.mkv", Coding("ffv1")).notes == (says,)
+    assert upscale_film(Doubler(), source, tmp_path / "b.mkv", coding=Coding("ffv1")).notes == (says,)
+    assert not header(tmp_path / "b.mkv").light
+
+
+def test_metadata_that_cannot_be_read_is_none():
+    def shown(**sides):
+        return light_of(
+            SimpleNamespace(side_data=[Side(SimpleNamespace(name=name), data) for name, data in sides.items()])
+        )
+
+    class Side:
+        def __init__(self, kind, data):
+            self.type, self.data = kind, data
+
+        def __bytes__(self):
+            return self.data
+
+    assert not shown(MASTERING_DISPLAY_METADATA=bytes(88), CONTENT_LIGHT_LEVEL=b"short")
+    only = shown(CONTENT_LIGHT_LEVEL=struct.pack("=2I", 600, 80))
+    assert only.options("hevc") == {"x265-params": "max-cll=600,80"}
+    assert only.options("vp9") == {}

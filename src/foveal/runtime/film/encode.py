@@ -109,8 +109,24 @@ class Coding:
         context.color_primaries, context.color_trc, context.colorspace = film.primaries, film.transfer, film.matrix
         context.flags |= Flags.global_header
         context.thread_count = threads
-        context.options = {**options, **({} if self.codec == "ffv1" else {"crf": str(self.factor)})}
+        words = dict(options)
+        for name, text in film.light.options(self.codec).items():
+            words[name] = f"{words[name]}:{text}" if name in words else text
+        context.options = {**words, **({} if self.codec == "ffv1" else {"crf": str(self.factor)})}
         return context
+
+    def lost(self, film: Header) -> tuple[str, ...]:
+        """What the encoder does not write.
+
+        Args:
+            film: the source.
+
+        Returns:
+            At most one sentence for the user.
+        """
+        if not film.light or film.light.options(self.codec):
+            return ()
+        return (f"HDR10 metadata is not kept in {self.codec}; h264, hevc and av1 hold it",)
 
 
 def check(target: Path, coding: Coding) -> None:

@@ -28,6 +28,7 @@ __all__ = ["SEGMENT", "FilmPlan", "FilmResult", "is_film", "plan_film", "upscale
 
 SEGMENT = 48  # frames of a segment
 PROBED = 12  # frames that a plan is made from
+ENCODING = 0.05  # seconds a megapixel of a frame's encoding, where nothing is measured
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _settings(upscaler: Upscaler, source: Path, film: Header, coding: Coding) ->
         "bundle": upscaler.name,
         "scale": upscaler.scale,
         "coding": [coding.codec, coding.factor],
-        "film": [film.width, film.height, str(film.time_base), film.matrix, film.full, film.bits],
+        "film": [film.width, film.height, str(film.time_base), film.matrix, film.full, film.bits, asdict(film.light)],
         "segment": SEGMENT,
     }
     return json.loads(json.dumps(found))
@@ -147,9 +148,9 @@ def _ready(folder: Path, settings: dict[str, Any]) -> list[Path]:
     return whole_segments(folder) if fits else []
 
 
-def _pace(upscaler: Upscaler, source: Path, film: Header, coding: Coding) -> float:
+def _pace(upscaler: Upscaler, source: Path, film: Header, coding: Coding, probed: int) -> float:
     """Seconds a frame, from the first frames of the film: enlarged and encoded, once the engine is open."""
-    shots = list(islice(frames(source), PROBED))
+    shots = list(islice(frames(source), probed))
     encoder = Encoder(coding.context(film, upscaler.scale, upscaler.threads), film)
     upscaler(rgb(shots[0], film))
     begun = time.perf_counter()
@@ -159,7 +160,9 @@ def _pace(upscaler: Upscaler, source: Path, film: Header, coding: Coding) -> flo
     return (time.perf_counter() - begun) / len(shots)
 
 
-def plan_film(upscaler: Upscaler, source: Path, target: Path, coding: Coding | None = None) -> FilmPlan:
+def plan_film(
+    upscaler: Upscaler, source: Path, target: Path, coding: Coding | None = None, *, probed: int = PROBED
+) -> FilmPlan:
     """Size, frames and seconds of a result.
 
     Args:
@@ -167,6 +170,7 @@ def plan_film(upscaler: Upscaler, source: Path, target: Path, coding: Coding | N
         source: film to read.
         target: file to write.
         coding: codec and quality.
+        probed: number of frames to measure; 0 to estimate from the engine's throughput, without enlarging anything.
 
     Returns:
         The plan.
@@ -178,7 +182,10 @@ def plan_film(upscaler: Upscaler, source: Path, target: Path, coding: Coding | N
     one = upscaler.plan((film.width, film.height))
     ready = SEGMENT * len(_ready(work_folder(target), _settings(upscaler, source, film, coding)))
     left = max(0, film.frames - ready)
-    pace = _pace(upscaler, source, film, coding) if left else 0.0
+    if left and probed:
+        pace = _pace(upscaler, source, film, coding, probed)
+    else:
+        pace = one.seconds - one.start + ENCODING * one.megapixels
     return FilmPlan(
         film.width * upscaler.scale,
         film.height * upscaler.scale,
@@ -186,7 +193,7 @@ def plan_film(upscaler: Upscaler, source: Path, target: Path, coding: Coding | N
         film.frames * one.megapixels,
         one.start + left * pace,
         min(ready, film.frames),
-        (*one.notes, *film.notes),
+        (*one.notes, *film.notes, *coding.lost(film)),
     )
 
 
@@ -260,5 +267,5 @@ def upscale_film(
         resumed,
         time.perf_counter() - begun,
         tuple(one for one in film.others if one not in lost),
-        (*film.notes, *notes),
+        (*film.notes, *coding.lost(film), *notes),
     )

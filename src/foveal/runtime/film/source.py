@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.errors import FovealError
+from foveal.runtime.film.light import DARK, Light, light_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,7 @@ class Header:
         aspect: width of a sample over its height.
         others: kind and codec of each other stream, in their order.
         notes: what will not be kept.
+        light: HDR10's static metadata.
     """
 
     width: int
@@ -62,6 +64,7 @@ class Header:
     aspect: Fraction
     others: tuple[str, ...]
     notes: tuple[str, ...]
+    light: Light = DARK
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,7 @@ def header(path: Path) -> Header:
         if frame.interlaced_frame:
             notes.append("it is interlaced, and stays so; deinterlace it first for better pictures")
         kinds = {side.type.name for side in frame.side_data}
-        if lost := sorted(
-            kinds & {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA"}
-        ):
+        if lost := sorted(kinds & {"DYNAMIC_HDR_PLUS", "DOVI_METADATA"}):
             notes.append(f"HDR metadata of its frames is not kept ({', '.join(lost).lower().replace('_', ' ')})")
         if frame.format.name.startswith(("yuva", "rgba", "argb", "bgra", "abgr", "gbrap")):
             notes.append("its transparency is not kept")
@@ -173,6 +174,7 @@ def header(path: Path) -> Header:
             aspect=Fraction(video.sample_aspect_ratio or 1),
             others=tuple(described(stream) for stream in container.streams if stream is not video),
             notes=tuple(notes),
+            light=light_of(frame),
         )
 
 
