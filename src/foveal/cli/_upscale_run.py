@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,7 @@ from foveal.cli._speech import say
 if TYPE_CHECKING:
     from foveal.cli._progress import Show
     from foveal.runtime.batch import Job, Record
-    from foveal.runtime.many_machines import Done, Order
     from foveal.runtime.plan import Plan
-    from foveal.runtime.ray_batch import RayCrew
     from foveal.runtime.restorer import Restorer
     from foveal.runtime.result import Result
     from foveal.runtime.upscaler import Upscaler
@@ -56,24 +54,12 @@ class Run:
         upscaler: what makes a picture from each: an upscaler or a restorer.
         wishes: options of the user.
         passed_over: files that were found but are not processed, each with its kind.
-        crew: workers of a Ray cluster; None to do everything in this process.
-        options: arguments of the Upscaler, for the workers.
     """
 
-    def __init__(
-        self,
-        upscaler: Upscaler | Restorer,
-        wishes: Wishes,
-        passed_over: list[tuple[Path, str]],
-        crew: RayCrew | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, upscaler: Upscaler | Restorer, wishes: Wishes, passed_over: list[tuple[Path, str]]) -> None:
         from foveal.runtime.batch import settings_of
 
         self.upscaler, self.wishes = upscaler, wishes
-        self._crew, self._options = crew, options or {}
-        # What each worker of a crew does or did, and why it cannot.
-        self._workers: dict[str, dict[str, Any]] = {}
         self.files: dict[tuple[Path, int | None], dict[str, Any]] = {}
         self._passed_over = passed_over
         self._plans: list[tuple[Job, Plan]] = []
@@ -95,8 +81,8 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Whether a picture failed, or a worker could not take part."""
-        return bool(self.count("failed")) or any("problem" in worker for worker in self._workers.values())
+        """Whether something failed."""
+        return bool(self.count("failed"))
 
     def _record(self, job: Job) -> Record:
         from foveal.runtime.batch import Record
@@ -210,8 +196,6 @@ class Run:
         for job, plan in self._plans:
             self.say(_with_notes(f"{job.named} → {job.target}: {plan}", self._own(plan.notes)))
         self._tell_sum()
-        if self._crew is not None:
-            self._foretell(self._crew)
 
     def _own(self, notes: tuple[str, ...]) -> list[str]:
         """Notes about one picture only; notes about the whole run are printed once."""
@@ -232,20 +216,14 @@ class Run:
         skipped = f", {self.count('skipped')} skipped" if self.count("skipped") else ""
         return (
             f"{count} picture{'' if count == 1 else 's'}, {megapixels(self._megapixels)} MP "
-            f"with {ways}, {self._crew_words}{threads} thread{'' if threads == 1 else 's'}: "
+            f"with {ways}, {self._by_whom}{threads} thread{'' if threads == 1 else 's'}: "
             f"about {duration(self._seconds)}{skipped}"
         )
 
     @property
-    def _crew_words(self) -> str:
-        if self._crew is None:
-            return ""
-        names = self._crew.workers
-        machines = len({worker.node for worker in names.values()})
-        return (
-            f"{len(names)} worker{'' if len(names) == 1 else 's'} on {machines} machine{'' if machines == 1 else 's'}, "
-            f"each with "
-        )
+    def _by_whom(self) -> str:
+        """Words before the number of threads."""
+        return ""
 
     @property
     def _megapixels(self) -> float:
@@ -256,17 +234,17 @@ class Run:
         # Opening the engine is part of every plan but happens once.
         once = max((plan.start for _, plan in self._plans), default=0.0)
         seconds = [plan.seconds - plan.start for _, plan in self._plans]
-        if self._crew is None:
-            return once + sum(seconds)
-        from foveal.runtime.many_machines import share
+        return once + self._together(seconds)
 
-        return once + share(seconds, len(self._crew.workers))[1]
+    def _together(self, seconds: list[float]) -> float:
+        """Seconds of all pictures."""
+        return sum(seconds)
 
     def work(self) -> None:
         """Process the planned pictures."""
         self._tell_sum()
         start = time.monotonic()
-        done = self._work_here() if self._crew is None else self._work_there(self._crew)
+        done = self._work()
         self._tell_notes()
         if self.count("done") > 1:
             from foveal.cli._progress import duration, megapixels
@@ -277,8 +255,8 @@ class Run:
                 f"({megapixels(done / seconds)} MP/s)"
             )
 
-    def _work_here(self) -> float:
-        """Process the planned pictures in this process; the megapixels done."""
+    def _work(self) -> float:
+        """Process the planned pictures; the megapixels done."""
         from foveal.cli._progress import Show
         from foveal.runtime.engines import EngineError
 
@@ -329,96 +307,6 @@ class Run:
         by = f"; by {more['worker']}" if more else ""
         show.line(_with_notes(text + by, self._own(result.notes)))
 
-    def _foretell(self, crew: RayCrew) -> None:
-        """Print and note who would do which picture, if all took as long as estimated."""
-        from foveal.cli._progress import duration
-        from foveal.runtime.many_machines import share
-
-        seconds = [plan.seconds - plan.start for _, plan in self._plans]
-        for worker, part in zip(crew.workers.values(), share(seconds, len(crew.workers))[0], strict=True):
-            long = sum(seconds[index] for index in part)
-            self._workers[worker.name] = {
-                "name": worker.name,
-                "threads": worker.threads,
-                "pictures": len(part),
-                "megapixels": sum(self._plans[index][1].megapixels for index in part),
-                "seconds": long,
-            }
-            for index in part:
-                self.files[self._plans[index][0].source, self._plans[index][0].page]["worker"] = worker.name
-            count = f"{len(part)} picture{'' if len(part) == 1 else 's'}"
-            threads = f"{worker.threads} thread{'' if worker.threads == 1 else 's'}"
-            self.say(f"worker {worker.name}: {threads}, {count}, about {duration(long)}")
-
-    def _work_there(self, crew: RayCrew) -> float:
-        """Process the planned pictures by the workers of a crew; the megapixels done."""
-        from foveal.cli._progress import Show
-        from foveal.cli._upscale_crew import order_for, setup_for
-        from foveal.runtime.many_machines import spread
-        from foveal.runtime.upscaler import Upscaler
-
-        assert isinstance(self.upscaler, Upscaler)  # only that command has --ray
-        self._plans = [(job, plan) for job, plan in self._plans if self._has_folder(job)]
-        if not self._plans:
-            return 0.0
-        orders = [order_for(job, plan, self.wishes) for job, plan in self._plans]
-        names = crew.hire(setup_for(self.upscaler, self._options, orders), most=len(orders))
-        self._workers = {
-            name: {"name": name, "threads": crew.threads, "pictures": 0, "megapixels": 0.0, "seconds": 0.0}
-            for name in names
-        }
-        done = finished = 0.0
-        whole = self._megapixels
-        many = f"{len(orders)} picture{'' if len(orders) == 1 else 's'}"
-        with Show(1, whole, self._seconds, quiet=self.wishes.quiet, json=self.wishes.json) as show:
-            show.begin(many, whole, self._seconds)
-
-            def begin(index: int, _: str) -> None:
-                if self.wishes.keep_record:
-                    self._record(self._plans[index][0]).begin(self._plans[index][0])
-
-            def unfit(worker: str, why: str) -> None:
-                self._workers[worker]["problem"] = why
-                show.problem(f"failed: worker {worker}: {why}")
-
-            def beat(in_hand: float) -> None:
-                if so_far := min(finished + in_hand, whole):
-                    show.step(so_far, whole, (0, 0, 0, 0))
-
-            events = spread(orders, crew, names, begin=begin, tell=show.line, unfit=unfit, beat=beat)
-            with closing(events):
-                for one in events:
-                    plan = self._plans[one.index][1]
-                    if self._take(one, orders[one.index], show):
-                        done += plan.megapixels
-                    finished += plan.megapixels
-            show.end(whole)
-        return done
-
-    def _take(self, one: Done, order: Order, show: Show) -> bool:
-        """Record and report what became of a picture in a worker."""
-        job, plan = self._plans[one.index]
-        result = one.outcome.result
-        if result is None:
-            # Workers know absolute paths, the user named these.
-            message = one.outcome.error.replace(str(order.source), str(job.source))
-            self.fail(job, message.replace(str(order.target), str(job.target)), show)
-            return False
-        had = self._workers[one.worker]
-        had["pictures"] += 1
-        had["megapixels"] += result.megapixels
-        had["seconds"] += result.seconds
-        self._finish(job, plan, replace(result, source=job.source, target=job.target), show, worker=one.worker)
-        return True
-
-    def _has_folder(self, job: Job) -> bool:
-        try:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self.fail(job, error)
-            return False
-        return True
-
     def compare(self, jobs: list[Job], out: str | None) -> None:
         """Write the comparison page of all pictures with a result.
 
@@ -468,7 +356,6 @@ class Run:
         """
         import foveal
 
-        crew = {} if self._crew is None else {"workers": list(self._workers.values())}
         return {
             "foveal": foveal.__version__,
             "bundle": self.upscaler.name,
@@ -477,7 +364,7 @@ class Run:
             "cleaner": None if self.upscaler.cleaner is None else self.upscaler.cleaner.card.name,
             "engine": self.upscaler.engine(),
             "threads": self.upscaler.threads,
-            **crew,
+            **self._more(),
             "seconds": seconds,
             "interrupted": interrupted,
             "counts": {status: self.count(status) for status in ("planned", "done", "skipped", "failed")},
@@ -486,6 +373,10 @@ class Run:
             "pages": self._pages,
             "files": list(self.files.values()),
         }
+
+    def _more(self) -> dict[str, Any]:
+        """Further entries of the document."""
+        return {}
 
 
 def _with_notes(text: str, notes: list[str]) -> str:

@@ -215,6 +215,7 @@ def upscale(
         2 pictures, 2.5 MP in 0.2 s (15.8 MP/s)
     """
     arguments = dict(locals())
+    from foveal.cli._crew_run import CrewRun
     from foveal.cli._film_run import FilmRun
     from foveal.cli._pipe import pipes, through_pipes
     from foveal.cli._upscale_run import Run, Wishes
@@ -296,7 +297,7 @@ def upscale(
             dry_run=dry_run,
         )
         started = time.monotonic()
-        run = Run(upscaler, wishes, passed_over, crew, options)
+        run = CrewRun(upscaler, wishes, passed_over, crew, options) if crew else Run(upscaler, wishes, passed_over)
         film_run = FilmRun(run, filmer, coding)
         code = 0
         with like_ctrl_c():
