@@ -4,6 +4,7 @@ import pytest
 
 from foveal.cli import doctor as module
 from foveal.cli.main import main
+from foveal.images.needs import why_not as without
 from foveal.runtime.engines import why_not
 
 
@@ -25,8 +26,10 @@ def test_report_names_what_works_and_why_the_rest_does_not(capsys, monkeypatch, 
     assert code == 0
     assert report["engines"]["onnxruntime"]["works"] is True
     assert report["engines"]["torch"] == {"works": False, "why": "torch is away"}
-    assert all(entry["works"] for entry in report["formats"].values())
-    assert {"png", "jpeg", "webp", "tiff", "avif", "gif", "bmp"} <= report["formats"].keys()
+    assert {"png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl"} == report["formats"].keys()
+    for name, entry in report["formats"].items():
+        reason = without(name)
+        assert entry == ({"works": False, "why": reason} if reason else entry | {"works": True})
     assert report["cache"] == {"folder": str(tmp_path / "cache"), "writable": True}
     monkeypatch.setattr(module, "_examine", lambda: report)
     out = run(capsys)[1]
