@@ -13,7 +13,7 @@ def by_hand(x, power):
     return -math.log(1 - x) if power == 2 else -((1 - x) ** (2 - power) - 1) / (2 - power)
 
 
-@pytest.mark.parametrize("power", [-1.5, 0.0, 0.5, 1.0, 2.0, 2.5])
+@pytest.mark.parametrize("power", [-1.5, -1e-4, 0.0, 1e-4, 0.5, 1.0, 1.9999, 2.0, 2.5])
 def test_it_is_the_definition_with_its_limits(power):
     x = torch.tensor([-5.0, -0.3, 0.0, 1e-6, 0.7, 9.0], dtype=torch.float64)
     wanted = torch.tensor([by_hand(value, power) for value in x.tolist()], dtype=torch.float64)
