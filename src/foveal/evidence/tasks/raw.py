@@ -31,6 +31,7 @@ __all__ = [
     "Shots",
     "classes",
     "classes_linear",
+    "developed",
     "exposed",
     "light_gains",
     "psnr",
