@@ -1,0 +1,1 @@
+"""Evidence for what works on pictures as arrays."""

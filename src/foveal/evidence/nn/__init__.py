@@ -1,0 +1,1 @@
+"""Evidence for layers of `foveal.nn`."""
