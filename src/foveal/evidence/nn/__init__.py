@@ -1,0 +1,1 @@
+"""Evidence for the layers of `foveal.nn` that are methods of the literature."""
