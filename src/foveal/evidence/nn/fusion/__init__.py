@@ -1,0 +1,1 @@
+"""Evidence for the blocks of `foveal.nn.fusion`."""
