@@ -11,6 +11,12 @@
 //     residual = small * x_0 + reduce * detail            one value per pixel
 //     detail   = detail + enlarge * residual
 //
+// A network that cleans colour has no back-projection; its last layer makes two phases more, and base reads
+//
+//     clean = x_0 + mix · (filter * x_0) + colours · (the two more phases)
+//
+// instead of the picture (clean_colour.h).
+//
 // All layers but the first use Winograd's F(4×4, 3×3): 16 pixels with 36 products instead of 144. Activations are stored
 // channels-last, so both transforms are sums of whole vectors, with 36 matrix products (tiles × channels) · (channels ×
 // channels) between them. The result is never stored as floats: base is added to a few pixels of detail, which are
@@ -31,6 +37,7 @@
 #include <vector>
 
 #include "back_projection.h"
+#include "clean_colour.h"
 #include "int8_dot.h"
 #include "int8_rows.h"
 #include "pack.h"
@@ -45,15 +52,17 @@ class Chain {
   // weights: those of all layers, or of the first only if there are levels.
   Chain(int64_t layers, const int64_t* widths, const float* const* weights, const float* const* biases,
         const float* slopes, int64_t scale, int64_t base_side, const float* base, const Back& back,
-        const Levels* levels)
+        const Colour& colour, const Levels* levels)
       : layers_(pack_layers(layers, widths, weights, biases, slopes, levels)),
         int8_(levels != nullptr),
         phases_(scale * scale),
+        phase_width_(up(phases_, LANES)),
         scale_(scale),
         base_side_(base_side),
-        back_(back, phases_, layers_.back().out, base_side) {
+        back_(back, phases_, layers_.back().out, base_side),
+        colour_(colour) {
     for (const Layer& layer : layers_) widest_ = std::max(widest_, layer.out);
-    pack_phases(base_, base, base_side, phases_, layers_.back().out);
+    pack_phases(base_, base, base_side, phases_, phase_width_);
   }
 
   // One picture: bytes (h, w, 3) to (h', w', s², 3), or floats (3, h, w) to (3, s·h', s·w').
@@ -75,12 +84,13 @@ class Chain {
     ~Mark() { done.store(1, std::memory_order_release); }
   };
 
-  // Steps: the layers, back-projection if there is one, the result.
+  // Steps: the layers, the residual of back-projection or the cleaned colours if there are any, the result.
   int64_t depth() const { return static_cast<int64_t>(layers_.size()); }
-  int64_t steps() const { return depth() + (back_.side() == 0 ? 1 : 2); }
+  int64_t steps() const { return depth() + (back_.side() == 0 && colour_.side() == 0 ? 1 : 2); }
   // Pixels that the steps up to step l crop from each side.
   int64_t taken(int64_t l) const {
     if (l < depth()) return l + 1;
+    if (colour_.side() != 0) return depth() + (l + 1 == steps() ? base_side_ / 2 : 0);
     return depth() + back_.side() / 2 * (l + 1 == steps() ? 2 : 1);
   }
   int64_t rows_of(int64_t l) const { return height_ - 2 * taken(l); }
@@ -101,6 +111,8 @@ class Chain {
     wait(l, strip + 1);
     if (l + 1 == steps())
       output_strip(strip, out, bytes);
+    else if (l == depth() && colour_.side() != 0)
+      colour_strip(strip);
     else if (l == depth())
       residual_strip(strip);
     else if (l == 0)
@@ -123,6 +135,7 @@ class Chain {
     height_ = width_ = 0;  // no valid size, in case memory runs out
     plane_row_ = up(width + REACH + GROUP, LINE);
     planes_.make(COLOURS * plane_row_ * (up(height, TILE) + REACH));
+    cleaned_.make(colour_.side() == 0 ? 0 : COLOURS * plane_row_ * (up(height, TILE) + REACH));
     // A strip writes whole tiles and reads two pixels beyond them.
     row_ = (up(width, TILE) + CHUNK) * widest_ + LINE;
     const int64_t size = row_ * (up(height, TILE) + 2 * TILE);
@@ -138,7 +151,9 @@ class Chain {
   }
 
   int64_t plane() const { return plane_row_ * (up(height_, TILE) + REACH); }
-  // Output of the last layer: floats, s² phases per pixel.
+  // What base reads: the picture, or its cleaned colours where it has them.
+  const float* read_by_base() const { return colour_.side() == 0 ? planes_.get() : cleaned_.get(); }
+  // Output of the last layer: floats, s² phases per pixel, and two more where colour is cleaned.
   float* detail() const { return int8_ ? detail_.get() : activations_[(depth() - 1) % 2].get(); }
 
   void load_row(const void* in, bool bytes, int64_t y) {
@@ -285,17 +300,30 @@ class Chain {
                              detail() + y * detail_row_ + x * width, detail_row_));
   }
 
+  // Strip of the cleaned colours, LANES pixels of a row at a time.
+  void colour_strip(int64_t strip) const {
+    const int64_t columns = columns_of(depth()), bottom = std::min((strip + 1) * TILE, rows_of(depth()));
+    const int64_t skip = taken(depth()), width = layers_.back().out;
+    for (int64_t y = strip * TILE; y < bottom; ++y)
+      for (int64_t x = 0; x < columns; x += LANES) {
+        const int64_t at = (y + skip) * plane_row_ + x + skip;
+        colour_.clean(planes_.get() + at, plane(), plane_row_, detail() + y * detail_row_ + x * width + phases_, width,
+                      cleaned_.get() + at);
+      }
+  }
+
   // Strip of the result's blocks: base of each colour plus the shared detail.
   void output_strip(int64_t strip, void* out, bool bytes) const {
     constexpr int PIXELS = 4;
     const int64_t last = steps() - 1, margin = taken(last), rows = rows_of(last), columns = columns_of(last);
     const int64_t width = layers_.back().out, skip = margin - base_side_ / 2, inward = margin - depth();
     const int64_t bottom = std::min((strip + 1) * TILE, rows);
+    const float* picture = read_by_base();
     alignas(64) float colour[PIXELS][COLOURS][64];
     for (int64_t y = strip * TILE; y < bottom; ++y)
       for (int64_t x = 0; x < columns; x += PIXELS) {
         const float* detailed = detail() + (y + inward) * detail_row_ + (x + inward) * width;
-        for (int64_t v = 0; v < width; v += LANES) {
+        for (int64_t v = 0; v < phase_width_; v += LANES) {
           Vec shared[PIXELS];
           for (int i = 0; i < PIXELS; ++i) shared[i] = load(detailed + i * width + v);
           for (int64_t dy = 0; dy < back_.side(); ++dy) {
@@ -311,8 +339,8 @@ class Chain {
             for (auto& s : sum[i]) s = shared[i];
           const float* weight = base_.get() + v;
           for (int64_t dy = 0; dy < base_side_; ++dy) {
-            const float* from = planes_.get() + (y + skip + dy) * plane_row_ + x + skip;
-            for (int64_t dx = 0; dx < base_side_; ++dx, ++from, weight += width) {
+            const float* from = picture + (y + skip + dy) * plane_row_ + x + skip;
+            for (int64_t dx = 0; dx < base_side_; ++dx, ++from, weight += phase_width_) {
               const Vec tap = load(weight);
 #pragma GCC unroll 4
               for (int i = 0; i < PIXELS; ++i)
@@ -359,12 +387,13 @@ class Chain {
 
   std::vector<Layer> layers_;
   bool int8_;
-  int64_t phases_, scale_, base_side_, widest_ = 0;
+  int64_t phases_, phase_width_, scale_, base_side_, widest_ = 0;
   Buffer<float> base_;
   BackProjection back_;
+  ColourFilter colour_;
   // Buffers for one picture size.
   int64_t height_ = 0, width_ = 0, plane_row_ = 0, row_ = 0, detail_row_ = 0, residual_row_ = 0;
-  Buffer<float> planes_, activations_[2], detail_, residual_;
+  Buffer<float> planes_, cleaned_, activations_[2], detail_, residual_;
   Buffer<uint8_t> int8_activations_[2];
   std::unique_ptr<std::atomic<char>[]> done_;
 };
@@ -373,15 +402,20 @@ class Chain {
 
 extern "C" {
 
-// widths: channels of the picture (3), of each layer, and finally s²; weights (out, in, 3, 3); base (s², side, side); for
-// back-projection see Back, with a side of 0 if there is none. Returns null if memory ran out.
+// widths: channels of the picture (3), of each layer, and finally s², or s² + 2 where colour is cleaned; weights
+// (out, in, 3, 3); base (s², side, side); for back-projection see Back, for cleaned colours Colour, each with a side of 0
+// if there is none. There are not both, and a base that reads cleaned colours has a side of at most 5. Returns null if
+// memory ran out.
 foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const float* const* weights,
                                  const float* const* biases, const float* slopes, int64_t scale, int64_t base_side,
                                  const float* base, int64_t back_side, const float* small, const float* reduce,
-                                 const float* enlarge) {
+                                 const float* enlarge, int64_t colour_side, const float* filter, const float* mix,
+                                 const float* colours) {
   try {
     const foveal::Back back{back_side, small, reduce, enlarge};
-    return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base, back, nullptr);
+    const foveal::Colour colour{colour_side, filter, mix, colours};
+    return new foveal::Chain(layers, widths, weights, biases, slopes, scale, base_side, base, back, colour,
+                             nullptr);
   } catch (...) {
     return nullptr;
   }
@@ -394,11 +428,14 @@ foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, con
                                       const float* const* biases, const float* slopes, const float* steps,
                                       const float* const* zeros, int64_t scale, int64_t base_side, const float* base,
                                       int64_t back_side, const float* small, const float* reduce,
-                                      const float* enlarge) {
+                                      const float* enlarge, int64_t colour_side, const float* filter,
+                                      const float* mix, const float* colours) {
   try {
     const foveal::Levels levels{weights, scales, steps, zeros};
     const foveal::Back back{back_side, small, reduce, enlarge};
-    return new foveal::Chain(layers, widths, &first, biases, slopes, scale, base_side, base, back, &levels);
+    const foveal::Colour colour{colour_side, filter, mix, colours};
+    return new foveal::Chain(layers, widths, &first, biases, slopes, scale, base_side, base, back, colour,
+                             &levels);
   } catch (...) {
     return nullptr;
   }

@@ -116,6 +116,7 @@ class BlockSparse(ctypes.Structure):
 
 _BASE = (c_int64, c_int64, c_void_p)  # scale, side of the base, base
 _BACK = (c_int64, c_void_p, c_void_p, c_void_p)  # side of the back-projection's kernels; small, reduce, enlarge
+_COLOUR = (c_int64, c_void_p, c_void_p, c_void_p)  # side of the colour filter; filter, mix, colours
 _ROWS = POINTER(c_void_p)  # one array per layer
 
 PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
@@ -132,11 +133,11 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "foveal_xnor_conv": (c_int, (POINTER(XnorConv), c_int)),
     "foveal_block_sparse": (c_int, (POINTER(BlockSparse), c_int)),
     # layers, widths, weights, biases, slopes
-    "foveal_chain_make": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK)),
+    "foveal_chain_make": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK, *_COLOUR)),
     # layers, widths, first weight, weights, scales, biases, slopes, steps, zeros
     "foveal_chain_make_int8": (
         c_void_p,
-        (c_int64, c_void_p, c_void_p, _ROWS, _ROWS, _ROWS, c_void_p, c_void_p, _ROWS, *_BASE, *_BACK),
+        (c_int64, c_void_p, c_void_p, _ROWS, _ROWS, _ROWS, c_void_p, c_void_p, _ROWS, *_BASE, *_BACK, *_COLOUR),
     ),
     # chain, picture, whether it is uint8, height, width, result, threads
     "foveal_chain_run": (c_int, (c_void_p, c_void_p, c_int, c_int64, c_int64, c_void_p, c_int)),

@@ -4,8 +4,10 @@ import json
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foveal.export.bundle import export_bundle
 from foveal.export.deployable import ExportError
@@ -176,5 +178,14 @@ def test_a_network_with_levels_becomes_a_bundle_with_a_table(tmp_path, monkeypat
     assert (bundle.card.levels, bundle.card.overshoot, bundle.card.margin) == ("levels.npz", 0.5, told.margin)
     assert set(bundle.card.sha256) == {"model.onnx", "model_u8.onnx", "levels.npz"}
     assert len(bundle.levels().points) == len(LEVELS)
-    with pytest.raises(ExportError, match="has many levels, and bytes were only tried on one; export without --int8"):
-        export_bundle(told, tmp_path / "int8", calibration=tmp_path, **described)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (96, 120, 3), np.uint8)
+    Image.fromarray(noise).save(shown / "noise.png")
+    coded = export_bundle(told, tmp_path / "int8", calibration=shown, **described)
+    assert coded.int8_psnr > 45
+    bundle = Bundle.load(coded.folder)
+    assert set(bundle.card.files) == set(bundle.levels().places) == {"float", "uint8", "int8"}
+    monkeypatch.setattr("foveal.export.bundle.LEAST_PSNR", 200)
+    with pytest.raises(ExportError, match=r"luma_clean_balanced: int8 is only \d.* below 200; export without --int8"):
+        export_bundle(told, tmp_path / "bad", calibration=shown, **described)

@@ -3,8 +3,9 @@ import onnxruntime
 import pytest
 import torch
 
-from foveal.export.levels import GRID, write_levels
+from foveal.export.levels import GRID, damaged, int8_psnr, write_levels
 from foveal.export.onnx import ExportError
+from foveal.images.degradation import examine
 from foveal.models.restore.luma_clean import LumaClean
 
 pytestmark = pytest.mark.dear("torch's export takes a second")
@@ -93,6 +94,36 @@ def test_a_network_without_an_8_bit_form_is_refused(tmp_path):
 
     with pytest.raises(ExportError, match=r"must have an 8-bit form"):
         write_levels(Smooth(), tmp_path, LEVELS[:1])
+
+
+def test_int8_is_compared_at_its_own_levels(exported):
+    _, folder, table = exported
+    pictures = [np.random.default_rng(5).integers(0, 256, (40, 44, 3), dtype=np.uint8)]
+    asked = []
+
+    def shown(row):
+        asked.append(row)
+        return pictures
+
+    assert 40 < int8_psnr(folder, table, shown) < 90
+    assert set(asked) == {0}  # of three levels, the first
+
+
+@pytest.mark.parametrize("level", [(0.5, 0, 0), (0, 1, 1), (0, 0.9, 0)])
+def test_pictures_of_a_level_are_read_as_that(level):
+    y, x = np.mgrid[:160, :160] / 9
+    clean = np.clip(128 + 90 * np.sin(x) * np.cos(y), 0, 255).astype(np.uint8)[..., None].repeat(3, 2)
+    (made,) = damaged([clean], level)
+    found = examine(made)
+    assert abs(found.jpeg - level[0]) < 0.05
+    assert abs(found.noise / 10 - level[1]) < 0.25 + level[0]
+    assert bool(found.colour) == bool(level[2])
+
+
+def test_pictures_are_spread_over_the_folder():
+    pictures = [np.full((8, 8, 3), value, np.uint8) for value in range(20)]
+    assert [int(one[0, 0, 0]) for one in damaged(pictures, (0, 0, 0), count=4)] == [0, 5, 10, 15]
+    assert [int(one[0, 0, 0]) for one in damaged(pictures, (0, 0, 0), count=4, seed=7)] == [2, 7, 12, 17]
 
 
 def test_the_grid_has_all_that_is_read():

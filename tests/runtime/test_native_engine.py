@@ -18,7 +18,8 @@ if reason := why_not("native"):
 
 import foveal_kernels
 
-from foveal.runtime.native_engine import NativeEngine, read_chain
+from foveal.runtime.chain import read_chain
+from foveal.runtime.native_engine import NativeEngine
 
 pytestmark = pytest.mark.dear("every instruction set of the kernels")
 
@@ -51,13 +52,9 @@ def differ(path, kind, x, **options):
     return difference.max(), (difference > 0).mean()
 
 
-CHAINS = [bundle for bundle in available() if not bundle.card.levels]
-
-
-@pytest.mark.parametrize("bundle", [b for b in available() if b.card.levels], ids=lambda bundle: bundle.card.name)
-def test_bundles_that_clean_are_left_to_other_engines(bundle):
-    with pytest.raises(EngineUnsupportedError, match=r"is not a chain of 3×3 convolutions .* use onnxruntime"):
-        read_chain(bundle.file("uint8"))
+CHAINS = available()
+CLEANERS = [bundle for bundle in CHAINS if bundle.card.levels]
+CODED = [bundle for bundle in CHAINS if "int8" in bundle.card.files]
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8"])
@@ -100,12 +97,24 @@ def plainly(path, x):
         lacking = convolved(planes[:, cut:-cut, cut:-cut], small[None]) + convolved(made, reduce[None])
         made = made[:, 4:-4, 4:-4] + convolved(lacking, enlarge[:, None])
     cut = chain.margin - chain.base.shape[1] // 2
+    if chain.colour:
+        taps, mix, colours = (kernel.astype(float) for kernel in chain.colour)
+        made, chroma = np.split(made, [chain.scale**2])
+        reach = chain.base.shape[1] // 2
+        made = made[:, reach:-reach, reach:-reach]
+        inward = cut - taps.shape[0] // 2
+        filtered = np.concatenate(
+            [convolved(p[None, inward:-inward, inward:-inward], taps[None, None]) for p in planes]
+        )
+        planes = planes.copy()
+        planes[:, cut:-cut, cut:-cut] += np.einsum("oi,iyx->oyx", mix, filtered)
+        planes[:, cut:-cut, cut:-cut] += np.einsum("oi,iyx->oyx", colours, chroma)
     base = [convolved(plane[None, cut:-cut, cut:-cut], chain.base[:, None].astype(float)) for plane in planes]
     blocks = np.stack([one + made for one in base], -1)  # (s², h', w', 3)
     return np.clip(np.rint(blocks * 255), 0, 255).transpose(1, 2, 0, 3).reshape(*made.shape[1:], -1)
 
 
-@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
+@pytest.mark.parametrize("bundle", CODED, ids=lambda bundle: bundle.card.name)
 def test_shipped_bundles_of_bytes_agree_with_plain_sums(bundle):
     least = 2 * bundle.card.margin + 1
     for x in (picture((least, least + 30, 3), "uint8"), natural_picture()[0, : least + 9]):
@@ -117,7 +126,39 @@ def test_shipped_bundles_of_bytes_agree_with_plain_sums(bundle):
         assert mine.std() > 5
 
 
-@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
+def at_level(bundle, kind, row, folder):
+    """A bundle's file with the numbers of a level."""
+    path = folder / f"{bundle.card.name}-{kind}-{row}.onnx"
+    path.write_bytes(bundle.levels().at(row, kind, bundle.file(kind).read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+@pytest.mark.parametrize("bundle", CLEANERS, ids=lambda bundle: bundle.card.name)
+def test_bundles_that_clean_agree_with_onnxruntime_at_every_level(bundle, kind, tmp_path):
+    table = bundle.levels()
+    kernels = set()
+    for row in (table.nearest((0.5, 0, 0)), table.nearest((0, 1, 1)), len(table.points) - 1):
+        path = at_level(bundle, kind, row, tmp_path)
+        kernels.add(read_chain(path).colour[0].tobytes())
+        height, width = 2 * bundle.card.margin + 9, 2 * bundle.card.margin + 22
+        largest, share = differ(path, kind, picture(shape_for(kind, 1, height, width), kind))
+        assert largest < 1e-5 if kind == "float" else (largest, share) <= (1, 1e-3)
+    assert len(kernels) == 3  # each level's own filter was read
+
+
+@pytest.mark.parametrize("bundle", [b for b in CODED if b.card.levels], ids=lambda bundle: bundle.card.name)
+def test_bytes_inside_stay_near_floats_at_every_level(bundle, tmp_path):
+    table, x = bundle.levels(), natural_picture()
+    for level in ((0.5, 0, 0), (0, 1, 1)):
+        row = table.nearest(level)
+        files = [at_level(bundle, kind, row, tmp_path) for kind in ("uint8", "int8")]
+        floats, coded = (NativeEngine(path, 2).run(x).astype(float) for path in files)
+        assert 0 < np.square(floats - coded).mean() < 0.6
+        assert np.abs(coded - plainly(files[1], x[0])).max() <= 1
+
+
+@pytest.mark.parametrize("bundle", CODED, ids=lambda bundle: bundle.card.name)
 def test_bytes_inside_stay_near_floats(bundle):
     x = natural_picture()
     floats, coded = (NativeEngine(bundle.file(kind), 2).run(x).astype(float) for kind in ("uint8", "int8"))
@@ -125,7 +166,7 @@ def test_bytes_inside_stay_near_floats(bundle):
     assert 0 < error < 0.6  # levels²: 50 dB
 
 
-@pytest.mark.parametrize("bundle", CHAINS, ids=lambda bundle: bundle.card.name)
+@pytest.mark.parametrize("bundle", CODED, ids=lambda bundle: bundle.card.name)
 def test_bytes_inside_keep_a_flat_picture_flat(bundle):
     for colour in [(0, 0, 0), (255, 255, 255), (17, 130, 201)]:
         x = np.full((1, 30, 40, 3), colour, np.uint8)
@@ -170,8 +211,8 @@ def test_sums_of_bytes_are_exact(name, file_of_bytes):
 
 @pytest.mark.parametrize("name", ["avx512_vpopcntdq", "avx512_vnni", "avx512", "avx2", "plain"])
 @pytest.mark.parametrize("kind", ["float", "uint8", "int8"])
-# 16, 32 and 64 channels; 4 and 9 phases fill no register; the last has back-projection.
-@pytest.mark.parametrize("bundle", ["fast_x2", "balanced_x3", "balanced_x4"])
+# 16, 32 and 64 channels; 4 and 9 phases fill no register; one has back-projection, one cleans colour.
+@pytest.mark.parametrize("bundle", ["fast_x2", "balanced_x3", "balanced_x4", "clean_fast_x4"])
 def test_every_instruction_set_agrees(name, kind, bundle):
     if name not in foveal_kernels.instruction_sets():
         pytest.skip(str(foveal_kernels.why_not(name)))
@@ -287,6 +328,49 @@ BACK_CHANGES = {
 }
 
 
+CLEAN_CHANGES = {
+    "another colour filter": lambda m: shorten(m, "smooth.weight"),
+    "colour that is cleaned in another way": lambda m: shorten(m, "colour.weight"),
+    "a colour filter that differs from colour to colour": lambda m: change(
+        m, "smooth.weight", lambda a: a[0].fill(0.1)
+    ),
+    "channels that do not begin with 16": lambda m: channel_slice(m, "colour.weight", 1, 15),
+    "other than 16 channels": lambda m: channel_slice(m, "spread.weight", 2, 15),
+    "colours of another layer": lambda m: channels_of(m, "colour.weight").input.__setitem__(0, "conv2d_6"),
+    "cleaned colours below a base of 7×7": lambda m: widen_base(m),
+    "a base that looks elsewhere": lambda m: read_image(m, "smooth.weight"),
+}
+
+
+def channels_of(model, weight):
+    """The nearest slice of channels before a convolution."""
+    makers = {name: n for n in model.graph.node for name in n.output}
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    found = makers[reader(model, weight).input[0]]
+    while constants[found.input[3]].tolist() != [1]:
+        found = makers[found.input[0]]
+    return found
+
+
+def channel_slice(model, weight, index, value):
+    model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), f"changed_{index}"))
+    channels_of(model, weight).input[index] = f"changed_{index}"
+
+
+def widen_base(model):
+    """A base of 7×7, and detail that is cut accordingly."""
+    tensor = next(t for t in model.graph.initializer if t.name == "base.weight")
+    wide = np.pad(numpy_helper.to_array(tensor), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    tensor.CopyFrom(numpy_helper.from_array(wide, "base.weight"))
+    constants = {"start": np.array([3]), "end": np.array([-3]), "rows": np.array([2]), "columns": np.array([3])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    makers = {name: n for n in model.graph.node for name in n.output}
+    node = makers[reader(model, "spread.weight").input[0]]
+    for axis in ("columns", "rows"):
+        node.input[1:4] = ["start", "end", axis]
+        node = makers[node.input[0]]
+
+
 INT8_CHANGES = {
     "weights of other levels": lambda m: change(m, "layers.2.weight_zero", lambda a: a.fill(1)),
     "activations of two levels": lambda m: [
@@ -331,6 +415,15 @@ def test_another_network_is_left_to_another_engine(file, text, tmp_path):
     {**CHANGES, **BACK_CHANGES, **INT8_CHANGES}[text](model)
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(EngineUnsupportedError, match=rf"m\.onnx is not a chain .*\(.*{text}.*\); use onnxruntime"):
+        read_chain(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("text", CLEAN_CHANGES)
+def test_colour_that_is_cleaned_otherwise_is_left_to_another_engine(text, tmp_path):
+    model = onnx.load(SHIPPED / "clean_fast_x4" / "model.onnx")
+    CLEAN_CHANGES[text](model)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EngineUnsupportedError, match=rf"m\.onnx is not a chain .*\({text}\); use onnxruntime"):
         read_chain(tmp_path / "m.onnx")
 
 

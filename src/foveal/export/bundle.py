@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import torch
 from foveal.export.control import write_control
 from foveal.export.deployable import ExportError, deployed
 from foveal.export.int8 import calibration_pictures, int8
-from foveal.export.levels import GRID, write_levels
+from foveal.export.levels import GRID, damaged, int8_psnr, write_levels
 from foveal.export.onnx import Parity, eight_bit, parity, to_onnx
 from foveal.measure.cost import count_parameters
 from foveal.runtime.card import Card, Purpose
@@ -113,8 +114,15 @@ def export_bundle(
         place.mkdir()
         least = -(-max(form.minimum - around, 1) // multiple) * multiple
         side = max(32 // multiple * multiple, least)
+        psnr, shown = None, None
+        if calibration is not None:
+            pictures = calibration_pictures(calibration, scale, least=around + 1)
+            shown = cache(lambda row: damaged(pictures, GRID[row], seed=row))
         if form.levels:
-            write_levels(model, place, getattr(model, "grid", GRID))
+            grid = getattr(model, "grid", GRID)
+            shown = shown if scale > 1 else None  # bytes are for networks that enlarge
+            table = write_levels(model, place, grid, pictures=shown)
+            psnr = None if shown is None else int8_psnr(place, table, shown)
         else:
             to_onnx(network, place / "model.onnx", torch.rand(2, 3, side + around, side + multiple + around))
         sizes = [(1, least, least), (1, least + 2 * multiple, least + 6 * multiple), (2, 2 * side, side + multiple)]
@@ -123,12 +131,8 @@ def export_bundle(
         # Bytes come out as blocks of what a pixel becomes: of one pixel, that saves nothing.
         fast = scale > 1 and (form.levels or eight_bit(place / "model.onnx", place / "model_u8.onnx"))
         files = {"float": "model.onnx"} | ({"uint8": "model_u8.onnx"} if fast else {})
-        psnr = None
-        if calibration is not None and form.levels:
-            raise ExportError(f"{model_name} has many levels, and bytes were only tried on one; export without --int8")
         if calibration is not None:
-            if fast:
-                pictures = calibration_pictures(calibration, scale, least=around + 1)
+            if fast and not form.levels:
                 psnr = int8(place / "model_u8.onnx", place / "model_int8.onnx", pictures)
             if psnr is None:
                 raise ExportError(f"{model_name} has no int8 form: that takes a chain of convolutions without padding")

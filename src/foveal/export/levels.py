@@ -7,15 +7,18 @@ and scales, so a channel's range is the widest of all levels; where it begins is
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from foveal.export import int8 as bytes_of
 from foveal.export.onnx import ExportError, eight_bit, to_onnx
+from foveal.images.jpeg_level import jpeg_quality
 from foveal.runtime.levels import Levels
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["GRID", "place", "write_levels"]
+__all__ = ["GRID", "damaged", "int8_psnr", "place", "write_levels"]
 
 _JPEG = (0.1, 0.15, 0.2, 0.26, 0.33, 0.4, 0.5, 0.62, 0.75, 0.9, 1.1, 1.4, 1.8, 2.4)
 _NOISE = (0.25, 0.35, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8, 2.3)
@@ -35,6 +38,65 @@ GRID = (
     *((0.0, noise, colour * noise) for noise in _NOISE for colour in (0, 1)),
     *((jpeg, noise, colour * noise) for jpeg in (0.1, 0.25, 0.6) for noise in (0.35, 0.7, 1.4) for colour in (0, 1)),
 )
+
+SHOWN = 8  # pictures that show how far activations go at a level
+NOISE_UNIT = 10.0  # levels of 255 that a noise of 1 stands for
+GREY_SHARE = 1.5  # how much more is read of grey noise than there is
+COMPARED = 7  # every so many levels, bytes are compared with floats
+
+
+def damaged(
+    pictures: Sequence[NDArray[np.uint8]], level: Sequence[float], *, count: int = SHOWN, seed: int = 0
+) -> list[NDArray[np.uint8]]:
+    """Pictures of a level: with noise, then saved as JPEG.
+
+    Args:
+        pictures: clean pictures, (h, w, 3) each.
+        level: step of the JPEG's table, noise, and noise of colour.
+        count: how many are taken, spread evenly.
+        seed: of the noise, and of which ones are taken.
+
+    Returns:
+        The pictures, damaged.
+    """
+    jpeg, noise, colour = level
+    rng = np.random.default_rng(seed)
+    step = max(1, len(pictures) // count)
+    made = list(pictures[seed % step :: step][:count])
+    if noise:
+        sigma = NOISE_UNIT * noise / (1 if colour else GREY_SHARE)
+        grains = [sigma * rng.standard_normal((*one.shape[:2], 3 if colour else 1)) for one in made]
+        made = [np.clip(np.rint(one + grain), 0, 255).astype(np.uint8) for one, grain in zip(made, grains, strict=True)]
+    return [_saved(one, round(jpeg_quality(jpeg))) for one in made] if jpeg else made
+
+
+def _saved(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """A picture as it comes back from a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    with Image.open(file) as opened:
+        return np.asarray(opened)
+
+
+def int8_psnr(folder: Path, table: Levels, pictures: Callable[[int], Sequence[NDArray[np.uint8]]]) -> float:
+    """Agreement of a bundle's int8 file with its 8-bit file.
+
+    Args:
+        folder: folder of the files that `write_levels` wrote.
+        table: their table.
+        pictures: function from the row of a level to pictures of that level.
+
+    Returns:
+        PSNR between the outputs of the two files over some of the levels, in dB.
+    """
+    errors = []
+    for row in range(0, len(table.points), COMPARED):
+        made = []
+        for kind, name in (("uint8", "model_u8.onnx"), ("int8", "model_int8.onnx")):
+            model = onnx.load_from_string(table.at(row, kind, (folder / name).read_bytes()))
+            made.append(bytes_of._run(model, pictures(row), [model.graph.output[0].name])[0])
+        errors += [np.square(a.astype(float) - b.astype(float)).mean() for a, b in zip(*made, strict=True)]
+    return float(10 * np.log10(255**2 / max(float(np.mean(errors)), 1e-6)))
 
 
 def write_levels(

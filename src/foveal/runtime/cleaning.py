@@ -20,7 +20,7 @@ import numpy as np
 from foveal.images.degradation import Degradation, examine
 from foveal.images.jpeg_level import jpeg_file_level, table_level
 from foveal.runtime.engine_choice import EngineChoice
-from foveal.runtime.engines import EngineError, available
+from foveal.runtime.engines import EngineError
 from foveal.runtime.inputs import take
 from foveal.runtime.network import Network
 
@@ -40,8 +40,6 @@ FULL = 50  # strength of a JPEG of quality 50, and of noise of 10 levels
 NOISE_UNIT = 10.0  # levels of 255
 _HEADER = 1 << 19  # bytes of a JPEG file in which its tables are looked for
 _KEPT = 4  # levels whose networks stay open
-# The kernels have no planes for colour yet.
-_WITHOUT = frozenset({"native"})
 
 Level = tuple[float, float, float]
 
@@ -188,12 +186,7 @@ class Cleaner:
 
     def __init__(self, bundle: Bundle, engine: str, threads: int, tile: int | str, *, mirrored: bool) -> None:
         self.bundle, self.card = bundle, bundle.card
-        self.notes: tuple[str, ...] = ()
-        wanted = engine
-        if engine in _WITHOUT:
-            wanted = "auto"
-            self.notes = (f"{engine} does not clean; damaged pictures run in another engine",)
-        self.choice = EngineChoice(bundle, wanted, threads, tile)
+        self.choice = EngineChoice(bundle, engine, threads, tile)
         self._mirrored = mirrored
         self._table = bundle.levels()
         self._networks: OrderedDict[int, Network] = OrderedDict()
@@ -204,8 +197,6 @@ class Cleaner:
         Returns:
             What is missing and what to do; "" where cleaning works.
         """
-        if not set(available()) - _WITHOUT:
-            return "no engine that cleans is installed; pip install onnxruntime"
         try:
             self.choice.engine("uint8" if "uint8" in self.card.files else "float")
         except EngineError as error:
@@ -265,7 +256,7 @@ class Cleaning:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences the user should read about the engine that cleans."""
-        return () if self._cleaner is None else (*self._cleaner.notes, *self._cleaner.choice.notes)
+        return () if self._cleaner is None else self._cleaner.choice.notes
 
     def look(self, pixels: NDArray, alpha: bool, stated: float | None) -> Look:
         """What a picture has been through, and what is done about it.
