@@ -219,7 +219,7 @@ def _cifar(given: argparse.Namespace, name: str) -> Real:
 def detector(given: argparse.Namespace) -> Real:
     import shrink_detector as example
 
-    steps = given.steps or 1500
+    steps = given.steps or 600
     rows = {f"ours: {keep:g} kept, distilled": example.recipe(keep, steps) for keep in (0.75, 0.5)}
     weights = given.weights / "fastestdet.pth"
     return Real("FastestDet, COCO", lambda: example.detector(weights), example.coco, rows)

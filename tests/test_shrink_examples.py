@@ -53,6 +53,7 @@ def test_the_detector_makes_a_map_of_every_size():
     assert sum(p.numel() for p in example.FastestDet().parameters()) == 244_490
 
 
+@pytest.mark.dear("imports torchvision")
 def test_boxes_are_read_off_the_map():
     example = import_module("shrink_detector")
     maps = torch.zeros(1, 7, 2, 2)
