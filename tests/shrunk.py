@@ -56,7 +56,7 @@ class Pretend:
         monkeypatch.setattr(recipe, "write", self.write)
         monkeypatch.setattr(recipe, "measure_files", self.measure)
         monkeypatch.setattr(recipe, "paired", lambda a, b, **_: ([a] * 5, [b] * 5))
-        monkeypatch.setattr(recipe, "quantise_file", lambda source, target, inputs, step: target.write_bytes(b"8"))
+        monkeypatch.setattr(recipe, "quantise_files", self.quantise)
 
     def write(self, model, folder, name, example):
         path = folder / f"{name}.onnx"
@@ -64,6 +64,11 @@ class Pretend:
         self.models[name] = model
         opened = {"onnxruntime fp32": self.time(model), "onnxruntime int8": self.time(model) / 2}
         return Written({"float": path}, tuple(example.shape), 1, 1, opened)
+
+    def quantise(self, source, stem, inputs, step):
+        path = source.with_name(f"{stem}_int8.onnx")
+        path.write_bytes(b"8")
+        return {"int8": path}
 
     def time(self, model):
         return self.times(model)

@@ -17,6 +17,9 @@ EXAMPLES = {
     "plan_first.py": ["samples/dogs.png", "samples/clock.png"],
     "upscale_folder.py": ["samples", "large"],
 }
+DOWNLOADS = {
+    f"shrink_{name}.py" for name in ("cifar", "detector", "lite0", "saliency", "upscaler")
+}  # test_shrink_examples.py
 CODE = [
     pytest.param(code, page.name, id=f"{page.name}-{number}")
     for page in PAGES
@@ -57,7 +60,7 @@ def test_an_example_runs(name, beside_samples, monkeypatch):
 
 
 def test_every_example_is_run():
-    assert sorted(EXAMPLES) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+    assert sorted({*EXAMPLES, *DOWNLOADS}) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 def options_of(name):

@@ -61,8 +61,12 @@ def save_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         place = Path(made)
-        files = {kind: "model.onnx" if kind == "float" else f"model_{kind}.onnx" for kind in shrunk.written.files}
-        for kind, path in shrunk.written.files.items():
+        given = {"float": shrunk.written.files["float"]}
+        int8 = form.file if form.file != "float" else next(iter(shrunk.written.files.keys() - given.keys()), "")
+        if int8:  # of several int8 files the fastest
+            given["int8"] = shrunk.written.files[int8]
+        files = {kind: "model.onnx" if kind == "float" else "model_int8.onnx" for kind in given}
+        for kind, path in given.items():
             shutil.copyfile(path, place / files[kind])
         card = Card(
             name=name or folder.name,
@@ -79,7 +83,12 @@ def save_bundle(
             model={"name": origin.name, "arguments": origin.arguments} if origin and origin.library else {},
             batches=False,
         )
-        answer = {**framing.to_dict(), "engine": form.engine, "file": form.file, "exact": form.exact}
+        answer = {
+            **framing.to_dict(),
+            "engine": form.engine,
+            "file": "float" if form.file == "float" else "int8",
+            "exact": form.exact,
+        }
         (place / "card.json").write_text(json.dumps(card.to_dict() | {"answer": answer}, indent=2) + "\n", "utf-8")
         try:
             save(shrunk.model, place / "torch", origin)

@@ -24,7 +24,7 @@ class Form:
     Args:
         name: name for reports, such as "openvino bf16".
         engine: engine, one of `foveal.runtime.engines.ENGINES`.
-        file: file of the bundle: "float" or "int8".
+        file: kind of file: "float", "int8" by ONNX Runtime, or "nncf", int8 by NNCF.
         exact: whether floats stay float32.
     """
 
@@ -40,6 +40,8 @@ FORMS = (
     Form("openvino bf16", "openvino", "float", exact=False),
     Form("onnxruntime int8", "onnxruntime", "int8"),
     Form("openvino int8", "openvino", "int8", exact=False),
+    Form("onnxruntime int8 (NNCF)", "onnxruntime", "nncf"),
+    Form("openvino int8 (NNCF)", "openvino", "nncf", exact=False),
 )
 
 
@@ -47,7 +49,7 @@ def forms(*files: str) -> list[Form]:
     """Forms that can run here.
 
     Args:
-        *files: files that there are, "float" and "int8".
+        *files: kinds of files that there are, "float", "int8" and "nncf".
 
     Returns:
         The forms; bf16 only where the processor computes in it.

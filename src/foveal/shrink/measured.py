@@ -73,7 +73,7 @@ class Written:
     """Files of a network.
 
     Args:
-        files: ONNX files by kind, "float" and "int8".
+        files: ONNX files by kind, "float", "int8" and "nncf".
         shape: shape of the input.
         parameters: number of parameters.
         macs: multiply-adds of one call; None where torch cannot count them.

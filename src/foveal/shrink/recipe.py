@@ -18,7 +18,7 @@ from foveal.measure.paired import paired, ratio
 from foveal.shrink.data import calibration, check
 from foveal.shrink.distill.distillation import Distil
 from foveal.shrink.measured import Measured, Written, measure_files, write
-from foveal.shrink.quantize.int8 import Quantise, quantise_file, quantised
+from foveal.shrink.quantize.int8 import Quantise, quantise_files, quantised
 from foveal.shrink.step import ShrinkError, Step, noted
 from foveal.shrink.steps import check_order, describe, read_recipe, untouched
 
@@ -265,12 +265,11 @@ class _Run:
             model = step.apply(copy.deepcopy(self.model), given).eval()
             taken = time.perf_counter() - begun
             if isinstance(step, Quantise):
-                path = self.folder / f"step{self.number}_int8.onnx"
-                inputs = calibration(self.data, step="Quantise", limit=max(step.samples, len(self.example)))
-                quantise_file(self.written.files["float"], path, inputs, step)
                 before = self.written
-                written = Written({**before.files, "int8": path}, before.shape, before.parameters, before.macs)
-                kinds, changed = ["int8"], True
+                inputs = calibration(self.data, step="Quantise", limit=max(step.samples, len(self.example)))
+                files = quantise_files(before.files["float"], f"step{self.number}", inputs, step)
+                written = Written({**before.files, **files}, before.shape, before.parameters, before.macs)
+                kinds, changed = [*files], True
             else:
                 written = write(model, self.folder, f"step{self.number}", self.example)
                 kinds, changed = [], _shapes(model) != _shapes(self.model)

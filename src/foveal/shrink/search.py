@@ -238,7 +238,7 @@ def search(
             both = _run(model, at_strength(steps, strength, int8=True), data, options)
             taken = time.perf_counter() - begun
             for found in both:
-                int8 = "int8" in found.written.files
+                int8 = len(found.written.files) > 1
                 text = ", ".join(map(describe, at_strength(steps, strength, int8=int8))) or "as it is"
                 points.append(Point(strength, int8, text, found.last, found.first, taken / len(both)))
                 made[strength, int8] = found
@@ -293,8 +293,8 @@ def _run(model: nn.Module, recipe: Sequence[Step], data: Data, options: dict[str
         if error.reached is None or len(error.reached.stages) < len(recipe):
             raise
         return [error.reached]
-    files = {kind: path for kind, path in found.written.files.items() if kind != "int8"}
-    opened = {name: one for name, one in found.written.opened.items() if not name.endswith("int8")}
+    files = {"float": found.written.files["float"]}
+    opened = {name: one for name, one in found.written.opened.items() if "int8" not in name}
     floats = replace(found.written, files=files, opened=opened)
     return [replace(found, stages=found.stages[:-1], written=floats), found]
 

@@ -179,7 +179,11 @@ def prune(
             width = len(group[0].idxs)
             left = width if name in without else _kept(width, share, round_to)
             if left < width:
-                order = _score(graph, group, scorer, slopes).argsort(stable=True)
+                try:
+                    order = _score(graph, group, scorer, slopes).argsort(stable=True)
+                except IndexError:  # the graph lost count, as in channels that are shuffled
+                    note(f"prune: left {name}: its channels are split in a way that cannot be followed")
+                    continue
                 plans.append((group[0].dep.target.module, group[0].dep.handler, sorted(order[: width - left].tolist())))
         for module, handler, units in plans:
             smaller = graph.get_pruning_group(module, handler, units)

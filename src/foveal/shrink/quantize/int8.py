@@ -1,7 +1,7 @@
-"""Static int8 of the exported file, by ONNX Runtime: weights and activations in bytes, an ordinary QDQ graph.
+"""Static int8 of the exported file, by ONNX Runtime and NNCF: weights and activations in bytes, ordinary QDQ graphs.
 
 Source: B. Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
-CVPR 2018, arXiv:1712.05877; the work is done by `onnxruntime.quantization.quantize_static`.
+CVPR 2018, arXiv:1712.05877; the work is done by `onnxruntime.quantization.quantize_static` and `nncf.quantize`.
 
 Shapes: any exported network with one input, (n, …).
 
@@ -22,7 +22,8 @@ import onnx
 from foveal.runtime.machine import cpu_flags
 from foveal.runtime.ort import load_onnxruntime
 from foveal.shrink.data import calibration
-from foveal.shrink.step import ShrinkError
+from foveal.shrink.quantize.nncf_int8 import quantise_by_nncf, why_not
+from foveal.shrink.step import ShrinkError, note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from foveal.shrink.data import Data
     from foveal.shrink.step import Inputs
 
-__all__ = ["Method", "Quantise", "quantise_file", "quantised"]
+__all__ = ["By", "Method", "Quantise", "quantise_file", "quantise_files", "quantised"]
 
 Method = Literal["minmax", "entropy", "percentile"]
+By = Literal["auto", "onnxruntime", "nncf"]
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
@@ -64,21 +66,26 @@ class Quantise:
         method: how ranges of activations are found: "minmax", "entropy" or "percentile".
         samples: number of inputs to calibrate on.
         skip: types of ONNX nodes left in floats, such as "Softmax".
+        by: library that does the work, "onnxruntime" or "nncf", which has its own ranges; "auto" writes a file by each
+            that is installed, and the fastest is kept.
 
     Raises:
-        ValueError: other bits, an unknown method, or no samples.
+        ValueError: other bits, an unknown method or library, or no samples.
     """
 
     bits: int = 8
     method: Method = "minmax"
     samples: int = 128
     skip: tuple[str, ...] = ()
+    by: By = "auto"
 
     def __post_init__(self) -> None:
         if self.bits != 8:
             raise ValueError(f"bits must be 8, got {self.bits}; engines run no other integers fast")
         if self.method not in get_args(Method):
             raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {self.method!r}")
+        if self.by not in get_args(By):
+            raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {self.by!r}")
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
 
@@ -117,8 +124,54 @@ def _products_of_activations(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if node.op_type == "MatMul" and not stored & {*node.input}]
 
 
+def _parts(graph: onnx.GraphProto, inputs: Tensor, samples: int) -> NDArray:
+    """Inputs in calls of the file's batch, (calls, batch, …)."""
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    chosen = inputs[: max(batch, samples)]
+    return chosen[: len(chosen) // batch * batch].numpy().reshape(-1, batch, *chosen.shape[1:])
+
+
+def quantise_files(source: Path, stem: str, inputs: Tensor, step: Quantise | None = None) -> dict[str, Path]:
+    """Write the int8 forms of an ONNX file by every library that is installed, next to it.
+
+    Args:
+        source: file in floats, for inputs of one shape.
+        stem: start of the files' names.
+        inputs: inputs to calibrate on, (n, …).
+        step: settings.
+
+    Returns:
+        Files by kind: "int8" by ONNX Runtime, "nncf" by NNCF.
+
+    Raises:
+        ShrinkError: no library can quantise the file.
+    """
+    step = step or Quantise()
+    found: dict[str, Path] = {}
+    failed: list[str] = []
+    if step.by != "nncf":
+        try:
+            quantise_file(source, source.with_name(f"{stem}_int8.onnx"), inputs, step)
+            found["int8"] = source.with_name(f"{stem}_int8.onnx")
+        except ShrinkError as error:
+            failed.append(str(error))
+    if step.by == "nncf" or (step.by == "auto" and not why_not()):
+        target = source.with_name(f"{stem}_nncf.onnx")
+        try:
+            graph = onnx.load(source, load_external_data=False).graph
+            quantise_by_nncf(source, target, [*_parts(graph, inputs, step.samples)], skip=step.skip)
+            found["nncf"] = target
+        except ShrinkError as error:
+            failed.append(str(error))
+    if not found:
+        raise ShrinkError("; ".join(failed))
+    for text in failed:
+        note(text)
+    return found
+
+
 def quantise_file(source: Path, target: Path, inputs: Tensor, step: Quantise | None = None) -> None:
-    """Write the int8 form of an ONNX file.
+    """Write the int8 form of an ONNX file by ONNX Runtime.
 
     Args:
         source: file in floats, for inputs of one shape.
@@ -138,10 +191,7 @@ def quantise_file(source: Path, target: Path, inputs: Tensor, step: Quantise | N
             ready = Path(place) / "ready.onnx"
             prepare(str(source), str(ready), skip_symbolic_shape=True)
             graph = onnx.load(ready).graph
-            entry = graph.input[0]
-            batch = entry.type.tensor_type.shape.dim[0].dim_value or 1
-            chosen = inputs[: max(batch, step.samples)]
-            parts = chosen[: len(chosen) // batch * batch].numpy().reshape(-1, batch, *chosen.shape[1:])
+            entry, parts = graph.input[0], _parts(graph, inputs, step.samples)
             options: dict[str, Any] = {}
             if any(node.op_type == "Softmax" for node in graph.node):
                 options["nodes_to_exclude"] = _products_of_activations(graph)
