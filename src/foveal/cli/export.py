@@ -123,7 +123,10 @@ def _mean(loaded: list[tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]
         if other != described:
             raise ExportError(f"weights can be averaged for one network only, got {described} and {other}")
     states = [network.state_dict() for network, _ in loaded]
-    model.load_state_dict({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
+    # Counters of batch norms are whole numbers, and have no mean.
+    whole = {name: value for name, value in states[0].items() if not value.is_floating_point()}
+    means = {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0] if name not in whole}
+    model.load_state_dict(means | whole)
     return model, described
 
 
