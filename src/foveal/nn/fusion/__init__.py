@@ -41,9 +41,11 @@ def fusion_blocks() -> dict[str, Callable[..., nn.Module]]:
     Returns:
         Name → class; each is built by `cls(dim, zero_init=…)` and is a `Fusion`.
     """
+    from foveal.nn.fusion.csf_mamba import CSFMamba
+    from foveal.nn.fusion.fusion_mamba import FusionMamba
     from foveal.nn.fusion.gemini import GeminiFusion
 
-    return {"gemini": GeminiFusion}
+    return {"gemini": GeminiFusion, "fusion_mamba": FusionMamba, "csf_mamba": CSFMamba}
 
 
 def check_pair(x: Tensor, y: Tensor, dim: int) -> None:
