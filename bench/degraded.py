@@ -4,6 +4,7 @@
     python bench/degraded.py --weights runs/clean_balanced_x4       trained weights of LumaClean beside them
     python bench/degraded.py --weights ... --level read             told what foveal reads in the picture, not the truth
     python bench/degraded.py --save results/degraded                also results/degraded.json
+    python bench/degraded.py --scale 2                              at another scale; a set that lacks it is reduced
 
 Set5, Set14 and the first pictures of BSD100, the small picture damaged: JPEG by Pillow (4:2:0), Gaussian noise before
 rounding, the same for each run. A row is the mean gain over bicubic of the same damaged picture; the first row is
