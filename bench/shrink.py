@@ -164,14 +164,14 @@ def make(key: str, real: Real, only: list[str] | None) -> None:
 def lite0(given: argparse.Namespace) -> Real:
     import shrink_lite0 as example
 
-    folder, steps = given.weights, given.steps or 600
+    folder, steps = given.weights, given.steps or 400
     teacher: list[Any] = []
 
     def taught(x: Any) -> Any:
         teacher[:] = teacher or [example.remembering(example.lite(2, folder))]
         return teacher[0](x)
 
-    rows = {f"ours: {keep:g} kept, distilled": example.recipe(taught, keep, steps) for keep in (0.6, 0.5, 0.75)}
+    rows = {f"ours: {keep:g} kept, distilled": example.recipe(taught, keep, steps) for keep in (0.6, 0.5)}
     pruned = [TorchPruning(0.4, ("classifier",)), Tune(steps=steps, lr=1e-3), Quantise(samples=256)]
     files = {
         "peer: Coral MobileNet v2, trained for int8": "mobilenet_v2_1.0_224_quant",
@@ -195,7 +195,7 @@ def lite0(given: argparse.Namespace) -> Real:
 def _cifar(given: argparse.Namespace, name: str) -> Real:
     import shrink_cifar as example
 
-    steps = given.steps or 1200
+    steps = given.steps or 600
     tuned = [Tune(steps=steps, lr=2e-3), Quantise(samples=256)]
     last = {"resnet": ("fc",), "vit": ("head",)}[name]
     rows: dict[str, list[Step]] = {"ours: pruned, distilled": example.recipe(name, steps)}
@@ -228,7 +228,7 @@ def detector(given: argparse.Namespace) -> Real:
 def upscaler(given: argparse.Namespace) -> Real:
     import shrink_upscaler as example
 
-    steps, model = given.steps or 2000, example.upscaler()
+    steps, model = given.steps or 1500, example.upscaler()
     rows = {f"ours: {keep:g} kept, distilled": example.recipe(keep, steps) for keep in (0.5, 0.75)}
     return Real(
         "balanced_x4, a tile of 80×80",

@@ -128,7 +128,7 @@ def main() -> None:
     """Shrink it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the channels that stays")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
     given = parser.parse_args()
     model = upscaler()
