@@ -41,10 +41,11 @@ import foveal
 from foveal.measure.paired import interleaved, ratio
 from foveal.runtime.engines import library_version
 from foveal.runtime.machine import cache_folder, cpu_model
-from foveal.shrink import Quantise, Tune
+from foveal.shrink import LowRank, Prune, Quantise, Tune
 from foveal.shrink.forms import Opened, forms
 from foveal.shrink.measured import Answering, write
 from foveal.shrink.steps import describe
+from foveal.shrink.tokens.merge import Merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +202,12 @@ def _cifar(given: argparse.Namespace, name: str) -> Real:
     rows: dict[str, list[Step]] = {"ours: pruned, distilled": example.recipe(name, steps)}
     if name == "resnet":
         rows["peer: Torch-Pruning, 0.5 kept, tuned"] = [TorchPruning(0.5, last), *tuned]
-    rows["ours: pruned, tuned without a teacher"] = [*example.recipe(name, steps)[:1], *tuned]
+    prune, *rest = example.recipe(name, steps)
+    if name == "resnet":
+        rows["ours: pruned less, low rank, distilled"] = [Prune(keep=0.625), LowRank(keep=0.7), *rest]
+    else:
+        rows["ours: pruned, tokens merged, distilled"] = [prune, Merge(keep=0.6, multiple=4), *rest]
+    rows["ours: pruned, tuned without a teacher"] = [prune, *tuned]
     title = {"resnet": "ResNet-10-T", "vit": "ViT of 64 tokens"}[name]
 
     def data() -> Data:
