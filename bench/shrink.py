@@ -278,7 +278,7 @@ def saliency(given: argparse.Namespace) -> Real:
 
     def like_the_map(network: Any) -> float:
         """Correlation with the untouched network's map, percent."""
-        held = example.people("val2017")[0][:50]
+        held, _ = example.held_out()
         if not before:
             model = example.saliency(given.weights)
             before.append(torch.cat([model(part) for part in held.split(10)]).flatten(1))
