@@ -71,7 +71,7 @@ counts: setup  ## README's sentence of the catalogue
 
 .PHONY: constraints
 constraints: setup  ## constraints.txt, resolved anew: names and versions for every platform
-	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra nncf --universal --python-version 3.11 --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package foveal-kernels --quiet --output-file constraints.txt
 
 .PHONY: dist

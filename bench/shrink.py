@@ -41,10 +41,11 @@ import foveal
 from foveal.measure.paired import interleaved, ratio
 from foveal.runtime.engines import library_version
 from foveal.runtime.machine import cache_folder, cpu_model
-from foveal.shrink import Quantise, Tune
+from foveal.shrink import LowRank, Prune, Quantise, Tune
 from foveal.shrink.forms import Opened, forms
 from foveal.shrink.measured import Answering, write
 from foveal.shrink.steps import describe
+from foveal.shrink.tokens.merge import Merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,14 +165,14 @@ def make(key: str, real: Real, only: list[str] | None) -> None:
 def lite0(given: argparse.Namespace) -> Real:
     import shrink_lite0 as example
 
-    folder, steps = given.weights, given.steps or 600
+    folder, steps = given.weights, given.steps or 400
     teacher: list[Any] = []
 
     def taught(x: Any) -> Any:
         teacher[:] = teacher or [example.remembering(example.lite(2, folder))]
         return teacher[0](x)
 
-    rows = {f"ours: {keep:g} kept, distilled": example.recipe(taught, keep, steps) for keep in (0.6, 0.5, 0.75)}
+    rows = {f"ours: {keep:g} kept, distilled": example.recipe(taught, keep, steps) for keep in (0.6, 0.5)}
     pruned = [TorchPruning(0.4, ("classifier",)), Tune(steps=steps, lr=1e-3), Quantise(samples=256)]
     files = {
         "peer: Coral MobileNet v2, trained for int8": "mobilenet_v2_1.0_224_quant",
@@ -195,13 +196,18 @@ def lite0(given: argparse.Namespace) -> Real:
 def _cifar(given: argparse.Namespace, name: str) -> Real:
     import shrink_cifar as example
 
-    steps = given.steps or 1200
+    steps = given.steps or 600
     tuned = [Tune(steps=steps, lr=2e-3), Quantise(samples=256)]
     last = {"resnet": ("fc",), "vit": ("head",)}[name]
     rows: dict[str, list[Step]] = {"ours: pruned, distilled": example.recipe(name, steps)}
     if name == "resnet":
         rows["peer: Torch-Pruning, 0.5 kept, tuned"] = [TorchPruning(0.5, last), *tuned]
-    rows["ours: pruned, tuned without a teacher"] = [*example.recipe(name, steps)[:1], *tuned]
+    prune, *rest = example.recipe(name, steps)
+    if name == "resnet":
+        rows["ours: pruned less, low rank, distilled"] = [Prune(keep=0.625), LowRank(keep=0.7), *rest]
+    else:
+        rows["ours: pruned, tokens merged, distilled"] = [prune, Merge(keep=0.6, multiple=4), *rest]
+    rows["ours: pruned, tuned without a teacher"] = [prune, *tuned]
     title = {"resnet": "ResNet-10-T", "vit": "ViT of 64 tokens"}[name]
 
     def data() -> Data:
@@ -228,7 +234,7 @@ def detector(given: argparse.Namespace) -> Real:
 def upscaler(given: argparse.Namespace) -> Real:
     import shrink_upscaler as example
 
-    steps, model = given.steps or 2000, example.upscaler()
+    steps, model = given.steps or 1500, example.upscaler()
     rows = {f"ours: {keep:g} kept, distilled": example.recipe(keep, steps) for keep in (0.5, 0.75)}
     return Real(
         "balanced_x4, a tile of 80×80",
@@ -272,7 +278,7 @@ def saliency(given: argparse.Namespace) -> Real:
 
     def like_the_map(network: Any) -> float:
         """Correlation with the untouched network's map, percent."""
-        held = example.people("val2017")[0][:50]
+        held, _ = example.held_out()
         if not before:
             model = example.saliency(given.weights)
             before.append(torch.cat([model(part) for part in held.split(10)]).flatten(1))

@@ -8,6 +8,7 @@ an interrupted training goes on where it stopped. The vision transformer learns 
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,15 @@ def build(name: str, drop: float = 0.0) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", num_classes=10, patch_drop_rate=drop, **sizes, **pool)
 
 
-def start(name: str, data: Data, place: Path, steps: int) -> nn.Module:
-    """The network to shrink, from the cache or trained now."""
+def start(name: str, data: Data, place: Path, steps: int, stop_after: int | None = None) -> nn.Module:
+    """The network to shrink, from the cache or trained now; from `stop_after` on at the next call."""
     kept, resume = place / f"cifar_{name}_{steps}.safetensors", place / f"cifar_{name}_{steps}.checkpoint"
     if kept.is_file():
         model = build(name)
         model.load_state_dict(load_file(kept))
         return model.eval()
     place.mkdir(parents=True, exist_ok=True)
-    teacher = start("resnet", data, place, min(steps, STEPS["resnet"])) if name == "vit" else None
+    teacher = start("resnet", data, place, STEPS["resnet"]) if name == "vit" else None
     torch.manual_seed(0)
     assert data.batches is not None
     model = build(name, drop=0.5 if name == "vit" else 0.0).to(memory_format=torch.channels_last)
@@ -83,12 +84,16 @@ def start(name: str, data: Data, place: Path, steps: int) -> nn.Module:
             if p.saved
             else None
         ),
+        stop_after=stop_after,
     )
+    if stop_after is not None and stop_after < steps:
+        return model.eval()
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, kept)
     resume.unlink(missing_ok=True)
     return start(name, data, place, steps)
 
 
+@cache
 def cifar(name: str, limit: int = 2000) -> Data:
     """CIFAR-10, with accuracy on the first test pictures."""
     return picture_data(labelled("cifar10", FRAMING, limit=limit), FRAMING, outputs=10, batch=BATCH[name])
@@ -105,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("resnet", "vit"))
     parser.add_argument("--start", type=int, help="training steps of the network that is shrunk")
-    parser.add_argument("--steps", type=int, default=1200, help="training steps of the smaller one")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of the smaller one")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
     given = parser.parse_args()
     data = cifar(given.model)

