@@ -10,6 +10,7 @@ A level has half the side of the one before, rounded up. Edge samples are repeat
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,7 +113,7 @@ def laplacian(x: NDArray, levels: int) -> list[NDArray]:
         The details, finest first, and as the last level the coarsest means.
     """
     means = gaussian(x, levels)
-    details = [fine - expand(coarse, *fine.shape[:2]) for fine, coarse in zip(means[:-1], means[1:], strict=True)]
+    details = [fine - expand(coarse, *fine.shape[:2]) for fine, coarse in itertools.pairwise(means)]
     return [*details, means[-1]]
 
 

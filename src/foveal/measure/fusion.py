@@ -58,7 +58,9 @@ def _preserved(source: tuple[Plane, Plane], fused: tuple[Plane, Plane]) -> Plane
     (g, alpha), (g_fused, alpha_fused) = source, fused
     larger = np.maximum(g, g_fused)
     shares = np.minimum(g, g_fused) / np.where(larger == 0, 1, larger), abs(abs(alpha - alpha_fused) * 2 / np.pi - 1)
-    made = [top / (1 + np.exp(slope * (x - at))) for x, (top, slope, at) in zip(shares, (STRENGTH, DIRECTION), strict=True)]
+    made = [
+        top / (1 + np.exp(slope * (x - at))) for x, (top, slope, at) in zip(shares, (STRENGTH, DIRECTION), strict=True)
+    ]
     return made[0] * made[1]
 
 
@@ -111,7 +113,9 @@ def ms_ssim(a: NDArray, b: NDArray) -> float:
     """
     x, y = _planes(a, b)
     if min(x.shape) < WINDOW:
-        raise ValueError(f"MS-SSIM needs {WINDOW}×{WINDOW} pixels, got {x.shape[1]}×{x.shape[0]}; take a larger picture")
+        raise ValueError(
+            f"MS-SSIM needs {WINDOW}×{WINDOW} pixels, got {x.shape[1]}×{x.shape[0]}; take a larger picture"
+        )
     levels = min(len(EXPONENTS), int(np.log2(min(x.shape) // WINDOW)) + 1)
     exponents = np.array(EXPONENTS[:levels]) / sum(EXPONENTS[:levels])
     out = 1.0

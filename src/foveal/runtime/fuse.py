@@ -8,8 +8,8 @@
 Rules for `fuse`, on luminance:
 
 - average, maximum: of the two values of a pixel
-- laplacian: of each level of two pyramids the detail of larger absolute value; the mean of the coarsest levels (Burt and
-  Adelson 1983, Burt and Kolczynski 1993)
+- laplacian: of each level of two pyramids the detail of larger absolute value; the mean of the coarsest levels (P. J.
+  Burt and R. J. Kolczynski, "Enhanced Image Capture Through Fusion", ICCV 1993)
 - guided: a base and details with weights of their own, from where each picture has more contrast, made smooth along
   the edges of that picture (S. Li, X. Kang and J. Hu, "Image Fusion with Guided Filtering", IEEE TIP 22(7), 2013; the
   filter of K. He et al., "Guided Image Filtering", ECCV 2010)
@@ -56,7 +56,7 @@ def average(a: Plane, b: Plane) -> Plane:
     Returns:
         (H, W).
     """
-    return (a + b) / 2
+    return ((a + b) / 2).astype(np.float32)
 
 
 def maximum(a: Plane, b: Plane) -> Plane:
@@ -98,9 +98,10 @@ def _sums(x: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
 
 
 def _mean(x: NDArray, radius: int) -> NDArray[np.float64]:
-    """Mean over a square of 2r + 1 pixels a side, or what of it lies inside; doubles, for the sums of large pictures."""
+    """Mean over a square of 2r + 1 pixels a side, or what of it lies inside; in doubles, for large sums."""
     count = [
-        np.minimum(np.arange(n) + radius + 1, n) - np.maximum(np.arange(n) - radius, 0) for n in (x.shape[0], x.shape[1])
+        np.minimum(np.arange(n) + radius + 1, n) - np.maximum(np.arange(n) - radius, 0)
+        for n in (x.shape[0], x.shape[1])
     ]
     sums = _sums(_sums(x.astype(np.float64), radius).T, radius).T
     return sums / np.outer(*count)
@@ -126,7 +127,7 @@ def _blurred(x: Plane) -> Plane:
     weights /= weights.sum()
     for _ in range(2):
         p = np.pad(x, [(radius, radius), (0, 0)], mode="edge")
-        x = np.sum([w * p[k : k + len(x)] for k, w in enumerate(weights)], axis=0, dtype=np.float32).T
+        x = np.add.reduce([w * p[k : k + len(x)] for k, w in enumerate(weights)]).T
     return x
 
 
@@ -160,7 +161,9 @@ RULES: dict[str, Callable[[Plane, Plane], Plane]] = {
 def _unit(picture: NDArray, name: str) -> NDArray[np.float32]:
     """Values in [0, 1], (H, W, C)."""
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4)):
-        raise FuseError(f"{name} must be (H, W) or (H, W, C) with 1 to 4 channels, got shape {picture.shape}; reshape it")
+        raise FuseError(
+            f"{name} must be (H, W) or (H, W, C) with 1 to 4 channels, got shape {picture.shape}; reshape it"
+        )
     x = picture if picture.ndim == 3 else picture[..., None]
     if picture.dtype in (np.uint8, np.uint16):
         return x.astype(np.float32) / np.float32(np.iinfo(picture.dtype).max)
@@ -169,12 +172,14 @@ def _unit(picture: NDArray, name: str) -> NDArray[np.float32]:
     raise FuseError(f"{name} must be uint8, uint16 or floating point in [0, 1], got {picture.dtype}; convert it")
 
 
-def _as(x: NDArray, like: NDArray) -> NDArray:
-    """[0, 1] to the dtype and the shape of a picture."""
-    x = x.reshape(like.shape).clip(0, 1)
-    if like.dtype.kind == "f":
-        return x.astype(like.dtype)
-    return np.rint(x * np.iinfo(like.dtype).max).astype(like.dtype)
+def _put(colours: NDArray, picture: NDArray) -> NDArray:
+    """A copy of a picture with other colours, given as (H, W, 1 or 3) in [0, 1]; alpha stays."""
+    out = picture.copy() if picture.ndim == 3 else picture[..., None].copy()
+    x = colours.clip(0, 1)
+    if picture.dtype.kind != "f":
+        x = np.rint(x * np.iinfo(picture.dtype).max)
+    out[..., : x.shape[2]] = x.astype(picture.dtype)
+    return out.reshape(picture.shape)
 
 
 def _colours(x: NDArray[np.float32]) -> int:
@@ -212,9 +217,7 @@ def fuse(visible: NDArray, infrared: NDArray, *, rule: str = "laplacian") -> NDA
             "infrared; align and resize the infrared one"
         )
     luma = _luma(x)
-    out = x.copy()
-    out[..., : _colours(x)] += (RULES[rule](luma, _luma(y)) - luma)[..., None]
-    return _as(out, visible)
+    return _put(x[..., : _colours(x)] + (RULES[rule](luma, _luma(y)) - luma)[..., None], visible)
 
 
 def _quality(x: NDArray[np.float32]) -> Plane:
@@ -261,6 +264,4 @@ def merge(pictures: Sequence[NDArray]) -> NDArray:
         masks = pyramid.gaussian((weight / total)[..., None], levels)
         parts = [m * d for m, d in zip(masks, pyramid.laplacian(x[..., :colours], levels), strict=True)]
         blended = [a + b for a, b in zip(blended, parts, strict=True)] if blended else parts
-    out = units[0].copy()
-    out[..., :colours] = pyramid.collapse(blended)
-    return _as(out, first)
+    return _put(pyramid.collapse(blended), first)

@@ -1,9 +1,9 @@
 """Fusion of visible light and infrared in minutes: photographs with planted hot targets, and RoadScene's real pairs.
 
-Of a photograph's luminance, the visible picture is the whole; infrared is 0.7 of it, blurred with a standard deviation of
-3 pixels, with one to three ellipses of 0.8 to 1 that the visible picture does not show. Networks are trained on patches
-of bsds400 without targets, and tested on crops of the middle of BSD100's pictures. Real pairs: every seventh of
-RoadScene's 221, luminance of the visible one.
+The visible picture is a photograph's luminance. Infrared is the same blurred with a standard deviation of 3 pixels,
+around its own mean of 0.4 and times -0.7 to 0.7, as warm is not bright; then one to three ellipses of 0.8 to 1 that
+the visible picture does not show. Networks are trained on patches of bsds400, without ground truth, and tested on
+crops of the middle of BSD100's pictures. Real pairs: every seventh of RoadScene's 221, luminance of the visible one.
 
 Scores are those of `foveal.measure.fusion` after rounding to 8 bits. The floor is the average of both pictures.
 """
@@ -33,7 +33,7 @@ __all__ = ["NEEDS", "RIVALS", "batches", "contrast", "lead", "planted", "real_pa
 NEEDS = ("minutes", "bsds400", "BSD100")
 RIVALS = ("average", "maximum", "laplacian")  # rules of `foveal.runtime.fuse`
 SIDE, COUNT = 192, 20  # side of a test crop in pixels, and how many there are
-SIGMA, COOL = 3.0, 0.7  # blur of infrared, and its share of the photograph's luminance
+SIGMA, TONE, COOL = 3.0, 0.7, 0.4  # blur of infrared, largest factor of its contrast, and its mean without targets
 EVERY = 7  # of RoadScene's pairs
 
 
@@ -68,11 +68,13 @@ def planted(photo: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     Returns:
         The pair, (B, 2, H, W), multiples of 1/255, and how much of each pixel targets cover, (B, 1, H, W).
     """
-    infrared, covered = COOL * _blurred(photo), torch.zeros_like(photo)
+    infrared, covered = _blurred(photo), torch.zeros_like(photo)
     for picture, mask in zip(infrared[:, 0], covered[:, 0], strict=True):
+        tone = TONE * (2 * float(torch.rand((), generator=generator)) - 1)
+        picture.sub_(picture.mean()).mul_(tone).add_(COOL).clamp_(0, 1)
         for _ in range(int(torch.randint(1, 4, (), generator=generator))):
             cover, hot = _ellipse(generator, *picture.shape)
-            picture += cover * (hot - picture)
+            picture.lerp_(torch.full_like(picture, hot), cover)
             mask.copy_(torch.maximum(mask, cover))
     return torch.round(torch.cat([photo, infrared], 1) * 255) / 255, covered
 

@@ -3,13 +3,13 @@
 *Source*: Q. Xu and Z. Chen, "Fusion of Infrared and Visible Images based on Spatial-Channel Attentional Mechanism",
 2023 (arXiv:2308.13672). Luminance of the visible picture v and the infrared picture i, (B, 1, H, W) each:
 
-    F = [encode_v(v), encode_i(i)]                          (B, 2C, H, W); a layer is [conv3, conv5, conv7] of C / 3 each
-    F' = F ⊙ σ(conv7[mean_c F, max_c F]) + F ⊙ σ(W₂ relu(W₁ mean_hw F))      spatial, and channel attention
-    out = (v + i) / 2 + decode(F')                          3×3 convolutions to 2C / 2, 2C / 4 and 1 channel
+    F = [encode_v(v), encode_i(i)]             (B, 2C, H, W); a layer is [conv3, conv5, conv7] of C / 3 channels each
+    F' = F ⊙ σ(conv7[mean_c F, max_c F]) + F ⊙ σ(W₂ lrelu(W₁ mean_hw F))         spatial, and channel attention
+    out = (v + i) / 2 + decode(F')             3×3 convolutions to C, C / 2 and 1 channel
 
 Trained without targets (`fusion_loss`): MS-SSIM to both pictures, the brighter value, and the stronger gradient:
 
-    1 - (MS-SSIM(o, v) + MS-SSIM(o, i)) / 2 + α mean |o - max(v, i)| + β mean |∇o - ∇s|,   s: v or i, whose |∇| is larger
+    1 - (MS-SSIM(o, v) + MS-SSIM(o, i)) / 2 + α mean |o - max(v, i)| + β mean |∇o - ∇s|,   s: v or i, by larger |∇|
 
 *Differs from the paper*: the decoder adds to the mean of both pictures, so that with its last layer 0, as at the start,
 the network averages; sizes are for a training of minutes. MS-SSIM has as many of its five scales as fit the patch.
@@ -19,6 +19,8 @@ chosen here.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,8 @@ WINDOW, SIGMA = 11, 1.5
 
 def _blurred(x: Tensor) -> Tensor:
     """Weighted mean under SSIM's window wherever it lies inside, (B, C, H, W) to (B, C, H - 10, W - 10)."""
-    weights = torch.exp(-(torch.arange(WINDOW) - WINDOW // 2).square() / (2 * SIGMA**2))
+    place = torch.arange(WINDOW, dtype=torch.float64, device=x.device) - WINDOW // 2
+    weights = torch.exp(-place.square() / (2 * SIGMA**2))
     weights = (weights / weights.sum()).to(x)
     channels = x.shape[1]
     for shape in ((1, -1), (-1, 1)):
@@ -84,7 +87,7 @@ def gradients(x: Tensor) -> Tensor:
     return torch.cat([x[..., :-1, 1:] - here, x[..., 1:, :-1] - here], 1)
 
 
-def fusion_loss(out: Tensor, pair: Tensor, *, intensity: float = 0.5, gradient: float = 5.0) -> Tensor:
+def fusion_loss(out: Tensor, pair: Tensor, *, intensity: float = 0.1, gradient: float = 15.0) -> Tensor:
     """The loss, which needs no target.
 
     Args:
@@ -145,7 +148,7 @@ class AMFusionNet(nn.Module):
 
     in_channels, out_channels, scale = 2, 1, 1
 
-    def __init__(self, *, dim: int = 24, depth: int = 2, attention: bool = True) -> None:
+    def __init__(self, *, dim: int = 24, depth: int = 1, attention: bool = True) -> None:
         super().__init__()
         if dim < 6 or dim % len(KERNELS):
             raise ValueError(f"dim must be a multiple of {len(KERNELS)}, at least 6, got {dim}; 24 is the default")
@@ -153,14 +156,14 @@ class AMFusionNet(nn.Module):
             nn.Sequential(*(_Sizes(dim if i else 1, dim) for i in range(depth))) for _ in range(2)
         )
         self.attention = _Attention(2 * dim) if attention else nn.Identity()
+        last = nn.Conv2d(dim // 2, 1, 3, padding=1)
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(cast("Tensor", last.bias))
         self.decode = nn.Sequential(
             nn.Conv2d(2 * dim, dim, 3, padding=1), nn.LeakyReLU(0.1),
             nn.Conv2d(dim, dim // 2, 3, padding=1), nn.LeakyReLU(0.1),
-            nn.Conv2d(dim // 2, 1, 3, padding=1),
+            last,
         )  # fmt: skip
-        last = self.decode[-1]
-        nn.init.normal_(last.weight, std=1e-3)
-        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         visible, infrared = x.split(1, 1)
