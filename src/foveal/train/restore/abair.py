@@ -151,7 +151,7 @@ class Adapter(nn.Module):
 
 
 class Estimator(nn.Module):
-    """Which degradations a picture has: strided convolutions of it and its fine detail, mean and log-variance, one layer.
+    """Which degradations a picture has, by convolutions of it and its detail, their means and log-variances, one layer.
 
     Args:
         dim: channels.
