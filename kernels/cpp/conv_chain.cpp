@@ -406,7 +406,7 @@ extern "C" {
 // (out, in, 3, 3); base (s², side, side); for back-projection see Back, for cleaned colours Colour, each with a side of 0
 // if there is none. There are not both, and a base that reads cleaned colours has a side of at most 5. Returns null if
 // memory ran out.
-foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const float* const* weights,
+foveal::Chain* foveal_chain_build(int64_t layers, const int64_t* widths, const float* const* weights,
                                  const float* const* biases, const float* slopes, int64_t scale, int64_t base_side,
                                  const float* base, int64_t back_side, const float* small, const float* reduce,
                                  const float* enlarge, int64_t colour_side, const float* filter, const float* mix,
@@ -423,7 +423,7 @@ foveal::Chain* foveal_chain_make(int64_t layers, const int64_t* widths, const fl
 
 // The same for an int8 chain. `first`: weights of the first layer; for the others, bytes (out, in, 3, 3) and a scale per
 // output channel; for the output of all layers but the last, a quantisation step and a zero point per channel.
-foveal::Chain* foveal_chain_make_int8(int64_t layers, const int64_t* widths, const float* first,
+foveal::Chain* foveal_chain_build_int8(int64_t layers, const int64_t* widths, const float* first,
                                       const int8_t* const* weights, const float* const* scales,
                                       const float* const* biases, const float* slopes, const float* steps,
                                       const float* const* zeros, int64_t scale, int64_t base_side, const float* base,

@@ -15,7 +15,7 @@ from foveal_kernels.calls import declare
 
 __all__ = ["built", "instruction_sets", "load", "multiplies_bytes", "why_not"]
 
-__version__ = "0.4.0"
+__version__ = "0.3.2"
 
 HERE = Path(__file__).parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

@@ -133,9 +133,9 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "foveal_xnor_conv": (c_int, (POINTER(XnorConv), c_int)),
     "foveal_block_sparse": (c_int, (POINTER(BlockSparse), c_int)),
     # layers, widths, weights, biases, slopes
-    "foveal_chain_make": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK, *_COLOUR)),
+    "foveal_chain_build": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK, *_COLOUR)),
     # layers, widths, first weight, weights, scales, biases, slopes, steps, zeros
-    "foveal_chain_make_int8": (
+    "foveal_chain_build_int8": (
         c_void_p,
         (c_int64, c_void_p, c_void_p, _ROWS, _ROWS, _ROWS, c_void_p, c_void_p, _ROWS, *_BASE, *_BACK, *_COLOUR),
     ),

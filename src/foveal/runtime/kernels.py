@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["why_not"]
 
-WANTED = "0.4"  # its version without the last number, which alone changes where the functions stay as they are
+WANTED = "0.3"  # its version without the last number, which alone changes where the functions stay as they are
 
 
 def why_not() -> str | None:

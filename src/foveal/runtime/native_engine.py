@@ -73,9 +73,9 @@ class NativeEngine:
         slopes, steps = (_at(np.array(x, np.float32)) for x in (chain.slopes, chain.steps))
         if chain.scales:
             rest = (_all_at(weights[1:]), _all_at(scales), _all_at(biases), slopes, steps, _all_at(zeros))
-            self._handle = library.foveal_chain_make_int8(*start, _at(weights[0]), *rest, *end)
+            self._handle = library.foveal_chain_build_int8(*start, _at(weights[0]), *rest, *end)
         else:
-            self._handle = library.foveal_chain_make(*start, _all_at(weights), _all_at(biases), slopes, *end)
+            self._handle = library.foveal_chain_build(*start, _all_at(weights), _all_at(biases), slopes, *end)
         if not self._handle:
             raise EngineMemoryError("native ran out of memory")
         weakref.finalize(self, library.foveal_chain_free, self._handle)
