@@ -39,7 +39,7 @@ def doctor(json: Json = False) -> None:
         threads    2
         cache      /home/me/.cache/foveal
         packages   numpy 2.4.6, pillow 13.0.0, pyvips 3.2.0, libvips 8.18.7, typer 0.29.2, rich 15.0.0
-        bundles    fast_x2, balanced_x2, fast_x3, …, clean_balanced_x2, clean_fast_x4, clean_balanced_x4
+        bundles    fast_x2, balanced_x2, fast_x3, …, clean_balanced_x3, clean_fast_x4, clean_balanced_x4
         engines
           native       works 0.4.0
           onnxruntime  works 1.31.1
