@@ -182,6 +182,25 @@ def _openvino_multiplies_bytes() -> bool:
     return bool(cpu_flags() & {"avx512_vnni", "avx_vnni"})
 
 
+CHAIN = (0, 3, 2)  # first version of the kernels whose chain of convolutions is called as here
+
+
+def _native_why_not() -> str | None:
+    """Why the kernels cannot run a network."""
+    if reason := kernels.why_not():
+        return reason
+    import foveal_kernels
+
+    found = foveal_kernels.__version__
+    if tuple(map(int, found.split("."))) < CHAIN:
+        wanted = ".".join(map(str, CHAIN))
+        return (
+            f"foveal-kernels {found} is installed, this engine calls {wanted}; run `pip install --force-reinstall "
+            "--no-deps ./kernels` in foveal's folder"
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class EngineKind:
     """One engine: what it needs and what it is good for.
@@ -223,7 +242,7 @@ _KINDS = {
             auto=True,
             process_bytes=60 << 20,
             multiplies_bytes=_native_multiplies_bytes,
-            why_not=kernels.why_not,
+            why_not=_native_why_not,
         ),
         EngineKind(
             # Its rounding between layers takes longer than its int8 saves.
