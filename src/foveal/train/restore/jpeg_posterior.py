@@ -134,7 +134,7 @@ class PosteriorTraining(nn.Module):
         ValueError: a decoder without noise, or fewer than two samples.
     """
 
-    def __init__(self, decoder: JpegDecoder, critic: Critic, *, weight: float = 3e-3, count: int = 2) -> None:
+    def __init__(self, decoder: JpegDecoder, critic: Critic, *, weight: float = 1e-3, count: int = 2) -> None:
         super().__init__()
         if decoder.noise < 1 or count < 2:
             raise ValueError(
