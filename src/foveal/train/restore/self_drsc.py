@@ -253,7 +253,7 @@ class SelfDistillation(nn.Module):
         weight: float = 1.0,
         margin: int = 8,
         decay: float = 0.98,
-        warmup: int = 100,
+        warmup: int = 50,
         smooth: float = 0.01,
     ) -> None:
         super().__init__()
