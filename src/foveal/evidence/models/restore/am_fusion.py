@@ -51,7 +51,7 @@ CLAIMS = (
         clause=1,
     ),
     kept(
-        "On held-out planted pairs MS-SSIM to both pictures is above that of averaging, maximum and Laplacian pyramids.",
+        "On held-out planted pairs MS-SSIM to both is above that of averaging, maximum and Laplacian pyramids.",
         paper="",
         quality=partial(_lead, score="ms_ssim", real=False),
         at_least=0.0,
