@@ -131,6 +131,8 @@ def _joined(x: Tensor, size: int, height: int, width: int) -> Tensor:
 class _Swin(nn.Module):
     """A transformer block with attention inside windows, (B, H, W, C) to the same; sides are multiples of a window."""
 
+    offset: Tensor
+
     def __init__(self, dim: int, heads: int, window: int, ratio: float, *, shifted: bool) -> None:
         super().__init__()
         self.heads, self.window, self.shift = heads, window, window // 2 if shifted else 0

@@ -12,7 +12,7 @@ from foveal.record import kept
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STEPS = 300
+STEPS = 400
 DATA = f"{STEPS} steps on planted pairs of bsds400; "
 PLANTED = f"{DATA}{infrared.COUNT} planted pairs of BSD100, {infrared.SIDE}×{infrared.SIDE}"
 REAL = f"{DATA}32 real pairs of RoadScene"

@@ -8,7 +8,7 @@ from foveal.evidence.tasks import bracketing, restoring
 from foveal.models.restore.sct_net import SCTNet
 from foveal.record import kept, params
 
-STEPS = 250
+STEPS = 200
 DATA = (
     f"{STEPS} steps on brackets of bsds400; brackets of crops of {restoring.SIDE} pixels of {restoring.COUNT} of "
     "BSD100, PSNR-μ where something moves"
