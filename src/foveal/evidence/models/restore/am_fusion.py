@@ -12,7 +12,7 @@ from foveal.record import kept
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STEPS = 400
+STEPS, RATE = 400, 5e-3
 DATA = f"{STEPS} steps on planted pairs of bsds400; "
 PLANTED = f"{DATA}{infrared.COUNT} planted pairs of BSD100, {infrared.SIDE}×{infrared.SIDE}"
 REAL = f"{DATA}32 real pairs of RoadScene"
@@ -25,7 +25,7 @@ def _loss(model: nn.Module, pairs: Tensor) -> Tensor:
 
 
 def _trained(seed: int) -> nn.Module:
-    return infrared.trained(AMFusionNet, _loss, steps=STEPS, seed=seed)
+    return infrared.trained(AMFusionNet, _loss, steps=STEPS, seed=seed, lr=RATE)
 
 
 def _lead(seed: int, *, score: str, real: bool) -> float:
@@ -35,7 +35,7 @@ def _lead(seed: int, *, score: str, real: bool) -> float:
 
 def _targets(seed: int) -> float:
     """Contrast of planted targets over that in infrared, minus that of the twin without attention."""
-    twin = infrared.trained(plain, _loss, steps=STEPS, seed=seed)
+    twin = infrared.trained(plain, _loss, steps=STEPS, seed=seed, lr=RATE)
     return infrared.contrast(_trained(seed)) - infrared.contrast(twin)
 
 
