@@ -87,7 +87,7 @@ def gradients(x: Tensor) -> Tensor:
     return torch.cat([x[..., :-1, 1:] - here, x[..., 1:, :-1] - here], 1)
 
 
-def fusion_loss(out: Tensor, pair: Tensor, *, intensity: float = 0.1, gradient: float = 15.0) -> Tensor:
+def fusion_loss(out: Tensor, pair: Tensor, *, intensity: float = 0.1, gradient: float = 6.0) -> Tensor:
     """The loss, which needs no target.
 
     Args:
