@@ -19,7 +19,7 @@ SIDE, GAP, BAND = 220, 6, 24
 COLUMNS = (
     ("bridge", "noise of 25 levels", "noise", {"sigma": 25}, "auto", 200, 150),
     ("dogs", "JPEG of quality 15", "jpeg", {"quality": 15}, "auto", 60, 80),
-    ("clock", "a tenth of the light", "dark", {"gain": 0.1}, "auto", 120, 60),
+    ("clock", "a tenth of the light", "dark", {"gain": 0.1}, "light", 220, 60),
     ("dandelion", "rain", "rain", {}, "rain", 150, 120),
 )
 

@@ -87,7 +87,7 @@ def test_levels_that_differ_in_their_kernels_are_refused(tmp_path):
 
 def test_a_network_without_an_8_bit_form_is_refused(tmp_path):
     class Smooth(torch.nn.Module):
-        margin = 1
+        margin, scale = 1, 2
 
         def plain(self, level):
             return torch.nn.Conv2d(3, 3, 3)

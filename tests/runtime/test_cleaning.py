@@ -18,7 +18,7 @@ from foveal.runtime.upscaler import Upscaler
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 NAMES = ("bridge", "clock", "dandelion", "dogs")
-CLEANERS = [bundle for bundle in available() if bundle.card.levels]
+CLEANERS = [bundle for bundle in available() if bundle.card.levels and bundle.card.scale > 1]
 
 
 def sample(name, side=96):

@@ -52,7 +52,7 @@ def differ(path, kind, x, **options):
     return difference.max(), (difference > 0).mean()
 
 
-CHAINS = available()
+CHAINS = [bundle for bundle in available() if bundle.card.purpose == "super-resolution"]
 CLEANERS = [bundle for bundle in CHAINS if bundle.card.levels]
 CODED = [bundle for bundle in CHAINS if "int8" in bundle.card.files]
 

@@ -292,10 +292,10 @@ def test_no_more_engines_stay_open_than_told(monkeypatch):
     assert made.count("1") == 1
 
 
-def test_a_strength_where_nothing_cleans(server: Client):
-    got = server.ask("POST", "/api/v1/upscale?scale=2&quality=fast&clean=30", png())
+def test_a_strength_that_cannot_be(server: Client):
+    got = server.ask("POST", "/api/v1/upscale?scale=2&quality=fast&clean=130", png())
     assert got.status == 422
-    assert "clean=30 asks for cleaning, and none comes with" in got.json["error"]
+    assert "a strength from 0 to 100" in got.json["error"]
 
 
 def test_limits_must_be_above_zero():
