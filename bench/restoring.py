@@ -102,7 +102,7 @@ def cases() -> Iterator[tuple[str, str, Callable[[NDArray, int], NDArray | Image
         yield f"noise {sigma}", "noise", _noise(sigma)
     for quality in QUALITIES:
         yield f"JPEG {quality}", "jpeg", _jpeg(quality)
-    for name, fix in (("dark", "light"), ("exposure", "exposure"), ("rain", "rain"), ("snow", "snow")):
+    for name, fix in (("dark", "light"), ("rain", "rain"), ("snow", "snow")):
         yield name, fix, _banked(name)
 
 
@@ -127,7 +127,7 @@ def main() -> None:
             pixels += picture.shape[0] * picture.shape[1]
             before.append(psnr(np.asarray(given), picture))
             after.append(psnr(made, picture))
-            if fix in ("light", "exposure"):
+            if fix == "light":
                 gamma.append(best_gamma(np.asarray(given), picture))
         row = {
             "damage": name,

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from foveal import shrink
     from foveal.models import create_model, list_models
-    from foveal.runtime import Upscaler
+    from foveal.runtime import Restorer, Upscaler
 
-__all__ = ["Upscaler", "__version__", "create_model", "list_models", "shrink"]
+__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "list_models", "shrink"]
 
 _HOME = {
+    "Restorer": "foveal.runtime",
     "Upscaler": "foveal.runtime",
     "create_model": "foveal.models",
     "list_models": "foveal.models",

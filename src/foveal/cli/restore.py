@@ -34,7 +34,7 @@ def restore(
         typer.Option(
             "--fix",
             metavar="auto|NAMES",
-            help="auto (JPEG, noise and darkness, where found), or of jpeg, noise, rain, snow, light, exposure.",
+            help="auto (JPEG, noise and darkness, where found), or of jpeg, noise, rain, snow, light.",
         ),
     ] = "auto",
     strength: Annotated[
@@ -43,6 +43,15 @@ def restore(
             "--strength", metavar="auto|N", help="Of cleaning JPEG and noise: as much as needed, or 1 to 100."
         ),
     ] = "auto",
+    infrared: Annotated[
+        str | None,
+        typer.Option(
+            "--with", metavar="PICTURE", help="Infrared picture of the same scene and size, fused with INPUT."
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="The inputs are exposures of one scene; they become one picture.")
+    ] = False,
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="auto (the fastest), onnxruntime, openvino or torch.")
     ] = "auto",
@@ -97,6 +106,9 @@ def restore(
     found is repaired in this order: JPEG and noise, rain and snow, light. Rain and snow are only removed if --fix asks
     for them. Nothing found, nothing changed: the pixels are written as they were.
 
+    --merge makes one picture of several exposures of a scene, --with fuses a picture with its infrared twin; both want
+    pictures that lie on each other, of one size. What comes of it is then repaired.
+
     Colour profile, metadata, orientation, transparency, 16 bits and animation are kept, as by foveal upscale; a record
     .foveal.jsonl in the folder of the results lets --resume go on.
 
@@ -108,6 +120,8 @@ def restore(
         out: folder, or file for one picture.
         fix: what to repair.
         strength: of cleaning.
+        infrared: infrared picture to fuse one input with.
+        merge: whether the inputs are exposures of one scene.
         engine: inference engine.
         threads: processor threads.
         tile: side of a tile in pixels, or auto.
@@ -140,16 +154,25 @@ def restore(
         stop("restore", f"--tile must be auto or a number of pixels, got {tile!r}; leave it out for the best")
     below = background_colour("restore", background)
     passed_over: list[tuple[Path, str]] = []
+    given = list(pictures or [])
+    if infrared is not None and (merge or len(given) != 1 or Path(given[0]).is_dir()):
+        stop(
+            "restore", f"--with {infrared} fuses one picture with its infrared twin; name that picture, without --merge"
+        )
+    if merge and (len(given) < 2 or out is None):
+        stop("restore", "--merge takes two or more exposures of one scene and -o FILE for the result")
     try:
         restorer = Restorer(
             fix,
+            infrared=infrared,
+            exposures=given[1:] if merge else (),
             strength=strength,
             engine=engine,
             threads=threads,
             tile="auto" if tile in ("auto", "0") else int(tile),
         )
         jobs = find_jobs(
-            pictures or [],
+            given[:1] if merge else given,
             out,
             scale=1,
             recursive=recursive,

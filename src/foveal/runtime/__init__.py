@@ -8,6 +8,7 @@ pixels.py      kinds of pixels (grey, colour, alpha; 8 bits, 16 bits, floats) to
 inputs.py      kinds of pictures (array, tensor, PIL image, path) to pixels, and back
 throughput.py  how fast engines are here, measured and remembered; engine_choice.py: the engine and tile that follow
 plan.py        engine, tiles, memory and seconds of one picture, before the work starts; result.py: what was done
+restorer.py    damaged pictures behind one call; repairs.py, light.py: what is looked for, and what repairs it
 upscaler.py    all of it behind one call; background_writer.py: writing while the next tiles are computed
 
 Names are loaded when first used, so that reading a card does not load an engine.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from foveal.runtime.card import BundleError, Card
     from foveal.runtime.engines import Engine, EngineError
     from foveal.runtime.plan import Plan
+    from foveal.runtime.restorer import Restorer
     from foveal.runtime.result import Result
     from foveal.runtime.upscaler import Upscaler
 
@@ -33,6 +35,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "Plan",
+    "Restorer",
     "Result",
     "Upscaler",
     "available",
@@ -46,6 +49,7 @@ _HOME = {
     "Engine": "engines",
     "EngineError": "engines",
     "Plan": "plan",
+    "Restorer": "restorer",
     "Result": "result",
     "Upscaler": "upscaler",
     "available": "bundle",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FIXES", "Clean", "Finding", "Repair", "Weather", "brightness"]
 
 # What the user asks for → the repair that does it.
-FIXES = {"jpeg": "clean", "noise": "clean", "rain": "weather", "snow": "weather", "light": "light", "exposure": "light"}
+FIXES = {"jpeg": "clean", "noise": "clean", "rain": "weather", "snow": "weather", "light": "light"}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from foveal.runtime.tiled import tiled
 from foveal.runtime.tiles import make_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,6 +42,7 @@ ORDER = ("clean", "weather", "light")
 _AUTOMATIC = ("clean", "light")  # what is looked for unasked
 # Damage that a repair of this catalogue handles, and the call that does it; no bundle ships.
 _ELSEWHERE = {
+    "exposure": "of a picture alone, how it was meant to be exposed cannot be told well enough yet",
     "blur": "foveal.models.restore holds the networks; no bundle ships yet",
     "holes": "foveal.models.restore holds the networks; no bundle ships yet",
     "rolling-shutter": "it needs two frames read in opposite directions: foveal.train.restore.self_drsc",
@@ -80,11 +81,15 @@ class Restorer:
 
     Args:
         fix: "auto": what is found (JPEG, noise, darkness); or names with commas between: "jpeg", "noise", "rain",
-            "snow", "light", "exposure".
+            "snow", "light".
         strength: of cleaning, "auto" for as much as is needed, or 1 to 100.
         engine: name of an engine, or "auto" for the fastest here.
         threads: processor threads; all by default.
         tile: side of a tile in pixels, or "auto".
+        infrared: picture file of the same scene and size in infrared, which files are fused with before they are
+            repaired (`foveal.runtime.fuse.fuse`).
+        exposures: picture files of the same scene and size, exposed otherwise, which files are merged with before they
+            are repaired (`foveal.runtime.fuse.merge`).
 
     Attributes:
         fix: what is repaired.
@@ -107,11 +112,14 @@ class Restorer:
         engine: str = "auto",
         threads: int | None = None,
         tile: int | str = "auto",
+        infrared: str | Path | None = None,
+        exposures: Sequence[str | Path] = (),
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         asked = asked_fixes(fix)
         self.fix, self.threads = fix, threads or cores()
+        self._infrared, self._exposures = infrared, tuple(exposures)
         self.clean = checked_clean(strength)
         self._asked = frozenset(FIXES[name] for name in asked)
 
@@ -309,10 +317,12 @@ class Restorer:
         notes: list[str] = []
 
         def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
-            findings.extend(self._look(begun.frame.pixels, begun.frame.alpha, begun.stated))
+            first = self._together(begun.frame.pixels, source, limit_pixels, notes)
+            findings.extend(self._look(first, begun.frame.alpha, begun.stated))
 
             def make(picture: Picture) -> Iterator[NDArray]:
-                return self._bands(picture.pixels, picture.alpha, findings, begun.step, notes.append)
+                pixels = first if picture is begun.frame else picture.pixels
+                return self._bands(pixels, picture.alpha, findings, begun.step, notes.append)
 
             return make
 
@@ -334,6 +344,27 @@ class Restorer:
             notes=tuple(dict.fromkeys([*self.notes, _told(findings), *notes, *done.left_out])),
             clean={"found": [finding.facts | {"repair": finding.repair} for finding in findings]},
         )
+
+    def _together(self, pixels: NDArray, source: Path, limit_pixels: int | None, notes: list[str]) -> NDArray:
+        """A picture with its other exposures and its infrared twin."""
+        others = [*self._exposures, *([] if self._infrared is None else [self._infrared])]
+        if not others:
+            return pixels
+        from foveal import images
+        from foveal.runtime.fuse import FuseError, fuse, merge
+
+        limit = images.LIMIT_PIXELS if limit_pixels is None else limit_pixels
+        read = [images.read(Path(other), limit_pixels=limit).frame(0).pixels for other in others]
+        try:
+            if self._exposures:
+                pixels = merge([pixels, *read[: len(self._exposures)]])
+                notes.append(f"{len(self._exposures) + 1} exposures merged")
+            if self._infrared is not None:
+                pixels = fuse(pixels, read[-1])
+                notes.append(f"fused with {self._infrared}")
+        except FuseError as error:
+            raise FuseError(f"{source} with {', '.join(map(str, others))}: {error}") from error
+        return pixels
 
     upscale_file = restore_file  # by which a run of pictures calls what makes a file
 
