@@ -40,11 +40,11 @@ __all__ = ["FixError", "Restorer", "asked_fixes"]
 
 ORDER = ("clean", "weather", "light")
 _AUTOMATIC = ("clean", "light")  # what is looked for unasked
-# Damage that a repair of this catalogue handles, and the call that does it; no bundle ships.
+# Damage that users ask about and no bundle repairs, and why.
 _ELSEWHERE = {
     "exposure": "of a picture alone, how it was meant to be exposed cannot be told well enough yet",
-    "blur": "foveal.models.restore holds the networks; no bundle ships yet",
-    "holes": "foveal.models.restore holds the networks; no bundle ships yet",
+    "blur": "none is shipped yet",
+    "holes": "none is shipped yet",
     "rolling-shutter": "it needs two frames read in opposite directions: foveal.train.restore.self_drsc",
 }
 
