@@ -37,7 +37,7 @@ def test_unknown_command_gives_the_closest(capsys):
     code, _, err = run(capsys, "upscal")
     assert code == 2
     assert "no command 'upscal'; did you mean upscale?" in err
-    assert "commands are upscale, shrink" in run(capsys, "xyz")[2]
+    assert "commands are upscale, restore, shrink" in run(capsys, "xyz")[2]
 
 
 def test_a_picture_instead_of_a_command(capsys, tmp_path, monkeypatch):

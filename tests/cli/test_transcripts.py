@@ -31,6 +31,7 @@ ALIKE = (
 )
 ALSO = {
     "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
+    "restore": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
     "serve": ((r":\d+/", ":PORT/"),),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
@@ -50,13 +51,14 @@ ALSO = {
     "claims": ((r"(?<=DATE  ).*", "MACHINE"), (r"holds +\d+ +\d+\.\d", "holds")),
     "doctor": (
         (r"foveal \S+, Python \S+, .*", "foveal, Python, SYSTEM"),
-        (r"(processor|threads|cache|packages)  .*", r"\1"),
+        (r"(processor|threads|cache|packages|bundles)  .*", r"\1"),
         (r"(?<=kernels\n)(  .*\n)+", "  KERNELS\n"),
         (r"works.*|does not work: .*", "STATE"),
     ),
 }
 SLOW = {
     "upscale": "measures the engines once",
+    "restore": "measures the engines once",
     "train": "trains for five steps",
     "shrink": "imports timm and torchvision, prunes and trains",
     "run": "opens an engine",
@@ -115,6 +117,14 @@ def upscale(beside_samples, monkeypatch):
     for name in ("a.png", "b.png"):
         photo(beside_samples / "photos" / name, 320, 240)
     monkeypatch.setattr("foveal.cli.upscale._crew", lambda address, threads: InProcess())
+    monkeypatch.setenv("FOVEAL_CACHE", str(beside_samples / "cache"))
+    monkeypatch.setattr("foveal.runtime.throughput._TRIED", (32,))
+
+
+@pytest.fixture
+def restore(beside_samples, monkeypatch):
+    with Image.open(ROOT / "samples" / "bridge.png") as picture:
+        picture.convert("RGB").resize((500, 480)).save(beside_samples / "photo.jpg", quality=40)
     monkeypatch.setenv("FOVEAL_CACHE", str(beside_samples / "cache"))
     monkeypatch.setattr("foveal.runtime.throughput._TRIED", (32,))
 
@@ -252,7 +262,7 @@ def data(tmp_path, monkeypatch):
     [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
 )
 def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
-    if name in ("upscale", "train", "measure", "export", "data", "import", "shrink", "run", "serve"):
+    if name in ("upscale", "restore", "train", "measure", "export", "data", "import", "shrink", "run", "serve"):
         request.getfixturevalue(name)
     found = transcripts(run(capsys, name, "--help")[1])
     assert found, f"help of {name} ends in no transcript"

@@ -362,9 +362,11 @@ def test_what_is_only_read_becomes_png_and_says_so(capsys, monkeypatch):
 def test_what_is_not_kept_is_on_the_line_in_json_and_in_the_plan(capsys):
     Image.new("RGB", (6, 6)).save("photo.jpg", xmp=b"<x:xmpmeta/>", dpi=(300, 300))
     text = "; XMP not kept"
-    assert text in run(capsys, "photo.jpg", "-o", "large.bmp", "--dry-run")[1]
-    assert text in run(capsys, "photo.jpg", "-o", "large.bmp")[1]
-    (file,) = json.loads(run(capsys, "photo.jpg", "-o", "large.bmp", "--overwrite", "--json")[1])["files"]
+    assert text in run(capsys, "photo.jpg", "--clean", "off", "-o", "large.bmp", "--dry-run")[1]
+    assert text in run(capsys, "photo.jpg", "--clean", "off", "-o", "large.bmp")[1]
+    (file,) = json.loads(run(capsys, "photo.jpg", "--clean", "off", "-o", "large.bmp", "--overwrite", "--json")[1])[
+        "files"
+    ]
     assert file["notes"] == ["XMP not kept"]
 
 

@@ -40,7 +40,7 @@ def run(capsys, *arguments):
 
 
 def test_each_picture_is_done_once_and_named_with_its_worker(capsys, crew):
-    code, out, err = run(capsys)
+    code, out, err = run(capsys, "--clean", "off")
     assert (code, err) == (0, "")
     first, *lines, last = out.splitlines()
     assert "3 pictures, 0.00 MP with fast_x2, onnxruntime, 2 workers on 2 machines, each with 1 thread: about" in first

@@ -2,7 +2,6 @@ import copy
 import hashlib
 import json
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -166,7 +165,7 @@ def test_every_registered_network_becomes_a_bundle(tmp_path, name):
 
 
 def test_a_network_with_levels_becomes_a_bundle_with_a_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("foveal.export.bundle.write_levels", partial(write_levels, levels=LEVELS))
+    monkeypatch.setattr("foveal.export.bundle.GRID", LEVELS)
     arguments = {"channels": 8, "depth": 1, "expand": 0}
     told = LumaClean(2, **arguments).eval()
     with pytest.raises(ExportError, match="all levels are alike, so nothing can be told; train it first"):

@@ -70,7 +70,7 @@ def test_a_chain_without_memory_can_go_on_with_a_smaller_picture():
         each = (ctypes.c_void_p * 2)(at, at)
         widths = np.array([3, 4, 1], np.int64)
         start = (2, widths.ctypes.data, each, each, at)
-        chain = library.foveal_chain_build(*start, 1, 3, at, 0, at, at, at)
+        chain = library.foveal_chain_build(*start, 1, 3, at, 0, at, at, at, 0, at, at, at)
         found = []
         for height in (HUGE, HUGE, 20):
             out = np.zeros((3, 16, 16), np.float32)

@@ -39,9 +39,9 @@ def doctor(json: Json = False) -> None:
         threads    2
         cache      /home/me/.cache/foveal
         packages   numpy 2.4.6, pillow 13.0.0, pyvips 3.2.0, libvips 8.18.7, typer 0.29.2, rich 15.0.0
-        bundles    fast_x2, balanced_x2, fast_x3, …, clean_balanced_x3, clean_fast_x4, clean_balanced_x4
+        bundles    fast_x2, balanced_x2, fast_x3, …, repair_light, repair_weather, repair_clean
         engines
-          native       works 0.4.0
+          native       works 0.3.2
           onnxruntime  works 1.31.1
           openvino     does not work: openvino not installed; pip install '.[openvino]'
           torch        does not work: torch not installed; pip install '.[torch]'

@@ -130,12 +130,15 @@ def available(folder: Path | None = None) -> list[Bundle]:
         folder: folder that holds a folder for each bundle.
 
     Returns:
-        The bundles, by scale, then from the fastest to the best; those that clean are last.
+        The bundles, by scale, then from the fastest to the best; those that clean come after them, and those that
+        repair at the same size are last.
     """
     folder = SHIPPED if folder is None else folder
     bundles = [Bundle(path.parent, Card.read(path)) for path in folder.glob("*/card.json")]
     rank = {"": len(QUALITIES), **{quality: i for i, quality in enumerate(QUALITIES)}}
-    return sorted(bundles, key=lambda b: (bool(b.card.levels), b.card.scale, rank[b.card.quality], b.card.name))
+    return sorted(
+        bundles, key=lambda b: (b.card.scale == 1, bool(b.card.levels), b.card.scale, rank[b.card.quality], b.card.name)
+    )
 
 
 def choose(scale: int, quality: str = "balanced", *, purpose: Purpose = "super-resolution") -> tuple[Bundle, str]:

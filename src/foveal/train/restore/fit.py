@@ -179,13 +179,15 @@ def fit(
     def clean_batch(step: int) -> tuple[NDArray, ...]:
         return pairs.batch(recipe.batch, np.random.default_rng((recipe.seed, step)))
 
-    batch: Callable[[int], tuple[NDArray, ...]] = clean_batch
-    compare = objective(recipe)
+    batch: Callable[[int], tuple[NDArray, ...]]
+    compare: Objective
     if cleans:
         batch, compare = damaged_batches(pairs, recipe.batch, recipe.seed), cleaning.objective(recipe.teacher_share)
     elif recipe.damage:
         batch = repairing.repair_batches(pairs, recipe.batch, recipe.seed, recipe.damage)
         compare = repairing.objective
+    else:
+        batch, compare = clean_batch, objective(recipe)
 
     def tell(progress: Progress) -> None:
         if progress.saved:
