@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from foveal import shrink
     from foveal.models import create_model, list_models
-    from foveal.runtime import Restorer, Upscaler
+    from foveal.runtime import Upscaler
+    from foveal.runtime.restorer import Restorer
 
 __all__ = ["Restorer", "Upscaler", "__version__", "create_model", "list_models", "shrink"]
 
 _HOME = {
-    "Restorer": "foveal.runtime",
+    "Restorer": "foveal.runtime.restorer",
     "Upscaler": "foveal.runtime",
     "create_model": "foveal.models",
     "list_models": "foveal.models",

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from foveal.runtime.card import BundleError, Card
     from foveal.runtime.engines import Engine, EngineError
     from foveal.runtime.plan import Plan
-    from foveal.runtime.restorer import Restorer
     from foveal.runtime.result import Result
     from foveal.runtime.upscaler import Upscaler
 
@@ -35,7 +34,6 @@ __all__ = [
     "Engine",
     "EngineError",
     "Plan",
-    "Restorer",
     "Result",
     "Upscaler",
     "available",
@@ -49,7 +47,6 @@ _HOME = {
     "Engine": "engines",
     "EngineError": "engines",
     "Plan": "plan",
-    "Restorer": "restorer",
     "Result": "result",
     "Upscaler": "upscaler",
     "available": "bundle",
