@@ -33,7 +33,7 @@ demo: demo/.venv/.installed  ## an install without torch, the sample pictures ×
 
 .PHONY: test
 test: setup  ## the fast suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 .PHONY: browser
 browser: setup  ## the tests of the page in a browser; they need chromium and chromedriver

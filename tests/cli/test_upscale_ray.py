@@ -50,7 +50,7 @@ def test_each_picture_is_done_once_and_named_with_its_worker(capsys, crew):
     assert crew.ended == 2
     folders = {Path.cwd() / name for name in ("in", "out", "in/deep", "out/deep")}
     assert set(crew.setup.folders) == folders
-    assert run(capsys, "--resume")[1] == "nothing to do: 3 done already\n"
+    assert run(capsys, "--clean", "off", "--resume")[1] == "nothing to do: 3 done already\n"
 
 
 def test_a_dry_run_hires_nobody_and_says_who_would_do_what(capsys, crew):

@@ -164,6 +164,7 @@ class IAT(nn.Module):
         super().__init__()
         if scale != 1:
             raise ValueError(f"IAT puts light right at the same size, scale 1, got {scale}")
+        self.scale = scale
         self.local, self.whole = _Local(dim, depth), _Global()
         self.margin = 2 + 3 * depth
         self.apply(_start)
