@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "assets" / "restore.webp"
 SIDE, GAP, BAND = 220, 6, 24
 # Sample, caption, degradation and its strengths, what is asked for, left and top of the crop.
-COLUMNS = (
+COLUMNS: tuple[tuple[str, str, str, dict[str, float], str, int, int], ...] = (
     ("bridge", "noise of 25 levels", "noise", {"sigma": 25}, "auto", 200, 150),
     ("dogs", "JPEG of quality 15", "jpeg", {"quality": 15}, "auto", 60, 80),
     ("clock", "a tenth of the light", "dark", {"gain": 0.1}, "light", 220, 60),
@@ -24,7 +24,7 @@ COLUMNS = (
 )
 
 
-def damaged(picture: np.ndarray, name: str, strengths: dict) -> Image.Image:
+def damaged(picture: np.ndarray, name: str, strengths: dict[str, float]) -> Image.Image:
     """A picture with a degradation of the bank; of a JPEG, with what its file states.
 
     Args:
