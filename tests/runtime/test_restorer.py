@@ -14,6 +14,7 @@ from foveal.runtime.control import Control, averaged
 from foveal.runtime.fuse import FuseError
 from foveal.runtime.repairs import brightness
 from foveal.runtime.restorer import FixError, Restorer, asked_fixes
+from foveal.runtime.resume import settings_of
 from foveal.train.restore.degradations import add_noise
 
 
@@ -198,3 +199,17 @@ def test_exposures_are_merged_and_an_infrared_twin_is_fused(photo, tmp_path):
     with pytest.raises(FuseError, match=r"b\.png with .*half\.png: both pictures must have one size"):
         Restorer(**options, infrared=tmp_path / "half.png").restore_file(tmp_path / "b.png", tmp_path / "no.png")
     assert not (tmp_path / "no.png").exists()
+
+
+def test_an_animation_is_not_cleaned_of_its_dither(restore, photo, tmp_path):
+    frames = [Image.fromarray(add_noise(photo[:60, :60], 20, np.random.default_rng(k))) for k in range(2)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    result = restore.restore_file(tmp_path / "a.gif", tmp_path / "b.gif")
+    assert result.frames == 2
+    assert result.bundle == "nothing"
+
+
+def test_a_result_depends_on_what_it_was_made_with():
+    plain, other = Restorer("jpeg"), Restorer("jpeg", infrared="b.png")
+    assert settings_of(plain) == settings_of(Restorer("jpeg"))
+    assert len({settings_of(plain), settings_of(other), settings_of(Restorer("noise"))}) == 3

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DARK", "Light"]
 
-DARK = 0.16  # median luminance below which a picture is brightened unasked; of BSD's pictures 2 % lie below
+DARK = 0.16  # median luminance below which a picture is brightened unasked
 
 
 class Light:

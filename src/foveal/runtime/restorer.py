@@ -154,9 +154,16 @@ class Restorer:
     def prepare(self) -> None:
         """Nothing is opened before a picture was looked at."""
 
-    def _look(self, pixels: NDArray, alpha: bool, stated: float | None) -> list[Finding]:
-        """What every repair finds in a picture as it is."""
-        looks = (repair.look(pixels, alpha, stated, asked=repair.name in self._asked) for repair in self._repairs)
+    @property
+    def settings(self) -> str:
+        """What was asked for, on which a result depends besides the bundles."""
+        others = [*self._exposures, *([] if self._infrared is None else ["with", self._infrared])]
+        return " ".join(map(str, ["fix", self.fix, self.clean, *others]))
+
+    def _look(self, pixels: NDArray, alpha: bool, stated: float | None, *, still: bool = True) -> list[Finding]:
+        """What every repair finds in a picture as it is; of an animation, whose palette's dither is no noise, light."""
+        repairs = [repair for repair in self._repairs if still or repair.name != "clean"]
+        looks = (repair.look(pixels, alpha, stated, asked=repair.name in self._asked) for repair in repairs)
         return [finding for finding in looks if finding is not None]
 
     def _bands(
@@ -247,7 +254,9 @@ class Restorer:
         """
         size = measure(image)
         pixel_bytes = size.channels * size.dtype.itemsize
-        still = not isinstance(image, tuple) and size.frames == 1
+        # What is merged or fused is looked at when it is made.
+        alone = not self._exposures and self._infrared is None
+        still = not isinstance(image, tuple) and size.frames == 1 and size.file_format != "gif" and alone
         found = self.look(image) if look and still else None
         ways = [(f.network, f.choice) for f in (self._repairs if found is None else found)]
         plans: list[Plan] = []
@@ -318,7 +327,7 @@ class Restorer:
 
         def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
             first = self._together(begun.frame.pixels, source, limit_pixels, notes)
-            findings.extend(self._look(first, begun.frame.alpha, begun.stated))
+            findings.extend(self._look(first, begun.frame.alpha, begun.stated, still=begun.still))
 
             def make(picture: Picture) -> Iterator[NDArray]:
                 pixels = first if picture is begun.frame else picture.pixels

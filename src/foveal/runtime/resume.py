@@ -45,8 +45,8 @@ def settings_of(upscaler: Upscaler | Restorer, *, background: tuple[int, int, in
         files = json.dumps(sorted(bundle.card.sha256.items()))
         clean = f" clean {upscaler.clean} {hashlib.sha256(files.encode()).hexdigest()[:12]}"
     wrap = " wrapped" if upscaler.wrap else ""
-    if fix := getattr(upscaler, "fix", ""):
-        clean = f" fix {fix} {upscaler.clean}"
+    if asked := getattr(upscaler, "settings", ""):  # a restorer's
+        clean = f" {asked}"
     return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}{below}{clean}{wrap}"
 
 
