@@ -70,6 +70,7 @@ def test_refreshed_needs_one_pair_of_markers(listed, text):
         refreshed(text, listed)
 
 
+@pytest.mark.dear("imports every method, if it is the first")
 def test_main_renews_files_in_place(tmp_path):
     file = tmp_path / "TEXT.md"
     file.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")

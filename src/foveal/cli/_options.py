@@ -16,7 +16,23 @@ from foveal.cli._speech import say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Benchmarks", "Json", "Threads", "background_colour", "data_folder", "stop", "with_address"]
+__all__ = [
+    "Background",
+    "Benchmarks",
+    "Compare",
+    "Json",
+    "LimitMegapixels",
+    "Out",
+    "Quiet",
+    "Recursive",
+    "Resume",
+    "Threads",
+    "Tile",
+    "background_colour",
+    "data_folder",
+    "stop",
+    "with_address",
+]
 
 Threads = Annotated[
     int | None,
@@ -31,6 +47,34 @@ Benchmarks = Annotated[
         help="Folder of data: benchmark sets.  [default: FOVEAL_DATA, else ./data, else ../shared/data]",
     ),
 ]
+
+# Of the commands that make pictures from pictures.
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="OUT", help="Folder, or for one picture a file.  [default: beside the source]"
+    ),
+]
+Tile = Annotated[str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 for auto.")]
+Background = Annotated[
+    str,
+    typer.Option(
+        "--background",
+        metavar="#RRGGBB",
+        help="Colour behind transparent pixels, for formats without transparency.",
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Skip finished pictures; redo those with a newer source or other settings.")
+]
+Compare = Annotated[bool, typer.Option("--compare", help="Write an HTML page that compares before and after.")]
+LimitMegapixels = Annotated[
+    float, typer.Option("--limit-megapixels", metavar="N", min=0, help="Refuse larger pictures.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 def stop(command: str, message: object, *, code: int = 2) -> NoReturn:

@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli._options import Json, Threads, background_colour, stop
+from foveal.cli._options import (
+    Background,
+    Compare,
+    Json,
+    LimitMegapixels,
+    Out,
+    Quiet,
+    Recursive,
+    Resume,
+    Threads,
+    Tile,
+    background_colour,
+    stop,
+)
 from foveal.cli._signals import exit_code, like_ctrl_c
 from foveal.cli._speech import say
 
@@ -23,12 +36,7 @@ def restore(
         list[str] | None, typer.Argument(metavar="INPUT", help="Pictures, folders or globs.", show_default=False)
     ] = None,
     *,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="OUT", help="Folder, or for one picture a file.  [default: beside the source]"
-        ),
-    ] = None,
+    out: Out = None,
     fix: Annotated[
         str,
         typer.Option(
@@ -56,23 +64,14 @@ def restore(
         str, typer.Option("--engine", metavar="NAME", help="auto (the fastest), onnxruntime, openvino or torch.")
     ] = "auto",
     threads: Threads = None,
-    tile: Annotated[
-        str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 for auto.")
-    ] = "auto",
+    tile: Tile = "auto",
     file_format: Annotated[
         str,
         typer.Option(
             "--format", "-f", metavar="NAME", help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's]"
         ),
     ] = "",
-    background: Annotated[
-        str,
-        typer.Option(
-            "--background",
-            metavar="#RRGGBB",
-            help="Colour behind transparent pixels, for formats without transparency.",
-        ),
-    ] = "",
+    background: Background = "",
     suffix: Annotated[
         str | None,
         typer.Option(
@@ -81,24 +80,16 @@ def restore(
             help="Suffix of the results' names.  [default: _restored beside the source, else none]",
         ),
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Skip finished pictures; redo those with a newer source or other settings.")
-    ] = False,
+    recursive: Recursive = False,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what was found, engine, memory, seconds and problems.")
     ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Write an HTML page that compares before and after.")
-    ] = False,
-    limit_megapixels: Annotated[
-        float, typer.Option("--limit-megapixels", metavar="N", min=0, help="Refuse larger pictures.")
-    ] = 400,
+    compare: Compare = False,
+    limit_megapixels: LimitMegapixels = 400,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Repair damaged pictures at their own size.
 

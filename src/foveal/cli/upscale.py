@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from foveal.cli._options import background_colour
+from foveal.cli._options import (
+    Background,
+    Compare,
+    LimitMegapixels,
+    Out,
+    Quiet,
+    Recursive,
+    Resume,
+    Tile,
+    background_colour,
+)
 from foveal.cli._signals import exit_code, like_ctrl_c
 from foveal.cli._speech import say
 
@@ -29,12 +39,7 @@ def upscale(
     more: Annotated[
         list[str] | None, typer.Option("--input", "-i", metavar="INPUT", help="Another input, as an option.")
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="OUT", help="Folder, or for one picture a file.  [default: beside the source]"
-        ),
-    ] = None,
+    out: Out = None,
     scale: Annotated[
         int | None,
         typer.Option(
@@ -63,9 +68,7 @@ def upscale(
             "--threads", "-t", metavar="N", min=1, help="Processor threads.  [default: all]", show_default=False
         ),
     ] = None,
-    tile: Annotated[
-        str, typer.Option("--tile", metavar="auto|N", help="Side of a tile in pixels; 0 for auto.")
-    ] = "auto",
+    tile: Tile = "auto",
     gpu: Annotated[int, typer.Option("--gpu", "-g", metavar="ID", help="GPU id; only -1 (CPU) is supported.")] = -1,
     clean: Annotated[
         str,
@@ -97,14 +100,7 @@ def upscale(
             "--pages", metavar="keep|split", help="A TIFF of several pages stays one, or becomes a file for each page."
         ),
     ] = "keep",
-    background: Annotated[
-        str,
-        typer.Option(
-            "--background",
-            metavar="#RRGGBB",
-            help="Colour behind transparent pixels, for formats without transparency.",
-        ),
-    ] = "",
+    background: Background = "",
     codec: Annotated[
         str,
         typer.Option("--codec", metavar="NAME", help="Of films: h264, hevc, av1, vp9 or ffv1.  [default: h264]"),
@@ -121,9 +117,7 @@ def upscale(
             help="Suffix of the results' names.  [default: _x4 beside the source, else none]",
         ),
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")
-    ] = False,
+    recursive: Recursive = False,
     ray: Annotated[
         str,
         typer.Option(
@@ -134,21 +128,15 @@ def upscale(
             show_default=False,
         ),
     ] = "",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Skip finished pictures; redo those with a newer source or other settings.")
-    ] = False,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print engine, tiles, memory, time estimate and problems.")
     ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Write an HTML page that compares before and after.")
-    ] = False,
-    limit_megapixels: Annotated[
-        float, typer.Option("--limit-megapixels", metavar="N", min=0, help="Refuse larger pictures.")
-    ] = 400,
+    compare: Compare = False,
+    limit_megapixels: LimitMegapixels = 400,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Upscale pictures and films two, three or four times.
 
