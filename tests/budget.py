@@ -1,8 +1,9 @@
-"""A budget that fails: no test takes more than a second of processor time, no file more than three, unless `slow`.
+"""A budget: no test takes more than a second of processor time, no file more than three, unless `slow`.
 
 Processor time, not time on the clock: a busy machine makes no test dearer. It is measured against a small fixed piece
 of work, so that a slower processor may take longer; setting up (imports, fixtures) is not counted. A test that may be
-dearer than others is marked `dear` with the reason.
+dearer than others is marked `dear` with the reason. What is over is named; more than 2.5 times the budget fails the run,
+since even processor time doubles where other machines share the memory and the cores.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 
 TEST, FILE = 1.0, 3.0  # seconds of a processor that does the piece of work in PIECE seconds
 PIECE = 0.055
-SLACK = 1.5  # processor time varies with what else runs on a shared machine; more than that fails
+NAMED, FAILS = 1.2, 2.5  # times the budget; processor time varies with what else runs on a shared machine
 SHOWN = 12  # slowest tests that a run prints
 
 
@@ -57,16 +58,16 @@ class Budget:
             if found.get("dear"):
                 self.allowed[report.nodeid] = ""
 
-    def over(self) -> list[str]:
-        """What is over the budget, in words."""
+    def over(self, slack: float) -> list[str]:
+        """What is over so many times the budget, in words."""
         files: dict[str, float] = defaultdict(float)
         said = []
         for name, seconds in self.tests.items():
             if name not in self.allowed:
                 files[name.partition("::")[0]] += seconds
-                if seconds > SLACK * TEST:
+                if seconds > slack * TEST:
                     said.append(f"{name}: {seconds:.2f} s of a budget of {TEST:.0f} s a test")
-        said += [f"{f}: {s:.2f} s of a budget of {FILE:.0f} s a file" for f, s in files.items() if s > SLACK * FILE]
+        said += [f"{f}: {s:.2f} s of a budget of {FILE:.0f} s a file" for f, s in files.items() if s > slack * FILE]
         return sorted(said)
 
     def pytest_terminal_summary(self, terminalreporter):
@@ -75,10 +76,10 @@ class Budget:
             terminalreporter.section("slowest, seconds of processor time")
             for name, seconds in slowest:
                 terminalreporter.line(f"{seconds:6.2f}  {name}")
-        for line in self.over():
+        for line in self.over(NAMED):
             terminalreporter.line(f"over budget: {line}", red=True)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session, exitstatus):
-        if exitstatus == 0 and not hasattr(session.config, "workerinput") and self.over():
+        if exitstatus == 0 and not hasattr(session.config, "workerinput") and self.over(FAILS):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

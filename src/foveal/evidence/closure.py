@@ -1,8 +1,10 @@
-"""Hash of the code that an outcome ran: the method, its evidence, and every foveal module that these import.
+"""Hash of the code that an outcome ran: a method, its evidence, and every definition of foveal that these use.
 
-Two files are the same if their statements are: docstrings, comments, annotations, `__all__`, imports for type checkers
-and typing overloads do not count. The vocabulary of claims (`foveal.record`) computes nothing and does not count
-either; the version of the native kernels does, through the module that names it.
+Names are followed from definition to definition, through imports wherever they stand, so an outcome stays valid when
+something beside its code changes in a file that it uses. What a file does when it is imported, such as registering an
+operator, counts for all who import it, directly or indirectly. Words about code do not count (`statements`), nor does
+the vocabulary of claims (`foveal.record`), which computes nothing; the version of the native kernels does, through the
+definition that names it. Not followed: names that are put together at run time.
 """
 
 from __future__ import annotations
@@ -10,68 +12,22 @@ from __future__ import annotations
 import ast
 import hashlib
 from functools import cache
-from importlib.util import resolve_name
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["closure", "closure_hash", "code_hash"]
+from foveal.evidence.statements import Source, hashed, imported, read, walked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["closure", "closure_hash", "definitions"]
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ("foveal.record", "foveal.cases", "foveal.errors", "foveal.evidence.rehearsal")
-
-
-def _type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def _overload(node: ast.AST) -> bool:
-    decorators = getattr(node, "decorator_list", ())
-    return any(getattr(d, "id", getattr(d, "attr", "")) == "overload" for d in decorators)
-
-
-def _docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _names(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
-
-
-def _plain(node: object, *, words: bool = False) -> object:
-    """A node as nested tuples that do not depend on Python's version; `words` blanks strings, those of an error."""
-    if isinstance(node, list):
-        return tuple(
-            _plain(item, words=words)
-            for item in node
-            if not (
-                isinstance(item, ast.AST)
-                and (_type_checking(item) or _overload(item) or _docstring(item) or _names(item))
-            )
-        )
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    words = words or isinstance(node, ast.Raise)
-    if words and (isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))):
-        return "words"
-    skipped = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns", "simple")
-    fields = ((name, value) for name, value in ast.iter_fields(node) if name not in skipped)
-    return (
-        type(node).__name__,
-        *((name, _plain(value, words=words)) for name, value in fields if value not in (None, [])),
-    )
-
-
-@cache
-def code_hash(path: Path) -> str:
-    """Hash of the statements of a file.
-
-    Args:
-        path: path of a Python file.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(repr(_plain(tree.body)).encode()).hexdigest()[:16]
+WORDS = (
+    *("foveal.record", "foveal.cases", "foveal.errors"),
+    *("foveal.evidence.rehearsal", "foveal.evidence.closure", "foveal.evidence.statements"),
+)
+EFFECTS, WHOLE = "(effects)", "(whole)"
 
 
 def _file(module: str, root: Path) -> Path | None:
@@ -85,21 +41,10 @@ def _file(module: str, root: Path) -> Path | None:
 @cache
 def _imports(module: str, path: Path, root: Path) -> tuple[tuple[str, Path], ...]:
     """Modules of the package that a file imports anywhere in its code, except for type checkers."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     top = module.split(".", maxsplit=1)[0]
-    wanted: list[str] = []
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if _type_checking(node):
-            waiting += getattr(node, "orelse", [])
-            continue
-        if isinstance(node, ast.Import):
-            wanted += [name.name for name in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            wanted += [base, *(f"{base}.{name.name}" for name in node.names)]
-        waiting += ast.iter_child_nodes(node)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = imported(tree.body, module, package=path.name == "__init__.py").values()
+    wanted = {base for base, _ in found} | {f"{base}.{name}" for base, name in found if name}
     files = ((name, _file(name, root)) for name in wanted if name.split(".")[0] == top and name != top)
     return tuple(sorted({(name, found) for name, found in files if found is not None}))
 
@@ -125,6 +70,96 @@ def closure(modules: list[str], *, root: Path = ROOT) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+class _Walk:
+    """Follows names from definition to definition."""
+
+    def __init__(self, root: Path, top: str) -> None:
+        self.root, self.top = root, top
+        self.found: dict[tuple[str, str], list[ast.stmt]] = {}
+        self.waiting: list[tuple[str, str]] = []
+        self.outside: dict[str, str] = {}
+
+    def source(self, module: str) -> Source | None:
+        path = _file(module, self.root) if module.partition(".")[0] == self.top and module != self.top else None
+        return read(path, module) if path is not None and module not in WORDS else None
+
+    def run(self) -> None:
+        while self.waiting:
+            module, name = self.waiting.pop()
+            source = self.source(module)
+            if source is None or (module, name) in self.found:
+                continue
+            if name == WHOLE:
+                self.found[module, name] = []
+                self.waiting += [(module, EFFECTS), *((module, each) for each in source.definitions)]
+            elif name == EFFECTS or name in source.definitions:
+                nodes = source.effects if name == EFFECTS else source.definitions[name]
+                self.found[module, name] = nodes
+                self.follow(source, nodes)
+            elif name in source.imports:
+                self.found[module, name] = []
+                self.reach(*source.imports[name])
+            elif "__getattr__" in source.definitions:
+                self.waiting.append((module, WHOLE))
+
+    def reach(self, module: str, name: str, rest: tuple[str, ...] = ()) -> None:
+        """Wait for a name of a module, or for an attribute of the module that the name stands for."""
+        source, own = self.source(module), (module, name)
+        if not name:
+            if not rest:
+                self.waiting.append((module, WHOLE))
+            else:
+                self.reach(module, rest[0], rest[1:])
+        elif source and name not in source.definitions and source.imports.get(name, own) != own:
+            self.reach(*source.imports[name], rest)
+        elif (source is None or name not in source.definitions) and _file(f"{module}.{name}", self.root):
+            self.reach(f"{module}.{name}", "", rest)
+        else:
+            self.waiting.append(own)
+
+    def follow(self, source: Source, nodes: Iterable[ast.AST]) -> None:
+        """Wait for all that statements of a file name."""
+        nodes = list(nodes)
+        bound = source.imports | imported(nodes, source.module, package=source.package)
+        seen: set[int] = set()
+        for node in walked(nodes):  # an attribute comes before what it is an attribute of
+            if id(node) in seen or not isinstance(node, ast.Attribute | ast.Name):
+                continue
+            chain: list[str] = []
+            base: ast.AST = node
+            while isinstance(base, ast.Attribute):
+                chain.insert(0, base.attr)
+                base = base.value
+                seen.add(id(base))
+            if not isinstance(base, ast.Name):
+                seen -= {id(base)}
+            elif base.id in source.definitions:
+                self.waiting.append((source.module, base.id))
+            elif base.id in bound:
+                self.reach(*bound[base.id], tuple(chain))
+                if bound[base.id][0].split(".")[0] != self.top:
+                    self.outside[f"{source.module} {base.id}"] = ".".join(bound[base.id])
+
+
+def definitions(modules: list[str], *, root: Path = ROOT) -> dict[str, str]:
+    """What the given modules use, directly or indirectly, including all of their own.
+
+    Args:
+        modules: dotted names of modules of the package.
+        root: folder of the package.
+
+    Returns:
+        By "module name": the hash of a definition, or what else the name is imported from, sorted.
+    """
+    modules = [module for module in modules if module]
+    walk = _Walk(root, modules[0].split(".", maxsplit=1)[0] if modules else "")
+    walk.waiting = [(module, WHOLE) for module in modules]
+    walk.waiting += [(module, EFFECTS) for module in closure(modules, root=root)]
+    walk.run()
+    found = {f"{module} {name}": hashed(nodes) for (module, name), nodes in walk.found.items() if nodes}
+    return dict(sorted((walk.outside | found).items()))
+
+
 def closure_hash(modules: list[str], *, root: Path = ROOT) -> str:
     """Hash that tells whether recorded results of these modules are still valid for the current code.
 
@@ -135,5 +170,5 @@ def closure_hash(modules: list[str], *, root: Path = ROOT) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    text = "\n".join(f"{name} {code_hash(path)}" for name, path in closure(modules, root=root).items())
+    text = "\n".join(f"{name} {code}" for name, code in definitions(modules, root=root).items())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
