@@ -52,6 +52,7 @@ _EXTRA = {
     "openvino": "openvino",
     "torch_pruning": "shrink",
     "spandrel": "import",
+    "transformers": "vlm",
     "ncnn": "ncnn",
     "fastapi": "serve",
     "uvicorn": "serve",
