@@ -1,4 +1,4 @@
-"""Every family, by tiny models with random weights: nothing changes at keep = 1, and dropping is what masking would be."""
+"""Every family, by tiny models with random weights: keep = 1 changes nothing, and dropping is what masking would be."""
 
 import pytest
 import torch

@@ -158,6 +158,9 @@ class Accelerated:
             raise VlmError(f"cuts must come by ascending layer, got {self.cuts}; sort them")
         if len(self.cuts) > 1 and any(cut.cache for cut in self.cuts):
             raise VlmError(f"a cut of the cache must be the only one, got {self.cuts}; leave the others out")
+        for number in {cut.scored for cut in self.cuts if cut.scored is not None}:
+            if len({cut.rotated for cut in self.cuts if cut.scored == number}) > 1:
+                raise VlmError(f"layer {number} is read with and without rotary positions; read another layer")
         # stage of each layer: number of cuts at or below it
         self.stages = tuple(sum(cut.layer <= layer for cut in self.cuts) for layer in range(depth))
         self._read: tuple[Tensor | None, Any] = None, None  # visual tokens and mask of the call in progress
@@ -333,8 +336,6 @@ class Accelerated:
     def _around_attention(self, number: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Read the queries and keys of a layer: as they enter its kernel, or once more without rotary positions."""
         rotated = any(cut.scored == number and cut.rotated for cut in self.cuts)
-        if rotated and any(cut.scored == number and not cut.rotated for cut in self.cuts):
-            raise VlmError(f"layer {number} is read with and without rotary positions; read another layer")
         attention: Any = self.parts.attentions[number]
         undo: list[Callable[[], _Tap]] = []
 

@@ -1,8 +1,8 @@
 """Which tokens each layer's cache holds, and masks and positions cut to them.
 
 A cache is divided into stages: layers before the first cut, between two cuts, after the last. The ledger of a cache
-keeps, for every stage, the places of its tokens in the whole sequence. Rows of a padded batch may keep unequal numbers of
-tokens; the shorter ones are filled with padding, or with dropped tokens that no other token sees.
+keeps, for every stage, the places of its tokens in the whole sequence. Rows of a padded batch may keep unequal numbers
+of tokens; the shorter ones are filled with padding, or with dropped tokens that no other token sees.
 
 To the model a cache looks as long as the whole sequence: its lengths are the ledger's. So masks and positions are made
 for all tokens, and the hooks cut them for each layer.
@@ -182,7 +182,7 @@ class Ledger:
         Returns:
             Mask of the stage, or None for causal attention.
         """
-        key = ("mask", number, id(mask))
+        key = ("mask", number, id(mask), flash)
         if key not in self._memo:
             # the mask itself is kept beside the result, so that no other can take its id
             self._memo[key] = mask, self._cut_mask(number, mask, flash)
