@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["Answer", "Asker", "ask"]
+__all__ = ["Answer", "Asker", "ask", "read_picture"]
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -75,18 +75,33 @@ class Answer:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Tell the libraries to fetch and report nothing."""
+    """Tell the libraries to fetch and report nothing, and to print errors only."""
     before = {name: os.environ.get(name) for name in _OFFLINE}
     os.environ.update(_OFFLINE)
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _picture(source: Any) -> Image:
-    """A picture as PIL has it, in RGB and upright."""
+def read_picture(source: Any) -> Image:
+    """A picture as processors take it.
+
+    Args:
+        source: path, PIL image or array (H, W) or (H, W, C), of 8 or 16 bits.
+
+    Returns:
+        Picture in RGB, upright.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -166,7 +181,7 @@ class Asker:
             raise VlmError("no picture; name at least one before the question")
         if not question.strip():
             raise VlmError("the question is empty; ask something, such as 'What is this?'")
-        shown: Any = [_picture(source) for source in pictures]
+        shown: Any = [read_picture(source) for source in pictures]
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": question}]
             messages = [{"role": "user", "content": content}]
@@ -223,8 +238,8 @@ class Asker:
             marks.append(time.perf_counter())
             return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
-        begun = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), _offline():
+            begun = time.perf_counter()
             made: Any = self.model.generate(
                 **inputs,
                 max_new_tokens=words,
