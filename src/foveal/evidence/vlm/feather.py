@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,7 +36,8 @@ def _unevenness(method: Reducer) -> float:
         words = torch.randint(7, 64, (1, 40), generator=generator)
         ids = torch.cat((words[:, :20], torch.full((1, SIDE**2), IMAGE), words[:, 20:]), 1)
         tokens = torch.randn(1, 32, generator=generator) + 0.5 * torch.randn(SIDE**2, 32, generator=generator)
-        features = {"image": BaseModelOutputWithPooling(pooler_output=[tokens])}
+        given: Any = [tokens]
+        features = {"image": BaseModelOutputWithPooling(pooler_output=given)}
         with torch.no_grad(), accelerate(model, method) as fast:
             model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_encoder_outputs=features)
             places = fast.places(1)
