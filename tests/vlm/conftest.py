@@ -1,5 +1,6 @@
 """What the tests of vision-language models share: tiny models of every family, built once, and prompts for them."""
 
+import inspect
 from functools import cache
 
 import pytest
@@ -64,6 +65,17 @@ def logits():
             return model(**inputs, **options).logits
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cached():
+    """A cache as an argument of a model, whose name changed in transformers 5.24."""
+
+    def named(model, cache):
+        known = inspect.signature(type(model).forward).parameters
+        return {"cache" if "cache" in known else "past_key_values": cache}
+
+    return named
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_a_method_of_ones_own(llava, batch_of, logits):
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_a_shortened_cache_is_a_mask_on_what_is_written(llava, row_of, batch_of, static):
+def test_a_shortened_cache_is_a_mask_on_what_is_written(llava, row_of, batch_of, cached, static):
     from transformers import DynamicCache, StaticCache
 
     inputs = row_of("llava", batch_of("llava"), 1)
@@ -56,18 +56,18 @@ def test_a_shortened_cache_is_a_mask_on_what_is_written(llava, row_of, batch_of,
 
     with torch.no_grad():
         whole = fresh()
-        before = llava(**inputs, cache=whole).logits
+        before = llava(**inputs, **cached(llava, whole)).logits
         with accelerate(llava, Random(0.25, cache=True)) as fast:
             short = fresh()
-            assert torch.equal(llava(**inputs, cache=short).logits, before)
+            assert torch.equal(llava(**inputs, **cached(llava, short)).logits, before)
             places = fast.places(0)
             assert fast.route.cached == (places.shape[1],) * 3
             assert fast.route.tokens == (length,) * 3
-            ours = llava(input_ids=following, attention_mask=longer, cache=short).logits
+            ours = llava(input_ids=following, attention_mask=longer, **cached(llava, short)).logits
         seen = torch.zeros(1, length + 1, dtype=torch.long)
         seen[0, places[0]] = seen[0, -1] = 1
         theirs = llava(
-            input_ids=following, attention_mask=seen, position_ids=torch.tensor([[length]]), cache=whole
+            input_ids=following, attention_mask=seen, position_ids=torch.tensor([[length]]), **cached(llava, whole)
         ).logits
     assert places.shape[1] == length - 32 + 8
     if not static:
@@ -76,7 +76,7 @@ def test_a_shortened_cache_is_a_mask_on_what_is_written(llava, row_of, batch_of,
 
 
 @pytest.mark.parametrize("method", [Random(0.4), Random(0.4, layer=1), Random(0.4, cache=True)], ids=repr)
-def test_a_prompt_may_come_in_parts(llava, batch_of, row_of, method):
+def test_a_prompt_may_come_in_parts(llava, batch_of, row_of, cached, method):
     from transformers import DynamicCache
 
     inputs = row_of("llava", batch_of("llava"), 0)
@@ -84,13 +84,15 @@ def test_a_prompt_may_come_in_parts(llava, batch_of, row_of, method):
     first = {**inputs, "input_ids": ids[:, : end - 3], "attention_mask": inputs["attention_mask"][:, : end - 3]}
     with torch.no_grad(), accelerate(llava, method):
         cache = DynamicCache()
-        llava(**first, cache=cache)
-        parts = llava(input_ids=ids[:, -3:], attention_mask=inputs["attention_mask"], cache=cache).logits
+        llava(**first, **cached(llava, cache))
+        parts = llava(input_ids=ids[:, -3:], attention_mask=inputs["attention_mask"], **cached(llava, cache)).logits
         steps = DynamicCache()
-        llava(**first, cache=steps)
+        llava(**first, **cached(llava, steps))
         for place in range(end - 3, end):
             at = slice(place, place + 1)
-            one = llava(input_ids=ids[:, at], attention_mask=inputs["attention_mask"][:, : place + 1], cache=steps)
+            one = llava(
+                input_ids=ids[:, at], attention_mask=inputs["attention_mask"][:, : place + 1], **cached(llava, steps)
+            )
         torch.testing.assert_close(parts[:, -1], one.logits[:, -1], rtol=0, atol=1e-4)
         if not method.cache:
             whole = llava(**inputs).logits
@@ -178,15 +180,15 @@ def test_a_model_is_accelerated_once(llava):
     accelerate(llava).restore()
 
 
-def test_a_cache_belongs_to_the_hooks_that_filled_it(llava, batch_of, logits):
+def test_a_cache_belongs_to_the_hooks_that_filled_it(llava, batch_of, logits, cached):
     from transformers import DynamicCache
 
     inputs, cache = batch_of("llava"), DynamicCache()
     with accelerate(llava, Random(0.4)):
-        logits(llava, inputs, cache=cache)
+        logits(llava, inputs, **cached(llava, cache))
     longer = {"input_ids": torch.full((3, 1), 9)}
     with accelerate(llava, Random(0.5)), pytest.raises(VlmError, match="the cache was filled under other hooks"):
-        logits(llava, longer, cache=cache)
+        logits(llava, longer, **cached(llava, cache))
 
 
 @pytest.mark.parametrize(
