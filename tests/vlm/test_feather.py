@@ -30,6 +30,33 @@ def test_pictures_are_sampled_each_on_its_own():
     assert found.nonzero().tolist() == [[0, 0], [0, 5], [0, 9], [1, 0], [1, 2], [1, 6], [1, 8]]
 
 
+def test_the_width_of_a_grid_may_be_given():
+    visual = mask("xxxxxxxxxxxx")
+    assert even_sample(visual, 2, torch.full((1, 12), 6)).nonzero()[:, 1].tolist() == [0, 2, 4]
+    assert even_sample(visual, 2, torch.full((1, 12), 4)).nonzero()[:, 1].tolist() == [0, 2, 8, 10]
+    assert even_sample(visual, 2, torch.zeros(1, 12, dtype=torch.long)).nonzero()[:, 1].tolist() == [0, 4, 8]
+
+
+def test_the_sample_knows_the_grids_of_qwen(model_of, batch_of, logits):
+    """Two rows of three tokens: with stride 2 the corners of the first row."""
+    widths = []
+
+    class Reading(Feather):
+        def choose(self, seen, cut):
+            widths.append(seen.width)
+            return super().choose(seen, cut)
+
+    for family, columns in (("qwen2_vl", 3), ("llava", 0)):
+        widths.clear()
+        with accelerate(model_of(family), Reading(0.2, layers=(1, 2), stride=2)):
+            inputs = batch_of(family)
+            logits(model_of(family), inputs)
+        visual = inputs["input_ids"] == 5
+        assert (widths[0][visual] == columns).all()
+        assert (widths[0][~visual] == 0).all()
+        assert widths[1].shape[1] < widths[0].shape[1]
+
+
 def test_scores_are_those_without_rotary_positions(llava, batch_of):
     """The product of the projections themselves, without positions, beside what the hooks read."""
     inputs = batch_of("llava")

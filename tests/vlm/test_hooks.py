@@ -207,6 +207,34 @@ def test_cuts_that_cannot_be_raise(llava, where, text):
     accelerate(llava, "fastv").restore()
 
 
+def test_what_cannot_be_shortened_raises(llava, batch_of, logits, cached):
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=llava.config)
+    cache.layers[1]._quantized_keys = None
+    with accelerate(llava, Random(0.4, cache=True)), pytest.raises(VlmError, match="a quantised cache cannot be short"):
+        logits(llava, batch_of("llava"), **cached(llava, cache))
+
+
+def test_layers_that_run_twice_raise(llava, batch_of, logits):
+    llava.gradient_checkpointing_enable()
+    llava.train()
+    try:
+        with accelerate(llava, Random(0.4)), pytest.raises(VlmError, match="gradient checkpointing runs layers twice"):
+            llava(**batch_of("llava"))
+    finally:
+        llava.gradient_checkpointing_disable()
+        llava.eval()
+
+
+def test_it_can_be_trained(llava, batch_of):
+    with accelerate(llava, FastV(0.4, layer=1)):
+        llava(**batch_of("llava")).logits[:, -1].sum().backward()
+    lacking = {name for name, p in llava.model.language_model.named_parameters() if p.grad is None}
+    llava.zero_grad()
+    assert lacking == set()
+
+
 def test_scores_from_before_an_earlier_cut_raise(llava, batch_of, logits):
     text = r"cut 1 of Mine\(.*reads layer 0, before tokens went at an earlier cut"
     with accelerate(llava, Mine((Cut(1), Cut(2, scored=0)))), pytest.raises(VlmError, match=text):

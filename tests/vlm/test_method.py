@@ -24,7 +24,7 @@ def test_shares_are_rounded_and_leave_at_least_one():
 def test_the_last_token_is_no_padding():
     real = torch.tensor([[False, True, True], [True, True, False], [True, True, True]])
     nothing = torch.zeros(3, 3)
-    assert Seen(nothing, real, real, real, nothing).last.tolist() == [2, 1, 2]
+    assert Seen(nothing, real, real, real, nothing, nothing).last.tolist() == [2, 1, 2]
 
 
 def test_methods_are_made_by_their_names():

@@ -7,7 +7,7 @@ from foveal.vlm.random import Random, random_scores
 
 def seen(visual):
     nothing = torch.zeros(visual.shape)
-    return Seen(nothing, visual, torch.ones_like(visual), nothing, visual.sum(1))
+    return Seen(nothing, visual, torch.ones_like(visual), nothing, visual.sum(1), nothing)
 
 
 def test_rows_of_equal_numbers_keep_the_same_tokens():

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
+
 from foveal.vlm.method import VlmError
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class Family:
         attention: attention of a layer.
         tokens: fields of the config that hold the ids of visual tokens.
         deepstack: whether visual features are added after the first layers too.
+        grids: argument of the model that holds the sizes of its grids, in patches.
     """
 
     decoder: str = "model.language_model"
@@ -37,6 +41,7 @@ class Family:
     attention: str = "self_attn"
     tokens: tuple[str, ...] = ("image_token_id",)
     deepstack: bool = False
+    grids: str = ""
 
 
 _QWEN = ("image_token_id", "video_token_id")
@@ -50,9 +55,9 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family(),
     "llava_onevision": Family(tokens=_QWEN),
     "paligemma": Family(),
-    "qwen2_5_vl": Family(vision="model.visual", tokens=_QWEN),
-    "qwen2_vl": Family(vision="model.visual", tokens=_QWEN),
-    "qwen3_vl": Family(vision="model.visual", tokens=_QWEN, deepstack=True),
+    "qwen2_5_vl": Family(vision="model.visual", tokens=_QWEN, grids="image_grid_thw"),
+    "qwen2_vl": Family(vision="model.visual", tokens=_QWEN, grids="image_grid_thw"),
+    "qwen3_vl": Family(vision="model.visual", tokens=_QWEN, grids="image_grid_thw", deepstack=True),
     "smolvlm": _IDEFICS,
 }
 
@@ -76,6 +81,26 @@ class Parts:
     layers: tuple[nn.Module, ...]
     attentions: tuple[nn.Module, ...]
     tokens: tuple[int, ...]
+
+    def width(self, visual: Tensor, grids: Tensor | None) -> Tensor:
+        """Columns of the grid that each visual token is from.
+
+        Args:
+            visual: visual tokens, (B, N).
+            grids: frames, rows and columns of each picture in patches, (pictures, 3); None if they are not given.
+
+        Returns:
+            Columns, in tokens, (B, N); 0 where they are not known.
+        """
+        config: Any = getattr(self.core, "config", None)
+        merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
+        starts = visual & ~F.pad(visual, (1, 0))[:, :-1]
+        nothing = torch.zeros_like(visual, dtype=torch.long)
+        if grids is None or int(starts.sum()) != len(grids):
+            return nothing
+        run = starts.flatten().cumsum(0).view_as(nothing) - 1  # rows of the batch one after the other, as pictures are
+        widths = (grids[:, 2].to(visual.device) // merge)[run.clamp_min(0)]
+        return torch.where(visual, widths, nothing)
 
     def visual(self, ids: Tensor) -> Tensor:
         """Which tokens are visual.

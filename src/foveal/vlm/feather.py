@@ -14,8 +14,8 @@ keep = p (p + (1 − p) / s²); p follows from it.
 
 Shapes: B batch, N tokens.
 
-*Differs from the paper*: `keep` is given and p follows. A picture whose tokens are no square grid is sampled evenly in
-reading order, every s²-th token.
+*Differs from the paper*: `keep` is given and p follows. A picture whose grid is neither given nor a square is sampled
+evenly in reading order, every s²-th token.
 *Provenance*: written from the paper; layers, shares and stride as in the authors' scripts.
 """
 
@@ -55,12 +55,13 @@ def step_share(keep: float, stride: int) -> float:
     return (math.sqrt(grid**2 + 4 * (1 - grid) * keep) - grid) / (2 * (1 - grid))
 
 
-def even_sample(visual: Tensor, stride: int) -> Tensor:
+def even_sample(visual: Tensor, stride: int, width: Tensor | None = None) -> Tensor:
     """Every s-th token of every s-th row of each picture; a picture is a run of visual tokens.
 
     Args:
         visual: visual tokens, (B, N).
         stride: s.
+        width: columns of each token's grid, (B, N); where it is 0, a square is assumed if it fits.
 
     Returns:
         Mask, (B, N).
@@ -75,8 +76,12 @@ def even_sample(visual: Tensor, stride: int) -> Tensor:
     sizes.scatter_add_(1, run, visual.to(run.dtype))
     size = sizes.gather(1, run).clamp_min(1)
     side = size.double().sqrt().round().to(size.dtype)
-    grid = ((within // side) % stride == 0) & ((within % side) % stride == 0)
-    return visual & torch.where(side * side == size, grid, within % stride**2 == 0)
+    columns = torch.where(side * side == size, side, 0)
+    if width is not None:
+        columns = torch.where(width > 0, width, columns)
+    across = columns.clamp_min(1)
+    grid = ((within // across) % stride == 0) & ((within % across) % stride == 0)
+    return visual & torch.where(columns > 0, grid, within % stride**2 == 0)
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class Feather:
         if cut == 1:
             return top(score, seen.visual, count(seen.total, self.keep))
         best = top(score, seen.visual, count(seen.total, step_share(self.keep, self.stride)))
-        return best | even_sample(seen.visual, self.stride)
+        return best | even_sample(seen.visual, self.stride, seen.width)
 
 
 METHOD = Method(

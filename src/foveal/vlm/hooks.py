@@ -70,6 +70,7 @@ class _Pass:
     cache: Any  # None without one
     visual: Tensor  # (B, N)
     real: Tensor  # (B, N)
+    width: Tensor  # (B, N)
     cuts: bool  # whether there is a visual token to drop
     taken: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)  # queries and keys by layer
 
@@ -163,7 +164,8 @@ class Accelerated:
                 raise VlmError(f"layer {number} is read with and without rotary positions; read another layer")
         # stage of each layer: number of cuts at or below it
         self.stages = tuple(sum(cut.layer <= layer for cut in self.cuts) for layer in range(depth))
-        self._read: tuple[Tensor | None, Any] = None, None  # visual tokens and mask of the call in progress
+        # of the call in progress: visual tokens, mask, grids of pictures
+        self._read: tuple[Tensor | None, Any, Tensor | None] = None, None, None
         self._run: _Pass | None = None
         self._layer = 0
         self._places: list[Tensor | None] = [None] * len(self.cuts)
@@ -237,21 +239,26 @@ class Accelerated:
             rows: Any = self.model.get_input_embeddings()  # type: ignore[operator]
             tokens = tokens[tokens < rows.weight.shape[0]]
             visual = (embeds[:, :, None] == rows(tokens)).all(-1).any(-1)
-        self._read = visual, kwargs.get("attention_mask")
+        self._read = visual, kwargs.get("attention_mask"), kwargs.get(self.parts.family.grids)
 
     def _begin(self, hidden: Tensor, kwargs: dict[str, Any]) -> _Pass:
         cache = _cached(kwargs)
+        if self.parts.decoder.training and getattr(self.parts.decoder, "gradient_checkpointing", False):
+            raise VlmError(
+                "gradient checkpointing runs layers twice, and tokens are dropped once; turn it off to train"
+            )
         ledger = follow(cache, len(self.cuts), self)
         if ledger.owner is not self:
             raise VlmError("the cache was filled under other hooks; start with a new one after restore()")
         length = hidden.shape[1]
         ledger.begin(length)
-        visual, mask = self._read
+        visual, mask, grids = self._read
         if length == 1 or visual is None or visual.shape != hidden.shape[:2]:
             nothing = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-            return _Pass(ledger, cache, nothing, ~nothing, cuts=False)
+            return _Pass(ledger, cache, nothing, ~nothing, nothing.long(), cuts=False)
         visual = visual.to(hidden.device)
-        return _Pass(ledger, cache, visual, self._real(mask, hidden, ledger), cuts=bool(visual.any()))
+        real, width = self._real(mask, hidden, ledger), self.parts.width(visual, grids)
+        return _Pass(ledger, cache, visual, real, width, cuts=bool(visual.any()))
 
     @staticmethod
     def _real(mask: Any, hidden: Tensor, ledger: Ledger) -> Tensor:
@@ -304,11 +311,11 @@ class Accelerated:
         """What the method reads at a cut."""
         stage = run.ledger.stages[index]
         batch, length = run.visual.shape
-        visual, real = run.visual, run.real
+        visual, real, width = run.visual, run.real, run.width
         places = torch.arange(length, device=hidden.device).expand(batch, -1)
         if stage.rows is not None:
             places = stage.rows
-            visual, real = visual.gather(1, places), real.gather(1, places)
+            visual, real, width = (part.gather(1, places) for part in (visual, real, width))
             if stage.held is not None:
                 visual, real = visual & stage.held, real & stage.held
         scored = self.cuts[index].scored
@@ -318,7 +325,7 @@ class Accelerated:
                 f"cut {index} of {self.method!r} reads layer {scored}, before tokens went at an earlier cut; "
                 "read a layer behind that"
             )
-        return Seen(hidden, visual & real, real, places, run.visual.sum(1), queries, keys, scaling)
+        return Seen(hidden, visual & real, real, places, run.visual.sum(1), width, queries, keys, scaling)
 
     def _chosen(self, run: _Pass, index: int, hidden: Tensor) -> tuple[Seen, Tensor]:
         seen = self._seen(run, index, hidden)
@@ -387,7 +394,7 @@ class Accelerated:
         return chosen
 
     def _after_decoder(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        run, self._run, self._read = self._run, None, (None, None)
+        run, self._run, self._read = self._run, None, (None, None, None)
         if run is None:
             return output
         ledger, batch, length = run.ledger, *run.visual.shape
@@ -428,6 +435,10 @@ class Accelerated:
         """Drop tokens from the caches after a prefill."""
         if run.cache is None:
             return
+        if any(hasattr(layer, "_quantized_keys") for layer in run.cache.layers):
+            raise VlmError(
+                "a quantised cache cannot be shortened; use a dynamic or static one, or drop tokens at a layer"
+            )
         seen, chosen = self._chosen(run, 0, hidden)
         if torch.equal(chosen, seen.visual):
             return

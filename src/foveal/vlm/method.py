@@ -73,6 +73,7 @@ class Seen:
         real: whether a token is no padding, (B, N).
         places: position of each token among those of the prompt, ascending, (B, N).
         total: number of visual tokens of the prompt, before any cut, (B,).
+        width: columns of the grid that each visual token is from, (B, N); 0 where it is not known.
         queries: queries of the scored layer, (B, H, N, D); None without one.
         keys: keys of the scored layer, (B, G, N, D); None without one.
         scaling: factor on query–key products.
@@ -83,6 +84,7 @@ class Seen:
     real: Tensor
     places: Tensor
     total: Tensor
+    width: Tensor
     queries: Tensor | None = None
     keys: Tensor | None = None
     scaling: float = 1.0
