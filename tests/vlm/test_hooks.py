@@ -99,6 +99,22 @@ def test_a_prompt_may_come_in_parts(llava, batch_of, row_of, cached, method):
             torch.testing.assert_close(parts, whole[:, -3:], rtol=0, atol=1e-4)
 
 
+def test_a_later_part_may_bring_another_picture(llava, batch_of, row_of, cached):
+    from transformers import DynamicCache
+
+    inputs = row_of("llava", batch_of("llava"), 1)
+    ids, pixels, real = inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]
+    middle = 22  # even, so that every second token of the parts is every second of the whole; between the pictures
+    assert (ids[:, :middle] == 5).sum() == (ids[:, middle:] == 5).sum() == 16
+    with torch.no_grad(), accelerate(llava, Mine()) as fast:
+        whole = llava(**inputs).logits
+        held = cached(llava, DynamicCache())
+        llava(input_ids=ids[:, :middle], pixel_values=pixels[:1], attention_mask=real[:, :middle], **held)
+        part = llava(input_ids=ids[:, middle:], pixel_values=pixels[1:], attention_mask=real, **held).logits
+        assert fast.route.visual == ((16,), (8,), (8,))
+    torch.testing.assert_close(part[:, -1], whole[:, -1], rtol=0, atol=1e-4)
+
+
 def test_guessed_tokens_are_taken_back(llava, batch_of, row_of, written):
     inputs = row_of("llava", batch_of("llava"), 1)
     with accelerate(llava, Random(0.4, layer=1)):
