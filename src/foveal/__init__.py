@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foveal import shrink
+    from foveal import shrink, vlm
     from foveal.models import create_model, list_models
     from foveal.runtime import Upscaler
     from foveal.runtime.restorer import Restorer
 
-__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "list_models", "shrink"]
+__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "list_models", "shrink", "vlm"]
 
 _HOME = {
     "Restorer": "foveal.runtime.restorer",
@@ -27,7 +27,7 @@ _HOME = {
     "list_models": "foveal.models",
 }
 
-_CALLABLE = ("shrink",)  # packages that are verbs too
+_PACKAGES = ("shrink", "vlm")  # the first is a verb too
 
 
 def __getattr__(name: str) -> object:
@@ -38,7 +38,7 @@ def __getattr__(name: str) -> object:
             value: object = version("foveal")
         except PackageNotFoundError:  # run from a checkout that was never installed
             value = "0+unknown"
-    elif name in _CALLABLE:
+    elif name in _PACKAGES:
         value = import_module(f"foveal.{name}")
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)

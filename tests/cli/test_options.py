@@ -25,6 +25,7 @@ WRONG = {
     "restore": (["photo.png", "--fix", "mud"], "fix must be auto, or of jpeg, noise, rain"),
     "shrink": (["zebra", "--data", "nowhere", "-o", "out"], "nowhere: no folder of class folders, and no set"),
     "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
+    "ask": (["Why?", "--model", "nowhere"], "no picture, only the question 'Why?'; name pictures before it"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),
     "measure": (["sesr_m5", "--shape", "1,3"], "--shape must be four whole numbers such as 1,3,256,256, got '1,3'"),
     "eval": (["bicubic", "--data", "nowhere"], "--data must be a folder, and nowhere is none; name one, or"),

@@ -36,6 +36,7 @@ ALSO = {
     "serve": ((r":\d+/", ":PORT/"),),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
     "run": ((r"(?<=\.png) +\w+ +0\.\d\d\b", " LABEL"),),
+    "ask": ((r"(?m)^\w+( \w+){3}$", "ANSWER"),),
     "train": (
         (r"· (cpu, THREADS|cuda|mps) ·", "· DEVICE ·"),
         (r"loss \d\.\d{5}", "loss"),
@@ -62,6 +63,7 @@ SLOW = {
     "train": "trains for five steps",
     "shrink": "imports timm and torchvision, prunes and trains",
     "run": "opens an engine",
+    "ask": "imports transformers",
     "export": "exports with torch and opens every engine",
     "catalogue": "imports every method",
     "models": "imports torch",
@@ -174,6 +176,14 @@ def a_classifier(beside_samples):
 
 
 @pytest.fixture
+def ask(beside_samples):
+    """A tiny LLaVA with random weights."""
+    from asked import llava_folder
+
+    llava_folder(beside_samples / "models" / "llava")
+
+
+@pytest.fixture
 def once(monkeypatch):
     """Everything is timed by one call, and no process is started to measure memory."""
     from foveal.measure import cost
@@ -262,7 +272,7 @@ def data(tmp_path, monkeypatch):
     [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
 )
 def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
-    if name in ("upscale", "restore", "train", "measure", "export", "data", "import", "shrink", "run", "serve"):
+    if name in ("upscale", "restore", "train", "measure", "export", "data", "import", "shrink", "run", "ask", "serve"):
         request.getfixturevalue(name)
     found = transcripts(run(capsys, name, "--help")[1])
     assert found, f"help of {name} ends in no transcript"
