@@ -2,7 +2,7 @@
 
 Processor time, not time on the clock: a busy machine makes no test dearer. It is measured against a small fixed piece
 of work, so that a slower processor may take longer; setting up (imports, fixtures) is not counted. A test that may be
-dearer than others is marked `dear` with the reason. What is over is named; more than 2.5 times the budget fails the run,
+dearer than others is marked `dear` with the reason. What is over is named; more than 2.5 times the budget fails,
 since even processor time doubles where other machines share the memory and the cores.
 """
 
