@@ -29,7 +29,8 @@ import foveal
 from foveal.cli._upscale_crew import order_for
 from foveal.cli._upscale_run import Run, Wishes
 from foveal.runtime.batch import find_jobs, settings_of
-from foveal.runtime.many_machines import Setup, spread
+from foveal.runtime.crew import Setup
+from foveal.runtime.many_machines import spread
 from foveal.runtime.ray_batch import RayCrew
 from foveal.runtime.upscaler import Upscaler
 

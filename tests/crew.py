@@ -2,7 +2,8 @@
 
 from collections import deque
 
-from foveal.runtime.many_machines import Event, Worker, carry_out
+from foveal.runtime.crew import Event, Worker
+from foveal.runtime.many_machines import carry_out
 
 
 class InProcess:

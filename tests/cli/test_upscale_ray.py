@@ -12,7 +12,7 @@ from foveal.cli import upscale
 from foveal.cli.main import main
 from foveal.runtime import throughput
 from foveal.runtime.batch import RECORD
-from foveal.runtime.many_machines import Event, Outcome
+from foveal.runtime.crew import Event, Outcome
 
 QUICK = ("-s", "2", "--quality", "fast", "--engine", "onnxruntime", "--threads", "1", "--ray")
 

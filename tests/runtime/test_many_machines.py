@@ -12,18 +12,9 @@ from PIL import Image
 from foveal.images.temporary import Temporary, remove_unfinished
 from foveal.runtime import engine_choice, many_machines
 from foveal.runtime.batch import RECORD, Job, Record, settings_of
+from foveal.runtime.crew import CrewError, Event, Order, Outcome, Setup
 from foveal.runtime.errors import EngineError, wording
-from foveal.runtime.many_machines import (
-    CrewError,
-    Event,
-    Order,
-    Outcome,
-    Setup,
-    carry_out,
-    share,
-    spread,
-    threads_of_workers,
-)
+from foveal.runtime.many_machines import carry_out, share, spread, threads_of_workers
 from foveal.runtime.upscaler import Upscaler
 
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 from foveal.cli._options import with_address
 from foveal.cli.main import main
-from foveal.runtime import ray_batch
+from foveal.runtime import ray_batch, ray_home
 from foveal.runtime.batch import RECORD
-from foveal.runtime.many_machines import CrewError
+from foveal.runtime.crew import CrewError
 from foveal.runtime.ray_batch import RayCrew, checked_address
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -85,13 +85,13 @@ def test_a_cluster_of_one_machine_has_a_home_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/elsewhere")
     monkeypatch.delenv("FOVEAL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere/kept")
-    with ray_batch._home(str(tmp_path)):
+    with ray_home.home(str(tmp_path)):
         assert os.environ["HOME"] == str(tmp_path / "home")
         assert os.environ["FOVEAL_CACHE"] == "/elsewhere/kept/foveal", "what was measured stays known"
         assert Path("~/ray_bootstrap_config.yaml").expanduser().read_text() == "{}\n"
     assert os.environ["HOME"] == "/elsewhere"
     assert "FOVEAL_CACHE" not in os.environ
-    with ray_batch._home(None):
+    with ray_home.home(None):
         assert os.environ["HOME"] == "/elsewhere"
 
 

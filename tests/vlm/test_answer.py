@@ -10,7 +10,7 @@ from PIL import Image
 from foveal.vlm import Asker, VlmError, ask
 from foveal.vlm.answer import Answer, read_picture
 from foveal.vlm.fastv import FastV
-from foveal.vlm.hooks import Route
+from foveal.vlm.route import Route
 
 DOGS, CLOCK = (ROOT / "samples" / f"{name}.png" for name in ("dogs", "clock"))
 

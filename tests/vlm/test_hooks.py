@@ -7,9 +7,10 @@ from torch import nn
 from foveal.vlm import tiny as toys
 from foveal.vlm.families import Family, find
 from foveal.vlm.fastv import FastV
-from foveal.vlm.hooks import Route, _cached, accelerate
+from foveal.vlm.hooks import _cached, accelerate
 from foveal.vlm.method import Cut, VlmError
 from foveal.vlm.random import Random
+from foveal.vlm.route import Route
 
 
 @dataclass(frozen=True)

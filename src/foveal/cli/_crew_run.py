@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from foveal.cli._progress import Show
     from foveal.cli._upscale_run import Wishes
     from foveal.runtime.batch import Job
-    from foveal.runtime.many_machines import Done, Order
+    from foveal.runtime.crew import Done, Order
     from foveal.runtime.ray_batch import RayCrew
     from foveal.runtime.upscaler import Upscaler
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.runtime.many_machines import Order, Setup
+from foveal.runtime.crew import Order, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

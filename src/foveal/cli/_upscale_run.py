@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from contextlib import suppress
@@ -343,6 +344,23 @@ class Run:
     def _fail_page(self, page: Path, why: str) -> None:
         self.files[page, None] = {"source": "", "target": str(page), "status": "failed", "error": why}
         say(f"failed: {page}: {why}", sys.stderr)
+
+    def finish(self, seconds: float, code: int) -> int:
+        """Print the document that `--json` asks for.
+
+        Args:
+            seconds: duration of the run.
+            code: exit code of an interruption, else 0.
+
+        Returns:
+            Exit code of the command.
+        """
+        if self.wishes.json:
+            document = self.document(seconds, interrupted=bool(code))
+            if not say(json.dumps(document, indent=2), sys.stdout):
+                say("failed: the JSON document could not be written to standard output", sys.stderr)
+                code = code or 1
+        return code or int(self.failed)
 
     def document(self, seconds: float, *, interrupted: bool) -> dict[str, Any]:
         """The document printed by `--json`.

@@ -66,11 +66,11 @@ def ask(
     import torch
 
     from foveal.errors import FovealError
-    from foveal.runtime.machine import cores
     from foveal.vlm.answer import Asker, read_picture
     from foveal.vlm.method import make
 
-    torch.set_num_threads(threads or cores())
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
         make(method, keep)  # what can be wrong is found before a model is loaded
         shown = [read_picture(picture) for picture in pictures]

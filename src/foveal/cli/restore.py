@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 import time
 from dataclasses import replace
@@ -201,13 +200,8 @@ def restore(
             code = exit_code(error)
             hint = "; --resume goes on from there" if wishes.keep_record else ""
             say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
-    if json:
-        document = run.document(time.monotonic() - started, interrupted=bool(code))
-        if not say(json_module.dumps(document, indent=2), sys.stdout):
-            say("failed: the JSON document could not be written to standard output", sys.stderr)
-            code = code or 1
-    if code or run.failed:
-        raise typer.Exit(code or 1)
+    if code := run.finish(time.monotonic() - started, code):
+        raise typer.Exit(code)
 
 
 def _film(source: Path) -> str:

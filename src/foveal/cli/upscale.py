@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 import time
 from contextlib import ExitStack
@@ -208,9 +207,9 @@ def upscale(
     from foveal.cli._pipe import pipes, through_pipes
     from foveal.cli._upscale_run import Run, Wishes
     from foveal.runtime.batch import find_jobs
+    from foveal.runtime.crew import CrewError
     from foveal.runtime.engines import EngineError
     from foveal.runtime.film.encode import Coding
-    from foveal.runtime.many_machines import CrewError
     from foveal.runtime.upscaler import Upscaler
 
     if gpu >= 0:
@@ -308,13 +307,8 @@ def upscale(
                 if films and not hint:
                     hint = "; the same command goes on from there"
                 say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
-        if json:
-            document = run.document(time.monotonic() - started, interrupted=bool(code))
-            if not say(json_module.dumps(document, indent=2), sys.stdout):
-                say("failed: the JSON document could not be written to standard output", sys.stderr)
-                code = code or 1
-        if code or run.failed:
-            raise typer.Exit(code or 1)
+        if code := run.finish(time.monotonic() - started, code):
+            raise typer.Exit(code)
 
 
 def _crew(address: str, threads: int | None) -> RayCrew:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -20,11 +19,12 @@ import tempfile
 import threading
 from collections import Counter
 from contextlib import contextmanager, redirect_stdout, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.runtime.machine import cache_folder, cores
-from foveal.runtime.many_machines import CrewError, Event, Order, Outcome, Setup, Worker, carry_out, threads_of_workers
+from foveal.runtime.crew import CrewError, Event, Order, Outcome, Setup, Worker
+from foveal.runtime.machine import cores
+from foveal.runtime.many_machines import carry_out, threads_of_workers
+from foveal.runtime.ray_home import home, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +209,7 @@ class RayCrew:
         words: dict[str, Any] = {"address": self.address}
         if self.address == LOCAL:
             self._folder = tempfile.mkdtemp(prefix="foveal-ray-")
-            os.environ.update({key: os.environ.get(key, value) for key, value in _quietly().items()})
+            os.environ.update({key: os.environ.get(key, value) for key, value in settings().items()})
             words |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": _STORE}
             if len(self._folder) < 40:  # the system limits the names of sockets in it to 107 bytes
                 words["_temp_dir"] = self._folder
@@ -217,7 +217,7 @@ class RayCrew:
             _reach(self.address)
         self._ray = load_ray()
         try:
-            with _signals_kept(), _home(self._folder):
+            with _signals_kept(), home(self._folder):
                 self._ray.init(log_to_driver=False, configure_logging=False, **words)
         except (RuntimeError, ValueError, OSError, AssertionError, self._ray.exceptions.RayError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -350,40 +350,6 @@ class RayCrew:
         if self._speech is not None:
             self._speech.__exit__(None, None, None)
             self._speech = None
-
-
-def _quietly() -> dict[str, str]:
-    """Settings of a cluster of this machine alone, where the user has none of his own."""
-    return {
-        # It listens on the loopback only, and nobody else on this machine can take part.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_REPORT_URL": "http://localhost:9",  # discarded
-        "RAY_worker_niceness": "0",  # by default 15, behind all else on the machine
-    }
-
-
-@contextmanager
-def _home(folder: str | None) -> Iterator[None]:
-    """Give processes that are started meanwhile a home in which Ray finds a description of the cluster, an empty one.
-
-    Where there is none, Ray asks the metadata services of three clouds whether they run this machine, usage statistics
-    or not.
-    """
-    if folder is None:
-        yield
-        return
-    home = Path(folder) / "home"
-    home.mkdir()
-    (home / "ray_bootstrap_config.yaml").write_text("{}\n", encoding="utf-8")
-    before = {key: os.environ.get(key) for key in ("HOME", "FOVEAL_CACHE")}
-    os.environ.update(FOVEAL_CACHE=str(cache_folder()), HOME=str(home))
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
 def _reach(address: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import zipfile
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,16 +18,19 @@ from starlette.datastructures import MutableHeaders
 
 from foveal.images.formats import FORMATS, READABLE
 from foveal.images.needs import readable
+from foveal.serve.archive import zipped
 from foveal.serve.film import suffixes
 from foveal.serve.limits import Limits, RefusedError
-from foveal.serve.store import Job, Kept, Store
+from foveal.serve.store import Store
 from foveal.serve.upload import received
 from foveal.serve.work import QUALITIES, SCALES, Studio, Wish, checked, preview
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from foveal.serve.job import Job, Kept
 
 __all__ = ["create_app"]
 
@@ -353,11 +355,11 @@ def _jobs(app: FastAPI, store: Store) -> None:
         store.cancel(key)
 
     @app.get("/api/v1/zip")
-    def zipped(job: Annotated[list[str], Query(description="Ids of jobs.")]) -> StreamingResponse:
+    def together(job: Annotated[list[str], Query(description="Ids of jobs.")]) -> StreamingResponse:
         """Several results in one zip file."""
         jobs = [done(key) for key in job]
         headers = {"Content-Disposition": "attachment; filename=foveal.zip"}
-        return StreamingResponse(_zip(jobs), media_type="application/zip", headers=headers)
+        return StreamingResponse(zipped(jobs), media_type="application/zip", headers=headers)
 
 
 async def _events(store: Store, job: Job, request: Request) -> AsyncIterator[str]:
@@ -374,37 +376,3 @@ async def _events(store: Store, job: Job, request: Request) -> AsyncIterator[str
         if quiet % 50 == 0:
             yield ": still here\n\n"
         await asyncio.sleep(0.2)
-
-
-class _Sink:
-    """Unseekable file that hands on what is written."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self.parts.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def taken(self) -> bytes:
-        data, self.parts = b"".join(self.parts), []
-        return data
-
-
-def _zip(jobs: list[Job]) -> Iterator[bytes]:
-    sink, used = _Sink(), set()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        for job in jobs:
-            name, number = job.download_name, 1
-            while name in used:
-                number += 1
-                name = f"{number}_{job.download_name}"
-            used.add(name)
-            with job.path.open("rb") as source, archive.open(name, "w", force_zip64=True) as into:
-                while chunk := source.read(1 << 20):
-                    into.write(chunk)
-                    yield sink.taken()
-    yield sink.taken()

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveal import images
-from foveal.vlm.families import FAMILIES
-from foveal.vlm.hooks import Accelerated, Route, accelerate
+from foveal.vlm.families import FAMILIES, find
+from foveal.vlm.hooks import Accelerated, accelerate
 from foveal.vlm.method import Reducer, VlmError, make
+from foveal.vlm.route import Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -251,7 +252,7 @@ class Asker:
         answered = made.sequences[0, length:]
         cache = made["cache"] if "cache" in made else made["past_key_values"]
         if fast is None:
-            visual = int(self._visual(inputs["input_ids"]).sum())
+            visual = int(find(self.model).visual(inputs["input_ids"]).sum())
             layers = len(cache.layers)
             route = Route((length,) * layers, ((visual,),) * layers, (length,) * layers)
         else:
@@ -267,11 +268,6 @@ class Asker:
             words=len(answered),
             cache=size,
         )
-
-    def _visual(self, ids: torch.Tensor) -> torch.Tensor:
-        from foveal.vlm.families import find
-
-        return find(self.model).visual(ids)
 
 
 def ask(

@@ -13,53 +13,27 @@ Scores need queries and keys that fused attention does not give away: those of o
 
 from __future__ import annotations
 
-import copy
-import sys
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from foveal.vlm.families import Family, Parts, find
-from foveal.vlm.ledger import Ledger, assemble, follow, shorten_layer, take
+from foveal.vlm.ledger import Ledger, assemble, follow, marked, shorten_layer, take, unpadded
 from foveal.vlm.method import Cut, Reducer, Seen, VlmError, make
+from foveal.vlm.route import Route
+from foveal.vlm.tap import EnoughError, tapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Accelerated", "Route", "accelerate"]
+    from foveal.vlm.tap import Tap
+
+__all__ = ["Accelerated", "accelerate"]
 
 _ACCELERATED: WeakSet[nn.Module] = WeakSet()
-_TAP = "foveal_tap"
-
-
-@dataclass(frozen=True)
-class Route:
-    """Tokens of each layer in the last prefill.
-
-    Args:
-        tokens: tokens that enter each layer, the same for all rows of a batch.
-        visual: visual ones among them, of each row.
-        cached: tokens in each layer's cache after it; as many as entered, or fewer.
-    """
-
-    tokens: tuple[int, ...] = ()
-    visual: tuple[tuple[int, ...], ...] = ()
-    cached: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        said, first = [], 0
-        for (tokens, visual, cached), group in groupby(zip(self.tokens, self.visual, self.cached, strict=True)):
-            last = first + len(list(group)) - 1
-            name = f"layer {first}" if first == last else f"layers {first} to {last}"
-            numbers = " and ".join(str(n) for n in visual) if len(set(visual)) > 1 else str(visual[0])
-            kept = "" if cached == tokens else f", {cached} cached"
-            said.append(f"{name}: {tokens:,} tokens, {numbers} visual{kept}")
-            first = last + 1
-        return "; ".join(said) or "nothing read yet"
 
 
 @dataclass
@@ -73,56 +47,6 @@ class _Pass:
     width: Tensor  # (B, N)
     cuts: bool  # whether there is a visual token to drop
     taken: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)  # queries and keys by layer
-
-
-class _EnoughError(Exception):
-    """Queries and keys were read; the rest of the attention is not needed."""
-
-
-@dataclass
-class _Tap:
-    """Reads queries and keys where they enter an attention's kernel."""
-
-    implementation: str
-    stop: bool
-    found: tuple[Tensor, Tensor, float] | None = None
-
-
-_TAPS: WeakKeyDictionary[nn.Module, _Tap] = WeakKeyDictionary()
-
-
-def _tapped(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> Any:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    tap = _TAPS[module]
-    tap.found = query, key, float(options.get("scaling") or query.shape[-1] ** -0.5)
-    if tap.stop:
-        raise _EnoughError
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(tap.implementation, eager)
-    return attend(module, query, key, value, attention_mask, **options)
-
-
-def _tap(attention: Any, *, stop: bool) -> Callable[[], _Tap]:
-    """Let an attention call `_tapped`; the function that is returned undoes it."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if _TAP not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(_TAP, _tapped)
-    original = attention.config
-    tap = _TAPS[attention] = _Tap(original._attn_implementation, stop)
-    # A copy for this one module: layers share their config.
-    attention.config = copy.copy(original)
-    attention.config._attn_implementation = _TAP
-
-    def undo() -> _Tap:
-        attention.config = original
-        _TAPS.pop(attention, None)
-        return tap
-
-    return undo
 
 
 def _cached(kwargs: dict[str, Any]) -> Any:
@@ -257,21 +181,8 @@ class Accelerated:
             nothing = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
             return _Pass(ledger, cache, nothing, ~nothing, nothing.long(), cuts=False)
         visual = visual.to(hidden.device)
-        real, width = self._real(mask, hidden, ledger), self.parts.width(visual, grids)
+        real, width = unpadded(mask, hidden, ledger.past), self.parts.width(visual, grids)
         return _Pass(ledger, cache, visual, real, width, cuts=bool(visual.any()))
-
-    @staticmethod
-    def _real(mask: Any, hidden: Tensor, ledger: Ledger) -> Tensor:
-        """Which tokens are no padding, from whichever mask the model was given."""
-        batch, length = hidden.shape[:2]
-        if isinstance(mask, dict):
-            mask = mask.get("full_attention")
-        if not isinstance(mask, Tensor):
-            return torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
-        if mask.dim() == 2:
-            return mask[:, ledger.past : ledger.past + length].to(hidden.device).bool()
-        own = mask[:, 0].diagonal(ledger.past, 1, 2)[:, :length]  # whether a token sees itself
-        return (own if own.dtype == torch.bool else own == 0).expand(batch, -1).to(hidden.device)
 
     def _before_layer(self, number: int) -> Callable[..., Any]:
         stage = self.stages[number]
@@ -344,22 +255,22 @@ class Accelerated:
         """Read the queries and keys of a layer: as they enter its kernel, or once more without rotary positions."""
         rotated = any(cut.scored == number and cut.rotated for cut in self.cuts)
         attention: Any = self.parts.attentions[number]
-        undo: list[Callable[[], _Tap]] = []
+        undo: list[Callable[[], Tap]] = []
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             run = self._run
             if run is None or not run.cuts:
                 return
             if rotated:
-                undo.append(_tap(attention, stop=False))
+                undo.append(tapped(attention, stop=False))
                 return
             plain = {name: value for name, value in kwargs.items() if name not in ("cache", "past_key_values")}
             cosine, sine = kwargs["position_embeddings"]
             plain["position_embeddings"] = torch.ones_like(cosine), torch.zeros_like(sine)
-            restore = _tap(attention, stop=True)
+            restore = tapped(attention, stop=True)
             try:
                 attention.forward(*args, **plain)
-            except _EnoughError:
+            except EnoughError:
                 pass
             finally:
                 tap = restore()
@@ -416,7 +327,7 @@ class Accelerated:
         if run.cuts and self.cuts and self.cuts[0].cache:
             self._shorten(run, hidden)
         if run.cuts:
-            self._places = [_marked(stage.rows, stage.held) for stage in ledger.stages[1:]]
+            self._places = [marked(stage.rows, stage.held) for stage in ledger.stages[1:]]
             cached = [length if stage.rows is None else stage.rows.shape[1] for stage in entered]
             self.route = Route(tuple(tokens), visual, tuple(cached))
         ledger.end()
@@ -450,10 +361,6 @@ class Accelerated:
             if stage:
                 shorten_layer(run.cache.layers[number], index)
         run.ledger.cut(1, rows, held)
-
-
-def _marked(rows: Tensor | None, held: Tensor | None) -> Tensor | None:
-    return rows if rows is None or held is None else rows.masked_fill(~held, -1)
 
 
 def accelerate(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Ledger", "Stage", "assemble", "follow", "shortened", "take"]
+__all__ = ["Ledger", "Stage", "assemble", "follow", "marked", "shorten_layer", "shortened", "take", "unpadded"]
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -342,3 +342,38 @@ def follow(held: Any, cuts: int, owner: object) -> Ledger:
         if len(held.layers):
             ledger.width = getattr(held.layers[0], "max_cache_len", 0)
     return ledger
+
+
+def unpadded(mask: Any, hidden: Tensor, past: int) -> Tensor:
+    """Which tokens are no padding, from whichever mask the model was given.
+
+    Args:
+        mask: mask of two or four axes, masks by kind of layer, or something else for none.
+        hidden: tokens, (B, N, C).
+        past: number of tokens before them.
+
+    Returns:
+        Mask, (B, N).
+    """
+    batch, length = hidden.shape[:2]
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor):
+        return torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+    if mask.dim() == 2:
+        return mask[:, past : past + length].to(hidden.device).bool()
+    own = mask[:, 0].diagonal(past, 1, 2)[:, :length]  # whether a token sees itself
+    return (own if own.dtype == torch.bool else own == 0).expand(batch, -1).to(hidden.device)
+
+
+def marked(rows: Tensor | None, held: Tensor | None) -> Tensor | None:
+    """Places of tokens with the filling of short rows marked.
+
+    Args:
+        rows: places, (B, M); None for all.
+        held: which of them are tokens, (B, M); None for all.
+
+    Returns:
+        Places, −1 for filling, (B, M); None for all tokens.
+    """
+    return rows if rows is None or held is None else rows.masked_fill(~held, -1)

@@ -27,9 +27,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from foveal.models.restore.safmn import channel_norm
 from foveal.record import Method, Paper
 
 __all__ = ["ExpertLayer", "SeemoRe", "seemore_b", "seemore_l"]
@@ -48,16 +48,6 @@ def channel_shuffle(x: Tensor) -> Tensor:
         (B, 2C, H, W): channels 0, C, 1, C + 1 …
     """
     return torch.stack(x.chunk(2, 1), 2).flatten(1, 2)
-
-
-class _Norm(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return channel_norm(x, self.weight, self.bias)
 
 
 class _Stripes(nn.Module):
@@ -206,7 +196,7 @@ class _Modulated(nn.Module):
 
     def __init__(self, dim: int, block: nn.Module) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = _Norm(dim), _Norm(dim)
+        self.norm_1, self.norm_2 = LayerNorm2d(dim), LayerNorm2d(dim)
         self.block, self.ffn = block, _FeedForward(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -276,7 +266,7 @@ class SeemoRe(nn.Module):
                 for _ in range(depth)
             )
         )
-        self.norm = _Norm(dim)
+        self.norm = LayerNorm2d(dim)
         self.conv_2 = nn.Conv2d(dim, dim, 3, padding=1)
         self.upsampler = nn.Sequential(nn.Conv2d(dim, in_channels * scale**2, 3, padding=1), nn.PixelShuffle(scale))
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 small = partial(AWSRN, dim=12, hidden=32, depth=1, units=3)
 plain = partial(EDSR, dim=16, depth=8)  # as many parameters to 1 %
 TRIAL = Trial((small, plain), 2, 1)
-PRINTED: dict[
-    str, tuple[Callable[..., nn.Module], tuple[int, ...]]
-] = {  # tables 1 and 2 of the source, thousands of parameters at ×2, ×3, ×4
+# Tables 1 and 2 of the source: thousands of parameters at ×2, ×3, ×4.
+PRINTED: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "AWSRN-S": (awsrn_s, (397, 477, 588)),
     "AWSRN-SD": (awsrn_sd, (348, 388, 444)),
     "AWSRN-M": (awsrn_m, (1063, 1143, 1254)),

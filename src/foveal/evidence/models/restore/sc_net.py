@@ -73,12 +73,12 @@ CLAIMS = (
         clause=2,
     ),
     faster(
-        "Processor time of the two, 320×180 to 640×360, is printed; the clause asks for no ratio.",
+        "The small network takes no more processor time than EDSR with as many parameters, 320×180 to 640×360.",
         paper="",
         ours=call(partial(small, 2), 1, 3, 180, 320),
         theirs=call(partial(plain, 2), 1, 3, 180, 320),
-        at_least=0.0,
-        clause=2,
+        at_least=1.0,
+        beyond="latency of the two",
     ),
     smaller(
         "A layer takes a ninth of the multiply-adds of a 3×3 convolution.",
