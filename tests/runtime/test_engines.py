@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -197,3 +198,23 @@ def test_versions_are_those_of_the_distributions(monkeypatch):
     engines.library_version.cache_clear()
     with pytest.raises(ValueError, match=r"engine must be auto or one of native, .* got 'no-such-library'"):
         engines.library_version("no-such-library")
+
+
+PROBE = """
+import sys
+import numpy as np
+from pathlib import Path
+from foveal.runtime.engines import create
+half = np.full(64, 2.0**-127, np.float32)
+assert (half * np.float32(0.5) > 0).all()
+engine = create("onnxruntime", Path(sys.argv[1]), 1)
+engine.run(np.zeros((1, 3, 12, 10), np.float32))
+assert (half * np.float32(0.5) > 0).all(), "flushed"
+"""
+
+
+@pytest.mark.dear("a process of its own, since only the first session of one could do it")
+def test_opening_an_engine_leaves_the_callers_arithmetic_as_it_was(bundles):
+    command = [sys.executable, "-c", PROBE, str(bundles["same_blocks"].file("float"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

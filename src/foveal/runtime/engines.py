@@ -13,6 +13,7 @@ faster than floats here; `onnxruntime` and `torch` always compute in floats.
 from __future__ import annotations
 
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -91,7 +92,12 @@ class _OnnxRuntime:
         # Tiny activations below the normal range cost a hundred times as much as others and change no pixel.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            # The first session of a process flushes them for good in the thread that opens it, not in its own alone:
+            # a thread that ends leaves the caller's arithmetic as it was.
+            with ThreadPoolExecutor(1) as opener:
+                self._session = opener.submit(
+                    onnxruntime.InferenceSession, str(path), options, providers=["CPUExecutionProvider"]
+                ).result()
         except Exception as error:
             raise failure(self.name, error) from error
         self._input = self._session.get_inputs()[0].name
