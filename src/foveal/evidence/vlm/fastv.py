@@ -154,4 +154,5 @@ CLAIMS = (
         needs=locating.NEEDS,
         clause=4,
     ),
+    locating.learnt(clause=4),
 )

@@ -108,4 +108,5 @@ CLAIMS = (
         needs=locating.NEEDS,
         clause=2,
     ),
+    locating.learnt(clause=2),
 )
