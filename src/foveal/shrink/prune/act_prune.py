@@ -18,7 +18,8 @@ Filters are removed physically: with their channels in the batch norms and layer
 Shapes: maps (B, C, H, W), read where the next layer reads them, after normalisation and ReLU.
 
 *Differs from the paper*: only filters that a single layer produces are pruned, not those tied by an addition (the
-inner ones of a residual block). Size and work are known before training, so a round that overshoots costs no training.
+inner ones of a residual block). Size and work are known before training, so a round that overshoots costs no training; for these
+two policies λ doubles again after a round that stays, up to its first value, else a late round could hardly prune.
 Training continues from the current weights; the paper may also rewind them. Each layer keeps a filter.
 *Provenance*: written from the paper; that c is the layer's share of the cost is a detail of the authors' code
 (kaiqi123/Automatic-Attention-Pruning). What is tied is found by Torch-Pruning's graph (arXiv:2301.12900).
@@ -292,7 +293,7 @@ class ActPrune:
             if share > self.target * (1 + self.tolerance):
                 increment /= 2
                 continue
-            threshold += increment
+            threshold, increment = threshold + increment, min(self.increment, 2 * increment)
             if changed:
                 model = self._train(smaller, data)
             if share >= self.target:
