@@ -120,7 +120,8 @@ def main() -> None:
     tail = solved[:, :reads].view_as(network.tail.weight) / LUMINANCE.sum()  # detail goes to all colours
     taps = solved[:, reads:]
     base = torch.cat([taps[:, :12], -taps.sum(1, keepdim=True), taps[:, 12:]], 1).view_as(network.base)
-    network.change_last(tail, base)
+    network.tail.weight.copy_(network._tied("tail", tail))  # there was no detail yet
+    network.base.copy_(network._phases() + network._tied("base", base))
     words = TRAINED[args.quality][1]
     described = {"model": f"luma_clean_{args.quality}", "scale": args.scale, "arguments": words}
     args.out.mkdir(parents=True, exist_ok=True)
