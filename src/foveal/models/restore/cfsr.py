@@ -2,7 +2,8 @@
 
 *Source*: G. Wu et al., "Transforming Image Super-Resolution: A ConvFormer-based Efficient Approach", 2024
 (arXiv:2401.05633), section III. A 3×3 convolution to C features, groups of blocks with a 1×1 convolution and a skip, a
-norm, a 3×3 convolution, a skip around all of it, a 3×3 convolution and a pixel shuffle. For x: (B, C, H, W), γ: (C,), a block is
+norm, a 3×3 convolution, a skip around all of it, a 3×3 convolution and a pixel shuffle. A block for x: (B, C, H, W)
+and γ: (C,):
 
     mixer (ConvFormer):    x + γ₁ W₃ (D * gelu(W₁ y) ⊙ W₂ y)                 y = norm x, D: depthwise 9×9
     feed-forward (EFN):    x + γ₂ W₅ (z + gelu(E * z))                       z = gelu(W₄ norm x), E: depthwise 3×3
