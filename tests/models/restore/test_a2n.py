@@ -13,7 +13,7 @@ def drawn(scale=2, **words):
     network = A2N(scale, **SMALL | words).double()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter)).mul_(10 if "weigh" in name else 1)
+            parameter.add_(0.2 * torch.randn_like(parameter)).mul_(10 if "weigh." in name else 1)
     return network
 
 

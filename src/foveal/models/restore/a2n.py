@@ -2,7 +2,7 @@
 
 *Source*: H. Chen et al., "Attention in Attention Network for Image Super-Resolution", 2021 (arXiv:2104.09497),
 section 3. A 3×3 convolution to C features, blocks, a 3×3 convolution, a skip around them, an upsampling step for each
-factor of 2 (or one of 3), a 3×3 convolution, bilinear upscaling of the picture added. A block, x: (B, C, H, W), with 1×1
+factor of 2 (or one of 3), a 3×3 convolution, bilinear upscaling of the picture added. A block, x: (B, C, H, W), of 1×1
 convolutions W and 3×3 convolutions K:
 
     x + W₂ lrelu(π₁ attention(y) + π₂ plain(y))           y = lrelu(W₁ x)
