@@ -89,7 +89,5 @@ def test_wrong_arguments_are_refused():
         text = f"multiples of r = 2 with 0 ≤ shift < window, got {window} and {shift}"
         with pytest.raises(ValueError, match=text):
             PermutedAttention(8, 2, window, shift=shift)
-    with pytest.raises(
-        ValueError, match="H and W must be multiples of window = 4, got 8 and 6; pad with"
-    ):
+    with pytest.raises(ValueError, match="H and W must be multiples of window = 4, got 8 and 6; pad with"):
         PermutedAttention(8, 2, 4)(torch.rand(1, 8, 6, 8))
