@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from foveal.evidence.rivals.edsr import EDSR
+from foveal.evidence.tasks import photos
 from foveal.evidence.tasks.equal_minutes import Trial
 from foveal.measure.cost import count_parameters
 from foveal.models.restore.a2n import A2N, a2n_m
-from foveal.record import bound, equal, params
+from foveal.record import bound, equal, kept, params
 
 small = partial(A2N, dim=20, up_dim=12, depth=4)
 attending = partial(small, plain=False)
@@ -85,5 +86,14 @@ CLAIMS = (
         at_least=0.99,
         at_most=1.01,
         clause=4,
+    ),
+    kept(
+        "The small network has learnt in its minutes: it is above bicubic.",
+        paper="",
+        quality=partial(TRIAL.gain, small),
+        at_least=0.0,
+        data=TRIAL.data,
+        needs=photos.NEEDS,
+        beyond="what is compared has been learnt",
     ),
 )

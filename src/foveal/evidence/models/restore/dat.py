@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from foveal.evidence.rivals.swinir import SwinIR
+from foveal.evidence.tasks import photos
 from foveal.evidence.tasks.equal_minutes import Trial
 from foveal.measure.cost import count_macs
 from foveal.models.restore.dat import DAT, dat_light, dat_s
-from foveal.record import bound, equal, params
+from foveal.record import bound, equal, kept, params
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,5 +134,14 @@ CLAIMS = (
         by=0.0,
         paper="alternation is better",
         clause=3,
+    ),
+    kept(
+        "The small network has learnt in its minutes: it is above bicubic.",
+        paper="",
+        quality=partial(TRIAL.gain, small),
+        at_least=0.0,
+        data=TRIAL.data,
+        needs=photos.NEEDS,
+        beyond="what is compared has been learnt",
     ),
 )
