@@ -1,13 +1,13 @@
-r"""Weights of LumaClean at another scale, its last layer solved for: how clean_balanced_x3 was made, in half a minute.
+r"""Weights of LumaClean at another scale, the last layer solved for: how three bundles were made, half a minute each.
 
-    python scripts/clean_other_scale.py data/mixed -o runs/clean_balanced_x3
-    foveal export runs/clean_balanced_x3/model.safetensors -o bundles/clean_balanced_x3 --quality balanced \
-        --int8 data/mixed
+    python scripts/clean_other_scale.py data/mixed --quality balanced --scale 3 -o runs/clean_balanced_x3
+    python scripts/clean_other_scale.py data/mixed --quality fast --scale 2 -o runs/clean_fast_x2
+    foveal export runs/clean_fast_x2/model.safetensors -o bundles/clean_fast_x2 --quality fast --int8 data/mixed
 
-Hidden layers find edges and tell them from damage, which does not depend on the scale. They are taken from
-clean_balanced_x2; the upsampler begins as that of balanced_x3. Then the last layer and the upsampler are the
-least-squares solution on damaged patches, each weighted by one over the error of the upsampler alone, as the training
-loss weights them.
+Hidden layers find edges and tell them from damage, which does not depend on the scale. They are taken from the bundle
+that was trained (clean_balanced_x2, clean_fast_x4); the upsampler begins as that of the network for clean pictures.
+Then the last layer and the upsampler are the least-squares solution on damaged patches, each weighted by one over the
+error of the upsampler alone, as the training loss weights them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from foveal.models.restore.luma_clean import LumaClean, luma_clean_balanced
+from foveal.models import create_model
 from foveal.ops.conv3x3 import conv3x3
 from foveal.runtime.bundle import SHIPPED
 from foveal.train.restore.degradations import degrade
@@ -31,30 +32,37 @@ from foveal.train.restore.losses import LUMINANCE, luminance
 from foveal.train.restore.pairs import Pairs
 from foveal.train.restore.teacher import answers
 
-SCALE, PATCH, BORDER, CUT = 3, 64, 16, 11
+if TYPE_CHECKING:
+    from foveal.models.restore.luma_clean import LumaClean
+
+PATCH, BORDER, CUT = 64, 16, 11
+TRAINED = {"balanced": ("clean_balanced_x2", {"expand": 0, "equivariant": True}), "fast": ("clean_fast_x4", {})}
 BATCH, THINNED = 8, 3  # patches at a time; every so many pixels of them are used
 TEACHER_SHARE, RIDGE = 0.5, 1e-5
 
 
-def started() -> LumaClean:
-    """The network with the hidden layers of ×2, and no detail yet."""
-    network = luma_clean_balanced(SCALE).eval()
-    two, three = (load_file(SHIPPED / n / "model.safetensors") for n in ("clean_balanced_x2", "balanced_x3"))
+def started(quality: str, scale: int) -> LumaClean:
+    """The network with the hidden layers of the trained bundle, and no detail yet."""
+    network = create_model(f"luma_clean_{quality}", scale=scale, **TRAINED[quality][1]).eval()
+    names = (TRAINED[quality][0], f"{quality}_x{scale}")
+    trained, clean = (load_file(SHIPPED / name / "model.safetensors") for name in names)
     known = network.state_dict()
-    network.load_state_dict({n: (two if two[n].shape == v.shape else three)[n].float() for n, v in known.items()})
+    network.load_state_dict(
+        {n: (trained if trained[n].shape == v.shape else clean)[n].float() for n, v in known.items()}
+    )
     torch.nn.init.zeros_(network.tail.weight)
     return network
 
 
-def batch(pairs: Pairs, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(pairs: Pairs, scale: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
     """Damaged patches (B, 3, p, p), their wanted luminance (B, 1, s·p, s·p) and levels (B, 3)."""
-    rng = np.random.default_rng((SCALE, step))
+    rng = np.random.default_rng((scale, step))
     low, high, taught = pairs.batch(BATCH, rng)
     parts: list[list[np.ndarray]] = [[], [], [], []]
     for one, large, answer in zip(low, high, taught, strict=True):
         damaged = degrade(one, large, rng)
         y, x = (int(n) for n in rng.integers(0, BORDER + 1, 2))
-        for part, (pixels, s) in zip(parts, ((damaged.pixels, 1), (large, SCALE), (answer, SCALE)), strict=False):
+        for part, (pixels, s) in zip(parts, ((damaged.pixels, 1), (large, scale), (answer, scale)), strict=False):
             part.append(pixels[y * s : (y + PATCH) * s, x * s : (x + PATCH) * s])
         parts[3].append(np.asarray(damaged.level, np.float32))
     given, wanted, told = (torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) / 255 for part in parts[:3])
@@ -75,7 +83,7 @@ def features(network: LumaClean, x: Tensor, level: Tensor) -> Tensor:
 def rows(network: LumaClean, given: Tensor, wanted: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers that last layer and upsampler read, and what they lack, (n, N) and (s², N), weighted."""
     mixed = torch.einsum("bchw,c->bhw", given, LUMINANCE)[:, None]
-    lacking = F.pixel_unshuffle(wanted, SCALE) - network._upsampled(mixed)
+    lacking = F.pixel_unshuffle(wanted, network.scale) - network._upsampled(mixed)
     read = F.unfold(features(network, given, level), 3, padding=1)
     around = F.unfold(mixed, 5, padding=2)
     around = torch.cat([around[:, :12], around[:, 13:]], 1) - around[:, 12:13]  # the kernel's sum stays 1
@@ -93,15 +101,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, help="folder of training pictures")
     parser.add_argument("-o", dest="out", type=Path, required=True, help="folder for model.safetensors")
+    parser.add_argument("--quality", choices=TRAINED, default="balanced")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=3)
     parser.add_argument("--batches", type=int, default=90)
     args = parser.parse_args()
     torch.manual_seed(0)
-    network = started()
-    teach = partial(answers, teachers=["balanced_x3"], say=print)
-    pairs = Pairs.from_folder(args.pictures, SCALE, patch=PATCH + BORDER, fraction=1.0, teach=teach)
+    network = started(args.quality, args.scale)
+    # a fast network is taught by the balanced one, as its recipe says
+    teach = partial(answers, teachers=[f"balanced_x{args.scale}"], say=print)
+    pairs = Pairs.from_folder(args.pictures, args.scale, patch=PATCH + BORDER, fraction=1.0, teach=teach)
     square, product = torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
     for step in range(args.batches):
-        a, y = rows(network, *batch(pairs, step))
+        a, y = rows(network, *batch(pairs, args.scale, step))
         square, product = square + (a @ a.T).double(), product + (a @ y.T).double()
     scale = square.diagonal()
     solved = torch.linalg.solve(square + torch.diag(RIDGE * scale + 1e-9 * scale.mean()), product).T.float()
@@ -109,9 +120,9 @@ def main() -> None:
     tail = solved[:, :reads].view_as(network.tail.weight) / LUMINANCE.sum()  # detail goes to all colours
     taps = solved[:, reads:]
     base = torch.cat([taps[:, :12], -taps.sum(1, keepdim=True), taps[:, 12:]], 1).view_as(network.base)
-    network.tail.weight.copy_(network._tied("tail", tail))
-    network.base.copy_(network._phases() + network._tied("base", base))
-    described = {"model": "luma_clean_balanced", "scale": SCALE, "arguments": {"expand": 0, "equivariant": True}}
+    network.change_last(tail, base)
+    words = TRAINED[args.quality][1]
+    described = {"model": f"luma_clean_{args.quality}", "scale": args.scale, "arguments": words}
     args.out.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(state, args.out / "model.safetensors", metadata={"recipe": json.dumps(described)})

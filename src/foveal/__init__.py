@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from foveal.models import create_model, list_models
     from foveal.runtime import Upscaler
     from foveal.runtime.restorer import Restorer
+    from foveal.shrink.tokens.foveate import foveate
 
-__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "list_models", "shrink", "vlm"]
+__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "foveate", "list_models", "shrink", "vlm"]
 
 _HOME = {
     "Restorer": "foveal.runtime.restorer",
     "Upscaler": "foveal.runtime",
     "create_model": "foveal.models",
+    "foveate": "foveal.shrink.tokens.foveate",
     "list_models": "foveal.models",
 }
 

@@ -28,6 +28,7 @@ WRONG = {
     "ask": (["Why?", "--model", "nowhere"], "no picture, only the question 'Why?'; name pictures before it"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),
     "measure": (["sesr_m5", "--shape", "1,3"], "--shape must be four whole numbers such as 1,3,256,256, got '1,3'"),
+    "leaderboard": (["x5"], "the scale must be x2, x3 or x4, got 'x5'"),
     "eval": (["bicubic", "--data", "nowhere"], "--data must be a folder, and nowhere is none; name one, or"),
     "train": (["nothing.toml"], "nothing.toml: no such recipe"),
     "data": (["out", "--kind", "x"], "--kind must be one of all, photographs, textures, got 'x'"),

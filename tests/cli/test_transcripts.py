@@ -43,6 +43,7 @@ ALSO = {
         (r"(?<=\n)step [0-4]/.*\n", ""),
     ),
     "data": ((r"\d+ pictures", "N pictures"),),  # of a toy package here
+    "leaderboard": ((r"[\d,]+ steps; about TIME", "STEPS"),),
     "export": ((r"torch TIME(, \w+ TIME)+", "TIMES"),),
     # What a row's claims gave is derived from the records, which change.
     "catalogue": (
@@ -68,6 +69,7 @@ SLOW = {
     "catalogue": "imports every method",
     "models": "imports torch",
     "measure": "imports torch",
+    "leaderboard": "exports and trains two networks for two steps",
     "claims": "imports torch",
     "doctor": "opens every engine",
 }
@@ -203,6 +205,20 @@ def measure(once):
 
 
 @pytest.fixture
+def leaderboard(beside_samples, monkeypatch):
+    """Small results, two steps, hardly timed, without the shipped networks."""
+    from foveal.evidence.leaderboard import standing
+    from foveal.evidence.rehearsal import rehearsal
+
+    monkeypatch.setenv("FOVEAL_CACHE", str(beside_samples / "cache"))
+    monkeypatch.setattr("foveal.runtime.throughput._TRIED", (32,))
+    monkeypatch.setattr(standing, "RESULT", (96, 128))
+    monkeypatch.setattr(standing, "interleaved", lambda calls, **_: tuple([call() is None or 1.0] for call in calls))
+    with rehearsal():
+        yield
+
+
+@pytest.fixture
 def export(beside_samples, once):
     from safetensors.torch import save_file
 
@@ -272,7 +288,20 @@ def data(tmp_path, monkeypatch):
     [pytest.param(name, marks=[pytest.mark.dear(SLOW[name])] if name in SLOW else []) for name in COMMANDS],
 )
 def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_samples):
-    if name in ("upscale", "restore", "train", "measure", "export", "data", "import", "shrink", "run", "ask", "serve"):
+    if name in (
+        "upscale",
+        "restore",
+        "train",
+        "measure",
+        "export",
+        "data",
+        "import",
+        "shrink",
+        "run",
+        "ask",
+        "serve",
+        "leaderboard",
+    ):
         request.getfixturevalue(name)
     found = transcripts(run(capsys, name, "--help")[1])
     assert found, f"help of {name} ends in no transcript"

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "measure": ("foveal.cli.measure:measure", "Measure parameters, multiply-adds, latency and memory of a model."),
     "eval": ("foveal.cli.eval:eval", "Measure PSNR and SSIM on a set of pictures."),
     "train": ("foveal.cli.train:train", "Train a network from a recipe."),
+    "leaderboard": ("foveal.cli.leaderboard:leaderboard", "Train and time super-resolution networks, on one page."),
     "data": ("foveal.cli.data:data", "Fetch and prepare freely licensed training pictures."),
     "export": ("foveal.cli.export:export", "Export a network to a bundle, checked against torch."),
     "import": ("foveal.cli.import_:import_", "Import another tool's model as a bundle."),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from foveal.measure.frontier import Point, scatter
 from foveal.runtime.engines import library_version
 from foveal.runtime.machine import cpu_model
 
@@ -123,53 +124,23 @@ def to_markdown(lines: Sequence[Line], found: dict[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
-def plot(lines: Sequence[Line], unit: str, *, width: int = 640, height: int = 360) -> str:
+def plot(lines: Sequence[Line], unit: str) -> str:
     """Quality against latency, as SVG.
 
     Args:
         lines: points; those not kept are hollow.
         unit: unit of the quality.
-        width: width in pixels.
-        height: height in pixels.
 
     Returns:
         An SVG element.
     """
-    left, right, top, bottom = 60, 20, 20, 45
-    xs = [1e3 * line.measured.latency.median for line in lines]
-    ys = [line.measured.quality for line in lines]
-    most, low, high = 1.1 * max(xs), min(ys), max(ys)
-    room = max(high - low, 0.5)
-    low, high = low - 0.15 * room, high + 0.15 * room
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = left + (width - left - right) * x / most
-        return across, top + (height - top - bottom) * (high - y) / (high - low)
-
-    parts = [
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" font-size="12" '
-        'font-family="sans-serif"><title>Quality against latency</title>',
-        f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="#888"/>',
-    ]
-    for i in range(5):
-        x, y = most * i / 4, low + (high - low) * i / 4
-        across, _ = at(x, low)
-        _, down = at(0, y)
-        parts.append(f'<text x="{across:.0f}" y="{height - bottom + 16}" text-anchor="middle">{x:.3g}</text>')
-        parts.append(f'<text x="{left - 6}" y="{down + 4:.0f}" text-anchor="end">{y:.2f}</text>')
-    parts.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 8}" text-anchor="middle">milliseconds</text>')
-    parts.append(f'<text x="{left + 4}" y="{top - 6}">{escape(unit)}</text>')
-    for line, x, y in zip(lines, xs, ys, strict=True):
-        across, down = at(x, y)
-        fill = "#1565c0" if line.kept else "none"
-        t = line.measured.latency
-        parts.append(
-            f'<path d="M{at(1e3 * t.lower, y)[0]:.1f} {down:.1f}H{at(1e3 * t.upper, y)[0]:.1f}" stroke="#1565c0"/>'
-            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{fill}" stroke="#1565c0">'
-            f"<title>{escape(line.step)}: {x:.3g} ms, {y:.2f}</title></circle>"
-            f'<text x="{across + 7:.1f}" y="{down - 6:.1f}">{escape(line.step.partition("(")[0])}</text>'
-        )
-    return "\n".join([*parts, "</svg>"])
+    points = []
+    for line in lines:
+        t, quality = line.measured.latency, line.measured.quality
+        says = f"{line.step}: {1e3 * t.median:.3g} ms, {quality:.2f}"
+        name = line.step.partition("(")[0]
+        points.append(Point(name, 1e3 * t.median, quality, 1e3 * t.lower, 1e3 * t.upper, line.kept, says))
+    return scatter(points, quality=unit)
 
 
 def to_html(lines: Sequence[Line], found: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ STEPS = {
     "lowrank": "foveal.shrink.lowrank.step:LowRank",
     "quantise": "foveal.shrink.quantize.int8:Quantise",
     "merge": "foveal.shrink.tokens.merge:Merge",
+    "drop": "foveal.shrink.tokens.drop:Drop",
+    "foveate": "foveal.shrink.tokens.foveate:Foveate",
     "topvim": "foveal.shrink.tokens.top_vim:ToPViM",
 }
 _TRAINS = {"Distil", "Tune"}

@@ -10,7 +10,8 @@ from torch import nn
 from foveal.export.fixed import to_fixed_onnx
 from foveal.measure.cost import count_macs
 from foveal.shrink.step import Step
-from foveal.shrink.tokens.merge import Merge, MergedBlocks, attend, match, token_counts
+from foveal.shrink.tokens.blocks import ReducedBlocks, attend, token_counts
+from foveal.shrink.tokens.merge import Merge, match
 
 vit = partial(VisionTransformer, img_size=20, patch_size=4, embed_dim=12, depth=3, num_heads=2, num_classes=3)
 
@@ -104,7 +105,7 @@ def test_sizes_sum_to_the_tokens_and_change_the_output(monkeypatch):
     seen = []
     model = Merge(r=6, multiple=1).apply(network())
     monkeypatch.setattr(
-        "foveal.shrink.tokens.merge.attend", lambda a, x, sizes: (seen.append(sizes), attend(a, x, sizes))[1]
+        "foveal.shrink.tokens.blocks.attend", lambda a, x, sizes: (seen.append(sizes), attend(a, x, sizes))[1]
     )
     model(pictures())
     assert seen[0] is None  # no mask where all sizes are 1
@@ -123,9 +124,9 @@ def test_a_size_counts_like_copies_of_the_token():
     attention = network().blocks[0].attn
     x = torch.randn(1, 5, 12)
     copies = x[:, [0, 1, 1, 1, 2, 3, 3, 4]]
-    found, keys = attend(attention, x, torch.tensor([[1.0, 3, 1, 2, 1]]))
+    found, seen = attend(attention, x, torch.tensor([[1.0, 3, 1, 2, 1]]))
     torch.testing.assert_close(found, attention(copies)[:, [0, 1, 4, 5, 7]])
-    torch.testing.assert_close(keys, attention.qkv(x)[..., 12:24].unflatten(2, (2, 6)).sum(2))
+    torch.testing.assert_close(seen.keys(), attention.qkv(x)[..., 12:24].unflatten(2, (2, 6)).sum(2))
 
 
 def test_networks_that_average_get_all_tokens_back():
@@ -191,6 +192,6 @@ def test_networks_that_cannot_merge_raise():
     with pytest.raises(TypeError, match="blocks must be timm's Block with its Attention, got Identity"):
         Merge(r=2).apply(other)
     merged = Merge(r=2).apply(network())
-    assert isinstance(merged.blocks, MergedBlocks)
-    with pytest.raises(ValueError, match="model merges tokens already"):
+    assert isinstance(merged.blocks, ReducedBlocks)
+    with pytest.raises(ValueError, match="model reduces tokens already, by Merge"):
         Merge(r=2).apply(merged)

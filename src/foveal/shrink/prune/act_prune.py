@@ -18,7 +18,8 @@ Filters are removed physically: with their channels in the batch norms and layer
 Shapes: maps (B, C, H, W), read where the next layer reads them, after normalisation and ReLU.
 
 *Differs from the paper*: only filters that a single layer produces are pruned, not those tied by an addition (the
-inner ones of a residual block). Size and work are known before training, so a round that overshoots costs no training.
+inner ones of a residual block). Size and work are known before training: for these two policies a round that overshoots
+is not rolled back but takes the largest T that does not, by bisection; training can move attention below an earlier T.
 Training continues from the current weights; the paper may also rewind them. Each layer keeps a filter.
 *Provenance*: written from the paper; that c is the layer's share of the cost is a detail of the authors' code
 (kaiqi123/Automatic-Attention-Pruning). What is tied is found by Torch-Pruning's graph (arXiv:2301.12900).
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["ActPrune", "attention", "costs", "inactive", "observe", "prunable", "remove"]
 
 POLICIES = ("accuracy", "parameters", "macs")
+BISECTIONS = 8
 
 
 def attention(maps: Tensor, *, power: int = 1) -> Tensor:
@@ -285,14 +287,18 @@ class ActPrune:
             raise ValueError(
                 f"filters that can go are {most:.0%} of the {self.policy}, the target is {self.target:.0%}"
             )
-        threshold, increment = 0.0, self.increment
+        most, threshold = self.target * (1 + self.tolerance), 0.0
         for _ in range(self.rounds):
-            smaller, changed = self._pruned(model, layers, inputs, threshold + increment)
-            share = 1 - self._size(smaller, inputs) / whole
-            if share > self.target * (1 + self.tolerance):
-                increment /= 2
-                continue
-            threshold += increment
+            threshold += self.increment
+            smaller, changed, share = self._share(model, layers, inputs, threshold, whole)
+            if share > most:
+                low, high = 0.0, threshold
+                for _ in range(BISECTIONS):
+                    threshold = (low + high) / 2
+                    above = self._share(model, layers, inputs, threshold, whole)[2] > most
+                    low, high = (low, threshold) if above else (threshold, high)
+                threshold = low
+                smaller, changed, share = self._share(model, layers, inputs, threshold, whole)
             if changed:
                 model = self._train(smaller, data)
             if share >= self.target:
@@ -300,6 +306,13 @@ class ActPrune:
         raise ValueError(
             f"{self.rounds} rounds did not meet the target of {self.target:.0%}; give more, or a tolerance"
         )
+
+    def _share(
+        self, model: nn.Module, layers: dict[str, str], inputs: Tensor, threshold: float, whole: int
+    ) -> tuple[nn.Module, bool, float]:
+        """A round at a threshold, whether it removes anything, and the share of the whole network that is gone then."""
+        smaller, changed = self._pruned(model, layers, inputs, threshold)
+        return smaller, changed, 1 - self._size(smaller, inputs) / whole
 
     def _pruned(
         self, model: nn.Module, layers: dict[str, str], inputs: Tensor, threshold: float

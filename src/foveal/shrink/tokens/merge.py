@@ -21,18 +21,18 @@ merged token back at all its places after the last block, so that means and maps
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+
+from foveal.shrink.tokens.blocks import Fewer, Reduction, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from foveal.shrink.step import Inputs
+    from torch import Tensor
 
-__all__ = ["Merge", "MergedBlocks", "attend", "match", "token_counts"]
+__all__ = ["Merge", "match"]
 
 
 def match(
@@ -100,88 +100,8 @@ def match(
     return merge, unmerge
 
 
-def attend(attention: Any, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention in which a token counts as often as its size says, with the fused kernel.
-
-    Args:
-        attention: attention of a timm block.
-        x: normalised tokens, (B, N, C).
-        sizes: number of patches that each token stands for, (B, N); None if all are 1.
-
-    Returns:
-        Output, (B, N, C), and what tokens are matched by: the sum of the heads' keys, (B, N, D).
-    """
-    batch, length, _ = x.shape
-    q, k, v = attention.qkv(x).view(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    mask = None if sizes is None else sizes.log()[:, None, None]
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    # (B, heads, N, D) to (B, N, C)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
-    y = attention.norm(y)
-    if getattr(attention, "gate", None) is not None:
-        y = y * attention.gate(x).sigmoid()
-    return attention.proj_drop(attention.proj(y)), k.sum(1)
-
-
-def token_counts(wanted: Sequence[int], tokens: int, *, protect: int = 1, multiple: int = 1) -> list[int]:
-    """Number of tokens after each block, rounded, and no fewer than matching allows.
-
-    Args:
-        wanted: numbers of tokens asked for, one for each block.
-        tokens: number of tokens before the first block, N.
-        protect: number of tokens that never merge.
-        multiple: number whose multiples the counts are rounded to.
-
-    Returns:
-        Counts, never rising; at most half of the tokens merge in a block.
-    """
-    found: list[int] = []
-    for count in wanted:
-        rounded = max(multiple, (count + multiple // 2) // multiple * multiple)
-        tokens = min(tokens, max(rounded, tokens - (tokens - protect) // 2))
-        found.append(tokens)
-    return found
-
-
-class MergedBlocks(nn.Module):
-    """The blocks of a vision transformer as one module that merges tokens, (B, N, C) to (B, M, C).
-
-    Names of parameters are those of the blocks, so state dicts fit. Not iterable: run one by one, blocks cannot merge.
-
-    Args:
-        blocks: blocks of timm's vision transformer; they are shared, not copied.
-        config: how many tokens merge.
-        protect: number of tokens at the start that never merge.
-        restore: whether the output has N tokens again, each merged one at all its places.
-    """
-
-    def __init__(self, blocks: nn.Module, config: Merge, *, protect: int, restore: bool) -> None:
-        super().__init__()
-        self.depth, self.config, self.protect, self.restore = 0, config, protect, restore
-        for name, block in blocks.named_children():
-            self.add_module(name, block)
-            self.depth += 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        sizes, undo = None, []
-        counts = self.config.counts(x.shape[1], self.depth, protect=self.protect)
-        for block, count in zip(self._modules.values(), counts, strict=True):
-            b: Any = block
-            y, keys = attend(b.attn, b.norm1(x), sizes if self.config.proportional else None)
-            x = x + b.drop_path1(b.ls1(y))
-            if count < x.shape[1]:
-                merge, unmerge = match(keys, x.shape[1] - count, protect=self.protect)
-                x, sizes = merge(x, sizes)
-                undo.append(unmerge)
-            x = x + b.drop_path2(b.ls2(b.mlp(b.norm2(x))))
-        for unmerge in reversed(undo) if self.restore else ():
-            x = unmerge(x)
-        return x
-
-
 @dataclass(frozen=True)
-class Merge:
+class Merge(Reduction):
     """Token merging of a vision transformer; see `counts` for the number of tokens after each block.
 
     Args:
@@ -194,79 +114,33 @@ class Merge:
         ValueError: both or neither of `r` and `keep`, or a number outside its range.
     """
 
-    r: int | None = None
-    keep: float | None = None
-    multiple: int = 16
+    loses: ClassVar[bool] = False
+
     proportional: bool = True
 
-    def __post_init__(self) -> None:
-        if (self.r is None) == (self.keep is None):
-            raise ValueError(f"give exactly one of r and keep, got r={self.r} and keep={self.keep}; r=8 suits a ViT-S")
-        if self.r is not None and self.r < 0:
-            raise ValueError(f"r must be at least 0, got {self.r}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be in (0, 1], got {self.keep}; 0.5 leaves half of all tokens at the end")
-        if self.multiple < 1:
-            raise ValueError(f"multiple must be at least 1, got {self.multiple}; 1 rounds nothing")
+    @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        """Whether attention weighs tokens by their sizes."""
+        return self.proportional
 
-    def counts(self, tokens: int, depth: int, *, protect: int = 1) -> list[int]:
-        """Number of tokens after each block.
+    def reduce(self, x: Tensor, sizes: Tensor | None, seen: Seen, gone: int, *, protect: int) -> Fewer:
+        """Merge the most similar pairs.
 
         Args:
-            tokens: number of tokens before the first block.
-            depth: number of blocks.
-            protect: number of tokens that never merge.
+            x: tokens after a block's attention, (B, N, C).
+            sizes: number of patches that each stands for, (B, N); None if all are 1.
+            seen: queries and keys of the attention.
+            gone: number of tokens to merge away.
+            protect: number of tokens at the start that never merge.
 
         Returns:
-            Counts.
-
-        Raises:
-            ValueError: an `r` of more than half of the tokens.
+            Merged tokens.
         """
-        most = (tokens - protect) // 2
-        if self.r is not None and self.r > most:
-            raise ValueError(
-                f"r must be in 0…{most} for {tokens} tokens of which {protect} are protected, got {self.r}; "
-                "a layer can merge at most half"
-            )
-        if self.r == 0 or self.keep == 1:
-            return [tokens] * depth
-        if self.r is not None:
-            wanted = [tokens - self.r * block for block in range(1, depth + 1)]
-        else:
-            lost = round(1000 * (1 - (self.keep or 0)))
-            wanted = [tokens - tokens * lost * block // (1000 * depth) for block in range(1, depth + 1)]
-        return token_counts(wanted, tokens, protect=protect, multiple=self.multiple)
+        merge, unmerge = match(seen.keys(), gone, protect=protect)
+        merged, total = merge(x, sizes)
 
-    def apply(self, model: nn.Module, data: Inputs | None = None) -> nn.Module:  # noqa: ARG002 - nothing is calibrated
-        """Let a network merge tokens in its blocks, in place. It can be trained further and exported.
+        def into() -> Tensor:
+            numbers = torch.arange(merged.shape[1], device=x.device).expand(merged.shape[0], -1)
+            return unmerge(numbers[..., None]).squeeze(2)
 
-        Args:
-            model: vision transformer of timm, such as a ViT or DeiT, with or without class and distillation tokens.
-            data: not used.
-
-        Returns:
-            The same network.
-
-        Raises:
-            TypeError: a network whose blocks are not those of timm's ViT.
-            ValueError: a network that merges tokens already.
-        """
-        from timm.models.vision_transformer import Attention, Block
-
-        blocks: Any = getattr(model, "blocks", None)
-        if isinstance(blocks, MergedBlocks):
-            raise ValueError("model merges tokens already; apply Merge to a fresh network, with a larger r")
-        if not isinstance(blocks, nn.Sequential) or not len(blocks):
-            raise TypeError(
-                f"model must be a vision transformer of timm, got {type(model).__name__} without its blocks"
-            )
-        if wrong := next((b for b in blocks if type(b) is not Block or not isinstance(b.attn, Attention)), None):
-            raise TypeError(
-                f"blocks must be timm's Block with its Attention, got {type(wrong).__name__}; "
-                "attention that needs places, such as windows, cannot run on merged tokens"
-            )
-        own = int(getattr(model, "num_prefix_tokens", 0))
-        reads_token = getattr(model, "global_pool", "") == "token" and getattr(model, "attn_pool", None) is None
-        model.blocks = MergedBlocks(blocks, self, protect=own, restore=not reads_token)
-        return model
+        return Fewer(merged, total, into)

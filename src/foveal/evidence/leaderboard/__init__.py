@@ -1,0 +1,1 @@
+"""The leaderboard of super-resolution networks: same pictures, same minutes, same clock."""
