@@ -86,7 +86,7 @@ def joined(x: Tensor, window: tuple[int, int], height: int, width: int, shift: t
 def _side(length: int, window: int, shift: int, device: torch.device | None) -> Tensor:
     """Region of each row or column of the rolled map: 1 more if rolled around the border, 2 more if it is padding."""
     place = torch.arange(length + -length % window, device=device)
-    return (place >= len(place) - shift).int() + 2 * (place.roll(-shift) >= length).int()
+    return (place >= place.shape[0] - shift).int() + 2 * (place.roll(-shift) >= length).int()
 
 
 def regions(
@@ -147,7 +147,7 @@ def attention(
     if mask is not None:
         # (B · windows, heads, N, M)
         bias = mask[:, None] if bias is None else bias + mask[:, None]
-        bias = bias.repeat(len(query) // len(mask), 1, 1, 1)
+        bias = bias.repeat(query.shape[0] // mask.shape[0], 1, 1, 1)
     # (B · windows, heads, N or M, C / heads)
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
