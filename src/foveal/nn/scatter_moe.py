@@ -162,7 +162,11 @@ METHOD = Method(
     paper=Paper("Scattered Mixture-of-Experts Implementation", "S. Tan et al.", 2024, "arXiv:2403.08245"),
     cases={
         "two_of_five": Operator(scatter_mlp, expert_mlp_reference, _inputs),
-        "one_of_five_skewed": Operator(scatter_mlp, expert_mlp_reference, lambda seed: _inputs(seed, top_k=1, skew=3.0)),
-        "most_experts_empty": Operator(scatter_mlp, expert_mlp_reference, lambda seed: _inputs(seed, rows=3, num_experts=20)),
+        "one_of_five_skewed": Operator(
+            scatter_mlp, expert_mlp_reference, lambda seed: _inputs(seed, top_k=1, skew=3.0)
+        ),
+        "most_experts_empty": Operator(
+            scatter_mlp, expert_mlp_reference, lambda seed: _inputs(seed, rows=3, num_experts=20)
+        ),
     },
 )
