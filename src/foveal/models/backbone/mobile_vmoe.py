@@ -1,14 +1,14 @@
-"""MobileVMoE: a small vision transformer whose last MLPs have experts, one chosen for the whole picture by its super-class.
+"""MobileVMoE: a small ViT whose last MLPs have experts, one chosen for the whole picture by its super-class.
 
 *Source*: E. Daxberger, F. Weers, B. Zhang, T. Gunter, R. Pang, M. Eichner, M. Emmersberger, Y. Yang, A. Toshev, X. Du,
-"Mobile V-MoEs: Scaling Down Vision Transformers via Sparse Mixture-of-Experts", 2023 (arXiv:2309.04354). A ViT of tokens
-x, (B, N, C), whose last blocks have E expert MLPs each in place of one:
+"Mobile V-MoEs: Scaling Down Vision Transformers via Sparse Mixture-of-Experts", 2023 (arXiv:2309.04354). A ViT of
+tokens x, (B, N, C), whose last blocks have E expert MLPs each in place of one:
 
     p = softmax(R · mean of norm(x) over the tokens)     (B, E), for the picture as a whole
     x = x + Σ_{e among the k largest p} p_e · MLP_e(norm(x))
 
-so that a picture needs k experts a layer whatever its tokens, where routing tokens needs most of them. The router learns
-super-classes, s = S(label), which are groups of classes that a dense network confuses:
+so that a picture needs k experts a layer whatever its tokens, where routing tokens needs most of them. The router
+learns super-classes, s = S(label), which are groups of classes that a dense network confuses:
 
     loss = CE(logits, label) + weight · mean over the layers of CE(R, s)
     confusion (K, K) of a trained dense network → symmetric → average linkage, the most confused groups merged first,
@@ -254,7 +254,7 @@ METHOD = Method(
     id=148,
     name="MobileVMoE",
     kind="model",
-    summary="The last layers of a small vision transformer choose one expert for the whole picture, by its super-class.",
+    summary="The last layers of a small ViT choose one expert for the whole picture, by its super-class.",
     paper=Paper(
         "Mobile V-MoEs: Scaling Down Vision Transformers via Sparse Mixture-of-Experts",
         "E. Daxberger et al.",

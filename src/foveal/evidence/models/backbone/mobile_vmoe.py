@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS, BATCH = 1200, 64
-DIM, DEPTH, HEADS, PATCH = 64, 4, 2, 4
+DIM, DEPTH, HEADS, PATCH = 64, 4, 2, 8
 EXPERTS, LAYERS = 4, 2
 HELD_OUT = 5000  # of 50,000 training pictures
 DATA = f"{STEPS} steps of {BATCH} on CIFAR-10, the first 2,000 test pictures"
@@ -67,9 +67,7 @@ def _trained(build: Callable[[], nn.Module], seed: int, groups: Tensor) -> nn.Mo
         torch.manual_seed(seed)
         model = build()
         torch.manual_seed(1000 + seed)  # the same pictures for both, whatever their initial weights drew
-        return short_run(
-            model, batches, loss, steps=STEPS, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98), clip=1.0
-        )
+        return short_run(model, batches, loss, steps=STEPS, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98), clip=1.0)
 
 
 @cached(maxsize=3)
