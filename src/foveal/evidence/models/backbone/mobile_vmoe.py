@@ -79,8 +79,9 @@ def _twin(seed: int) -> nn.Module:
 def _groups(seed: int) -> Tensor:
     """Super-classes by what the dense twin confuses among held-out training pictures."""
     x, y = _parts()[1]
+    twin = _twin(seed)
     with torch.inference_mode():
-        taken = torch.cat([_twin(seed)(part).argmax(1) for part in x.split(100)])
+        taken = torch.cat([twin(part).argmax(1) for part in x.split(100)])
     return super_classes(torch.zeros(10, 10).index_put_((y, taken), torch.ones(len(y)), accumulate=True), EXPERTS)
 
 
