@@ -73,6 +73,17 @@ def test_routers_learn_super_classes_and_only_the_chosen_experts_learn():
     assert not again  # outside the context nothing is collected
 
 
+@pytest.mark.dear("torch.export traces in Python")
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_an_exported_graph_chooses_as_the_network_does(top_k):
+    torch.manual_seed(0)
+    layer = ImageExperts(6, 9, num_experts=4, top_k=top_k).eval()
+    with torch.no_grad():
+        layer.router.weight.mul_(20)
+    program, x = torch.export.export(layer, (torch.randn(7, 5, 6),)), torch.randn(7, 5, 6)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
 def test_no_pictures_are_no_pictures():
     assert ImageExperts(6, 9)(torch.zeros(0, 5, 6)).shape == (0, 5, 6)
 

@@ -165,6 +165,14 @@ def test_counts_need_no_values():
     assert counter.get_total_flops() == 2 * 26 * 8 * 12
 
 
+def test_an_exported_graph_cannot_hold_groups(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    with pytest.raises(
+        RuntimeError, match=r"cannot be exported, got a call while exporting.*weight\[experts\] instead"
+    ):
+        group_rows(torch.zeros(3, 1, dtype=torch.long), 2)
+
+
 def test_paths_are_explained_and_chosen():
     assert explain() == {"eager": "can run", "grouped": "can run", "reference": "can run"}
     assert "the weight is float64" in explain(torch.empty(1, 8, 8, dtype=torch.float64))["grouped"]

@@ -16,7 +16,8 @@ learns super-classes, s = S(label), which are groups of classes that a dense net
 
 *Differs from the paper*: the mean of the normalised tokens routes, and every expert layer has a router of its own; the
 clustering is average linkage; the weight of the routers' loss is 0.3. All three are our choice, as the abstract and the
-catalogue leave them open. Attention, MLP and initial weights are those of timm's ViT.
+catalogue leave them open. Attention, MLP and initial weights are those of timm's ViT. Exported graphs (ONNX) compute
+with a copy of the weights that a picture chose, since their shapes may not depend on the choice.
 *Provenance*: written from the abstract and the catalogue's account of the mechanism; there is no authors' code.
 """
 
@@ -113,10 +114,19 @@ class ImageExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gates, experts = top_experts(self.router(x.mean(1)), self.top_k, renormalise=False)
+        if torch.compiler.is_exporting():
+            return self._gathered(x, gates, experts)
         groups = group_rows(experts, len(self.w1))
         # (B·k, N, H), the pictures of an expert after each other
         hidden = expert_linear(x, self.w1, groups, bias=self.b1, grouped_out=True)
         return expert_linear(hidden, self.w2, groups, bias=self.b2, gates=gates, activation=F.gelu, grouped_in=True)
+
+    def _gathered(self, x: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+        """The same with a copy of the chosen weights, whose shapes do not depend on the choice: for exported graphs."""
+        # (B, k, N, H), then (B, k, N, C)
+        hidden = F.gelu(x[:, None] @ self.w1[experts].mT + self.b1[experts][:, :, None])
+        each = hidden @ self.w2[experts].mT + self.b2[experts][:, :, None]
+        return (each * gates[..., None, None]).sum(1)
 
 
 class Block(nn.Module):

@@ -87,6 +87,7 @@ def group_rows(experts: Tensor, num_experts: int) -> Groups:
         ShapeError: experts of other than two axes.
         TypeError: experts that are no integers.
         ValueError: an expert that does not exist.
+        RuntimeError: in `torch.export`, whose graphs have no shapes that depend on values.
 
     Example:
         >>> import torch
@@ -94,6 +95,11 @@ def group_rows(experts: Tensor, num_experts: int) -> Groups:
         >>> group_rows(torch.tensor([[1], [0], [1]]), 3).sizes
         (1, 2, 0)
     """
+    if torch.compiler.is_exporting():
+        raise RuntimeError(
+            "rows grouped by expert cannot be exported, got a call while exporting: an expert's number of rows depends on "
+            "values; compute with weight[experts] instead, a copy of the chosen weights for each row"
+        )
     if experts.ndim != 2:
         raise ShapeError(f"experts must be (rows, choices), got {tuple(experts.shape)}; one choice is (rows, 1)")
     if experts.is_floating_point() or experts.is_complex():
