@@ -97,8 +97,8 @@ def group_rows(experts: Tensor, num_experts: int) -> Groups:
     """
     if torch.compiler.is_exporting():
         raise RuntimeError(
-            "rows grouped by expert cannot be exported, got a call while exporting: an expert's number of rows depends on "
-            "values; compute with weight[experts] instead, a copy of the chosen weights for each row"
+            "rows grouped by expert cannot be exported, got a call while exporting: an expert's number of rows depends "
+            "on values; compute with weight[experts] instead, a copy of the chosen weights for each row"
         )
     if experts.ndim != 2:
         raise ShapeError(f"experts must be (rows, choices), got {tuple(experts.shape)}; one choice is (rows, 1)")
