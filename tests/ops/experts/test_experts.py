@@ -154,6 +154,22 @@ def test_narrow_rows_meet_wide_weights():
         assert expert_linear(x, weight, groups, gates=gates).dtype == torch.float32
 
 
+@pytest.mark.parametrize("backend", ["eager", "grouped"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types(dtype, backend):
+    got = results(backend, True, False, False, torch.nn.functional.gelu, dtype=dtype, sizes=(8, 16))
+    groups, *tensors = problem(dtype=dtype, sizes=(8, 16))
+    x, weight, bias, gates = leaves = [t.double().requires_grad_() for t in tensors]
+    words = {"activation": torch.nn.functional.gelu, "backend": "reference"}
+    y = expert_linear(x, weight, groups, bias=bias, gates=gates, **words)
+    probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype).double()
+    want = [y.detach(), *torch.autograd.grad((y * probe).sum(), leaves)]
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == dtype
+        near = 8 * torch.finfo(dtype).eps * float(theirs.abs().max())
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=near)
+
+
 def test_counts_need_no_values():
     from torch.utils.flop_counter import FlopCounterMode
 
