@@ -220,7 +220,7 @@ class Tutel(nn.Module):
         needed = int(at.max()) + 1 if at.numel() else 1
         capacity = capacity_of(len(rows), self.num_experts, self.top_k, self.capacity_factor, needed=needed)
         # Buffers of one length in all processes, whatever their loads and numbers of tokens.
-        capacity = most(capacity, self.group)
+        capacity = most(capacity, self.group, device=x.device)
         buffer = getattr(self, f"_{mode}")(encode(rows, experts, at, self.num_experts, capacity))
         return decode(buffer, gates, experts, at).view_as(x), load_balance(scores, experts)
 

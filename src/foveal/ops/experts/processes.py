@@ -35,19 +35,20 @@ def place(group: ProcessGroup | None) -> tuple[int, int]:
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
-def most(count: int, group: ProcessGroup | None) -> int:
+def most(count: int, group: ProcessGroup | None, *, device: torch.device | str = "cpu") -> int:
     """The largest of all processes' numbers.
 
     Args:
         count: number of this process.
         group: group of processes, or None.
+        device: device that the group communicates on.
 
     Returns:
         The largest.
     """
     if group is None:
         return count
-    shared = torch.tensor(count)
+    shared = torch.tensor(count, device=device)
     dist.all_reduce(shared, dist.ReduceOp.MAX, group)
     return int(shared)
 

@@ -27,7 +27,7 @@ STEPS, BATCH = 1200, 64
 DIM, DEPTH, HEADS, PATCH = 64, 4, 2, 8
 EXPERTS, LAYERS = 4, 2
 HELD_OUT = 5000  # of 50,000 training pictures
-DATA = f"{STEPS} steps of {BATCH} on CIFAR-10, the first 2,000 test pictures"
+DATA = f"ViT of 64 channels and 4 blocks, {STEPS} steps of {BATCH} on CIFAR-10, the first 2,000 test pictures"
 
 _dense = partial(small_vit, dim=DIM, depth=DEPTH, num_heads=HEADS, patch=PATCH, fc_norm=False)
 _experts = partial(
