@@ -7,6 +7,7 @@ from foveal.ops import backends as module
 from foveal.ops import long_conv, selective_scan, ssd, ssd_noncausal, use_backend
 from foveal.ops.backends import Backend, BackendError, choose, differentiable_gradients, reasons
 from foveal.ops.conv3x3 import BACKENDS as CONV3X3
+from foveal.ops.experts import EXPERTS
 from foveal.ops.long_conv import BACKENDS as LONG_CONV
 from foveal.ops.scan2d import BACKENDS as SCAN2D
 from foveal.ops.selective_scan import BACKENDS as SCAN
@@ -40,7 +41,7 @@ def test_reasons_tell_both():
 
 
 def test_the_names_are_those_of_the_operators():
-    found = {backend.name for each in (CONV3X3, LONG_CONV, SCAN2D, SCAN, SSD, NONCAUSAL) for backend in each}
+    found = {backend.name for each in (CONV3X3, EXPERTS, LONG_CONV, SCAN2D, SCAN, SSD, NONCAUSAL) for backend in each}
     assert found == set(module.NAMES)
     assert all("eager" in {backend.name for backend in each} for each in (CONV3X3, LONG_CONV, SCAN2D, SCAN, SSD))
 

@@ -33,7 +33,7 @@ __all__ = [
     "use_backend",
 ]
 
-NAMES = ("native", "triton", "eager", "butterfly2", "butterfly3", "reference")
+NAMES = ("native", "triton", "eager", "grouped", "butterfly2", "butterfly3", "reference")
 _IN_FORCE: ContextVar[str] = ContextVar("foveal_backend", default="auto")
 
 
@@ -70,7 +70,7 @@ def use_backend(name: str) -> Iterator[None]:
     with; recomputed activations (checkpointing) use the choice in force when they are recomputed.
 
     Args:
-        name: "auto", "native", "triton", "eager", "butterfly2", "butterfly3" or "reference".
+        name: "auto", "native", "triton", "eager", "grouped", "butterfly2", "butterfly3" or "reference".
 
     Yields:
         Nothing.
