@@ -15,7 +15,7 @@ three sizes of k, with a skip from the first layer. Gradients of a stage's loss 
 
 *Differs from the paper*: edges are the soft magnitude of a gradient in place of Canny's; the colour network adds to
 `filled`, a membrane over the hole, and the texture network to the colours; there is no instance normalisation, which
-takes the mean colour away; all stages are trained at once; the losses by VGG features are left out, for want of weights.
+takes the mean colour away; all stages are trained at once; losses by VGG features are left out, for want of weights.
 
 *Provenance*: written from the paper; layers, sizes of k, λ and the loss's division by the share of the hole from the
 authors' code.
