@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from foveal.nn.motion import warped
-from foveal.nn.propagation import ResidualCell, film_flow, found_flow, propagated
+from foveal.nn.propagation import ResidualCell, film_flow, found_flow, he_, propagated
 
 
 def scene(dx, dy, *, height=21, width=27):
@@ -82,3 +82,13 @@ def test_gradients_reach_all_frames_and_the_cell():
 def test_what_has_no_flow_is_refused(size, window):
     with pytest.raises(ValueError, match=f"one shape with an odd window, got .*4, 5.* and window {window}"):
         found_flow(torch.rand(1, 3, 4, 5), torch.rand(1, 3, *size), window=window)
+
+
+def test_maps_keep_their_scale():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(*(torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(2)))
+    he_(layers)
+    assert not layers[0].bias.any()
+    assert layers[1].weight.std().item() == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1)
+    cell, x = ResidualCell(16, 16, 4), torch.randn(1, 16, 20, 20)
+    assert 0.5 < cell(x).square().mean().sqrt() < 2

@@ -24,7 +24,7 @@ from foveal.nn.motion import warped
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ResidualCell", "film_flow", "found_flow", "propagated"]
+__all__ = ["ResidualCell", "film_flow", "found_flow", "he_", "propagated"]
 
 RIDGE = 3e-4  # of the least squares, for mean squares of gradients of pictures in [0, 1]
 SMALL = 0.75  # pixels by which the least squares may correct a whole displacement
@@ -127,6 +127,20 @@ def propagated(frames: Tensor, flows: Tensor, cell: Callable[[Tensor], Tensor], 
     return torch.stack(states, 1)
 
 
+@torch.no_grad()
+def he_(module: nn.Module) -> None:
+    """He's initialisation of all convolutions: maps keep their scale from layer to layer, however few steps there are.
+
+    Args:
+        module: changed in place.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, 0.1)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class ResidualCell(nn.Sequential):
     """A convolution and residual blocks, (B, C, H, W) to (B, D, H, W).
 
@@ -140,6 +154,10 @@ class ResidualCell(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, dim, 3, padding=1), nn.LeakyReLU(0.1), *(_Residual(dim) for _ in range(depth))
         )
+        he_(self)
+        for block in self:
+            if isinstance(block, _Residual):  # branches begin small, so that depth does not add up
+                block.two.weight.data.mul_(0.1)
 
 
 class _Residual(nn.Module):

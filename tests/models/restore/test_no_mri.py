@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from foveal.evidence.models.restore.no_mri import PATTERNS, coarse, finer, measured, pattern
 from foveal.models.restore.no_mri import (
     NOMRI,
-    UDNO,
+    UShapedOperator,
     DiscoConv,
     consistent,
     disco_basis,
@@ -116,7 +116,7 @@ def test_levels_see_twice_as_far_on_twice_as_coarse_a_grid():
             asked.append((self.radius, spacing, x.shape[-1]))
             return super().forward(x)
 
-    out = UDNO(2, dim=2, levels=2, radius=1.5, layer=Layer)(torch.rand(1, 2, 9, 11), 0.5)
+    out = UShapedOperator(2, dim=2, levels=2, radius=1.5, layer=Layer)(torch.rand(1, 2, 9, 11), 0.5)
     assert out.shape == (1, 2, 9, 11)
     assert not out.any()
     assert asked == [(1.5, 0.5, 11)] * 2 + [(3.0, 1.0, 6)] * 2 + [(1.5, 0.5, 11)] * 3

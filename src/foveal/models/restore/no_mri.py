@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Layer = Callable[[int, int, float], nn.Module]
 
-__all__ = ["NOMRI", "UDNO", "DiscoConv", "consistent", "disco_basis", "to_kspace", "to_picture"]
+__all__ = ["NOMRI", "UShapedOperator", "DiscoConv", "consistent", "disco_basis", "to_kspace", "to_picture"]
 
 FINE = 8  # places in a cell, along each side, at which a kernel is read for its integral
 RADIUS = 2.0  # pixels of the grid of spacing 1: kernels of 5×5 there
@@ -156,7 +156,7 @@ class DiscoConv(nn.Module):
         return F.conv2d(x, kernel, self.bias, padding=kernel.shape[-1] // 2)
 
 
-class UDNO(nn.Module):
+class UShapedOperator(nn.Module):
     """U-shaped operator, (B, C, H, W) and the spacing of the grid to (B, C, H, W), which starts as 0.
 
     Args:
@@ -216,7 +216,7 @@ class NOMRI(nn.Module):
         levels: of each operator.
         cascades: T.
         radius: of kernels, in pixels of the grid of spacing 1.
-        layer: see `UDNO`.
+        layer: see `UShapedOperator`.
 
     Raises:
         ValueError: another scale.
@@ -239,8 +239,8 @@ class NOMRI(nn.Module):
             raise ValueError(f"NO-MRI reconstructs at the size of its grid, scale 1, got {scale}; give a finer grid")
         self.scale = scale
 
-        def operator() -> UDNO:
-            return UDNO(2, dim=dim, levels=levels, radius=radius, layer=layer)
+        def operator() -> UShapedOperator:
+            return UShapedOperator(2, dim=dim, levels=levels, radius=radius, layer=layer)
 
         self.frequency = operator()
         self.pictures = nn.ModuleList(operator() for _ in range(cascades))

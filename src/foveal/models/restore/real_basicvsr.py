@@ -14,8 +14,8 @@ frames x_t, (B, 3, H, W), true ones y_t, (B, 3, sH, sW), and d, which shrinks by
 damage of its own, so that a batch needs L / J frames from the disk; damage that varies along the film stands in for
 motion there.
 
-*Differs from the paper*: motion is found without learning (`foveal.nn.propagation`) in place of SPyNet; sizes above ×4
-are as good as 4, any power of two and 3 as well; the perceptual and adversarial losses of the second training are left
+*Differs from the paper*: motion is found without learning (`foveal.nn.propagation`) in place of SPyNet; one pixel
+shuffle enlarges, by any whole factor; the perceptual and adversarial losses of the second training are left
 out, since they trade accuracy for looks; the skip connection enlarges the cleaned frame.
 
 *Provenance*: written from the paper; depths, width, the number of cleanings and BasicVSR's order of directions from the
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.nn.propagation import ResidualCell, film_flow, propagated
+from foveal.nn.propagation import ResidualCell, film_flow, he_, propagated
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
@@ -147,8 +147,10 @@ class RealBasicVSR(nn.Module):
         self.forward_cell = ResidualCell(3 + 2 * dim, dim, depth)
         self.tail = nn.Sequential(
             nn.Conv2d(dim, dim, 3, padding=1), nn.LeakyReLU(0.1),
-            _nothing(nn.Conv2d(dim, 3 * scale**2, 3, padding=1)), nn.PixelShuffle(scale),
+            nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale),
         )  # fmt: skip
+        he_(self.tail)
+        _nothing(self.tail[2])
 
     def cleaned(self, film: Tensor) -> Tensor:
         """Frames without damage, once in training, else as often as it helps.
@@ -185,7 +187,7 @@ class RealBasicVSR(nn.Module):
         return self.enlarged(self.cleaned(film))
 
 
-def _nothing(layer: nn.Conv2d) -> nn.Conv2d:
+def _nothing(layer: nn.Module) -> nn.Module:
     """The layer, at 0: what it adds to a picture starts as nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

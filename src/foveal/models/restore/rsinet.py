@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
+from foveal.nn.propagation import he_
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(2 * dim, dim, 4, 2, 1), nn.ReLU(),
         )  # fmt: skip
         self.out = nn.Conv2d(dim, out_channels, kernel_size, padding=pad, padding_mode="replicate")
+        he_(self)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 

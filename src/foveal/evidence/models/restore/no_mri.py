@@ -20,6 +20,7 @@ from foveal.evidence.rehearsal import cached
 from foveal.evidence.short_run import short_run
 from foveal.evidence.tasks import restoring
 from foveal.models.restore.no_mri import NOMRI, RADIUS, DiscoConv, to_kspace, to_picture
+from foveal.nn.propagation import he_
 from foveal.record import bound, kept
 from foveal.train.restore.losses import luminance
 
@@ -43,6 +44,7 @@ class GridConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, radius: float) -> None:  # noqa: ARG002
         super().__init__(in_channels, out_channels, 3, padding=1)
+        he_(self)  # as the operator's layers begin
 
     def forward(self, x: Tensor, spacing: float) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         return super().forward(x)

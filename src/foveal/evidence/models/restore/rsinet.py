@@ -25,7 +25,7 @@ from foveal.train.restore.losses import luminance
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS, PATCH, BATCH, LR = 600, 64, 6, 2e-3
+STEPS, PATCH, BATCH, LR = 500, 64, 6, 2e-3
 HOLE = Holes(0.25)
 DIM, DEPTH, WIDER = 8, 2, 14  # WIDER: first layer of the single stage, for as many parameters as three stages have
 DATA = f"{STEPS} steps of {BATCH} tiles of bsds400; 120 tiles of 64 pixels of 30 of BSD100, a rectangle of 25 % lost"
