@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from foveal.evidence.models.restore.no_mri import PATTERNS, coarse, finer, measured, pattern
 from foveal.models.restore.no_mri import (
     NOMRI,
-    UShapedOperator,
     DiscoConv,
+    UShapedOperator,
     consistent,
     disco_basis,
     to_kspace,

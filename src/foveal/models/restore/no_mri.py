@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Layer = Callable[[int, int, float], nn.Module]
 
-__all__ = ["NOMRI", "UShapedOperator", "DiscoConv", "consistent", "disco_basis", "to_kspace", "to_picture"]
+__all__ = ["NOMRI", "DiscoConv", "UShapedOperator", "consistent", "disco_basis", "to_kspace", "to_picture"]
 
 FINE = 8  # places in a cell, along each side, at which a kernel is read for its integral
 RADIUS = 2.0  # pixels of the grid of spacing 1: kernels of 5×5 there
