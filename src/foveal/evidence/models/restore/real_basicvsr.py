@@ -1,6 +1,6 @@
 """Evidence for RealBasicVSR: cleaning against none on long damaged films, and an epoch with fewer frames read.
 
-A camera swings over photographs. Each frame is blurred, shrunk by 2, made noisy and stored as JPEG; the strengths
+A camera swings over photographs. Each frame is blurred, shrunk by 4, made noisy and stored as JPEG; the strengths
 belong to the film, the noise to the frame. The rivals are the same network without cleaning, and one of as many
 parameters whose blocks all stand in the recurrence.
 """
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
     from foveal.evidence.tasks.moving_photos import Film
 
-SCALE, STEPS, BATCH, LR = 2, 300, 2, 2e-3
-LENGTH, TEST_LENGTH = 8, 30  # frames of a film
+SCALE, STEPS, BATCH, LR = 4, 300, 3, 2e-3
+LENGTH, TEST_LENGTH = 10, 30  # frames of a film
 SWING, PERIOD = 4.0, 20  # of the camera: times of its ends, and frames of a swing
 SPEED = (1.5, 1.5)  # pixels of a large frame at most, for a unit of time
-REPEATS = 5  # J of the stochastic scheme
+REPEATS = 5  # J of the stochastic scheme, a divisor of LENGTH
 DATA = (
     f"{STEPS} steps on films of {LENGTH} frames of bsds400 with blur, noise and JPEG, ×{SCALE}; 30 films of "
     f"{TEST_LENGTH} frames of BSD100, RGB"
 )
 
-_small = partial(RealBasicVSR, SCALE, dim=16, depth=2)
+_small = partial(RealBasicVSR, SCALE, dim=24, depth=2)
 NETWORKS = {
     "cleaning": partial(_small, cleaning=2),
     "without": partial(_small, cleaning=0),
@@ -60,7 +60,7 @@ def damaged(large: Tensor, generator: torch.Generator) -> Tensor:
         generator: source of all chance.
 
     Returns:
-        (T, 3, H / 2, W / 2) in [0, 1].
+        (T, 3, H / 4, W / 4) in [0, 1].
     """
     blurred = Blur(between(0.5, 2, generator))(large, generator)
     small = F.avg_pool2d(Noise(between(2, 15, generator))(blurred, generator), SCALE)
