@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import socket
+import struct
 import time
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,6 +37,17 @@ def document(*sizes: tuple[int, int]) -> bytes:
     pages = [Image.fromarray(rng.integers(0, 255, (high, wide, 3), np.uint8)) for wide, high in sizes]
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     return file.getvalue()
+
+
+def directories(count: int, *, values: int = 0, entries: int = 1) -> bytes:
+    """A TIFF of empty pages; more entries share a number of values behind them."""
+    size = 2 + 12 * (entries if values else 0) + 4
+    out = b"II*\0" + struct.pack("<I", 8)
+    for page in range(count):
+        shared = [struct.pack("<HHII", 40000 + one, 4, values, 8) for one in range(entries if values else 0)]
+        following = len(out) + size if page < count - 1 else 0
+        out += struct.pack("<H", len(shared)) + b"".join(shared) + struct.pack("<I", following)
+    return out + bytes(4 * values)
 
 
 def until(client: Client, job: str, *states: str) -> dict:

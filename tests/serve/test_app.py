@@ -263,7 +263,7 @@ def test_the_page_fetches_nothing_from_elsewhere(server: Client):
     page = server.ask("GET", "/")
     assert page.status == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    for path in ("/", "/static/page.css", "/static/page.js"):
+    for path in ("/", "/static/page.css", "/static/page.js", "/static/compare.js"):
         text = server.ask("GET", path).body.decode()
         assert "http://" not in text
         assert "https://" not in text

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from served import Client, document, png, until
+from served import Client, directories, document, png, until
 
 from foveal import Upscaler, images
 from foveal.serve import document as documents
@@ -23,17 +23,6 @@ SIZES = ((12, 9), (8, 14), (10, 10))
 @pytest.fixture(scope="module")
 def client(serving) -> Client:
     return serving(limits=Limits(pages=4))
-
-
-def directories(count: int, *, values: int = 0, entries: int = 1) -> bytes:
-    """A TIFF of empty pages; more entries share a number of values behind them."""
-    size = 2 + 12 * (entries if values else 0) + 4
-    out = b"II*\0" + struct.pack("<I", 8)
-    for page in range(count):
-        shared = [struct.pack("<HHII", 40000 + one, 4, values, 8) for one in range(entries if values else 0)]
-        following = len(out) + size if page < count - 1 else 0
-        out += struct.pack("<H", len(shared)) + b"".join(shared) + struct.pack("<I", following)
-    return out + bytes(4 * values)
 
 
 @pytest.mark.dear("four networks run")
@@ -168,6 +157,7 @@ def test_notes_say_of_which_page(tmp_path):
         (b"II*\0" + bytes(3), 0, ""),
         (b"II*\0" + struct.pack("<IH", 8, 4000), 0, ""),
     ],
+    ids=["pages", "values", "honest", "truncated", "short"],
 )
 def test_directories_are_walked_first(tmp_path, data, status, says):
     (tmp_path / "a.tif").write_bytes(data)

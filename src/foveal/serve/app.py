@@ -48,7 +48,8 @@ _BODY = {
         "content": {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}},
     }
 }
-_PAGE = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+_SCRIPT = "text/javascript; charset=utf-8"
+_PAGE = {"page.css": "text/css; charset=utf-8", "page.js": _SCRIPT, "compare.js": _SCRIPT}
 
 
 def create_app(
