@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PageError", "check_document", "do_pages"]
 
-# Most bytes of whole numbers in the directories: a picture of 50 megapixels in tiles of 16×16 has three million.
+# Most bytes of whole numbers in all directories: a picture of 50 megapixels in tiles of 16×16 has three million.
 _NUMBERS = 16_000_000
+_VALUES = 1_000_000_000  # most bytes of values of all pages, which may share a profile
 _BELOW = (330, 34665, 34853, 40965)  # tags of directories inside: others, EXIF, GPS, interoperability
 
 
@@ -46,23 +47,28 @@ def check_document(path: Path, name: str, limits: Limits) -> None:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            tiff = Tiff(data)
+            tiff, values, numbers = Tiff(data), 0, 0
             for count, at in enumerate(tiff.chain(), 1):
                 if count > limits.pages:
                     raise RefusedError(
-                        413,
-                        f"{name} has more than {limits.pages} pages (--max-pages); send it in parts",
+                        413, f"{name} has more than {limits.pages} pages (--max-pages); send it in parts"
                     )
-                _check_values(tiff, at, name)
+                these, of_them = _values(tiff, at)
+                values, numbers = values + these, numbers + of_them
+                # In an honest file the values of a page have places of their own.
+                if these > len(data) or values > _VALUES or numbers > _NUMBERS:
+                    raise RefusedError(
+                        422, f"{name}: its directories hold more than a picture needs; write it with another program"
+                    )
         except (ValueError, struct.error):  # damaged; what reads it says how
             return
 
 
-def _check_values(tiff: Tiff, page: int, name: str) -> None:
-    """Whether the values of a page's directories, and of those inside, fit into the file once."""
+def _values(tiff: Tiff, page: int) -> tuple[int, int]:
+    """Bytes of the values in a page's directories and in those inside, and how many of them are whole numbers."""
     values = numbers = 0
     directories, seen = [page], set()
-    while directories:
+    while directories and len(seen) < 100:
         at = directories.pop()
         if at in seen:
             continue
@@ -70,12 +76,9 @@ def _check_values(tiff: Tiff, page: int, name: str) -> None:
         for tag, kind, count, first in _entries(tiff, at):
             values += SIZES.get(kind, 0) * count
             numbers += SIZES[kind] * count if kind in CODES else 0
-            if values > len(tiff.data) or numbers > _NUMBERS or len(seen) > 100:
-                raise RefusedError(
-                    422, f"{name}: its directories hold more than a picture needs; write it anew with another program"
-                )
             if tag in _BELOW and count == 1:
                 directories.append(first)
+    return values, numbers
 
 
 def _entries(tiff: Tiff, at: int) -> list[tuple[int, int, int, int]]:
