@@ -154,11 +154,16 @@ def test_notes_say_of_which_page(tmp_path):
             "a.tif: its directories hold more than a picture needs; write it with",
         ),
         (directories(4, values=1_500_000), 422, "its directories hold more than a picture needs"),
+        (
+            b"II+\0" + struct.pack("<HHQ", 8, 0, 1 << 63) + bytes(50),
+            422,
+            "a.tif: the file is damaged or truncated; copy",
+        ),
         (document(*SIZES), 0, ""),
         (b"II*\0" + bytes(3), 0, ""),
         (b"II*\0" + struct.pack("<IH", 8, 4000), 0, ""),
     ],
-    ids=["pages", "values", "numbers", "honest", "truncated", "short"],
+    ids=["pages", "values", "numbers", "offset", "honest", "truncated", "short"],
 )
 def test_directories_are_walked_first(tmp_path, data, status, says):
     (tmp_path / "a.tif").write_bytes(data)

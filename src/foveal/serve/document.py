@@ -62,15 +62,17 @@ def check_document(path: Path, name: str, limits: Limits) -> None:
                     )
         except (ValueError, struct.error):  # damaged; what reads it says how
             return
+        except OverflowError:  # an offset of 64 bits
+            raise RefusedError(422, f"{name}: the file is damaged or truncated; copy or download it again") from None
 
 
 def _values(tiff: Tiff, page: int) -> tuple[int, int]:
     """Bytes of the values in a page's directories and in those inside, and how many of them are whole numbers."""
     values = numbers = 0
-    directories, seen = [page], set()
+    directories, seen = [page], {0}
     while directories and len(seen) < 100:
         at = directories.pop()
-        if at in seen:
+        if at in seen or at > len(tiff.data) - 8:
             continue
         seen.add(at)
         for tag, kind, count, first in _entries(tiff, at):
