@@ -154,16 +154,11 @@ def test_notes_say_of_which_page(tmp_path):
             "a.tif: its directories hold more than a picture needs; write it with",
         ),
         (directories(4, values=1_500_000), 422, "its directories hold more than a picture needs"),
-        (
-            b"II+\0" + struct.pack("<HHQ", 8, 0, 1 << 63) + bytes(50),
-            422,
-            "a.tif: the file is damaged or truncated; copy",
-        ),
         (document(*SIZES), 0, ""),
         (b"II*\0" + bytes(3), 0, ""),
         (b"II*\0" + struct.pack("<IH", 8, 4000), 0, ""),
     ],
-    ids=["pages", "values", "numbers", "offset", "honest", "truncated", "short"],
+    ids=["pages", "values", "numbers", "honest", "truncated", "short"],
 )
 def test_directories_are_walked_first(tmp_path, data, status, says):
     (tmp_path / "a.tif").write_bytes(data)
@@ -181,3 +176,10 @@ def test_too_many_pages_are_refused_at_once(client):
     got = client.ask("POST", "/api/v1/pictures?name=a.tif", directories(20_000))
     assert (got.status, got.json["error"]) == (413, "a.tif has more than 4 pages (--max-pages); send it in parts")
     assert time.process_time() - began < 2  # libvips would take minutes
+
+
+def test_an_offset_of_64_bits_is_damage(client):
+    data = b"II+\0" + struct.pack("<HHQ", 8, 0, 1 << 63) + bytes(50)
+    got = client.ask("POST", "/api/v1/pictures?name=a.tif", data)
+    assert got.status == 422
+    assert got.json["error"].startswith("a.tif: the file is damaged or truncated")
