@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 import numpy as np
@@ -14,6 +17,7 @@ from foveal import Restorer, images
 from foveal.serve.limits import Limits
 from foveal.serve.restoring import restored_part
 from foveal.serve.wish import Restoration
+from foveal.serve.work import Studio
 
 RESTORE = "/api/v1/restore"
 
@@ -160,6 +164,40 @@ def test_a_damaged_file_is_told_by_its_name(client):
     assert got.status == 422
     assert got.json["error"].startswith("half.jpg: ")
     assert str(client.store.folder) not in got.json["error"]
+
+
+def test_looks_take_turns_and_are_kept(serving, monkeypatch):
+    client = serving(limits=Limits(per_client=2))
+    go, real, looks = threading.Event(), Studio.plan, []
+
+    def plan(self, source, info, wish):
+        if wish.looks:
+            looks.append(wish)
+            go.wait(20)
+        return real(self, source, info, wish)
+
+    monkeypatch.setattr(Studio, "plan", plan)
+    base = f"/api/v1/pictures/{kept(client, damaged())}/plan?do=restore"
+    with ThreadPoolExecutor(2) as pool:
+        two = [pool.submit(client.ask, "GET", f"{base}&strength={strength}") for strength in (20, 30)]
+        for _ in range(500):
+            if looks and client.app.state.turns._waiting.total() == 2:
+                break
+            time.sleep(0.02)
+        third = client.ask("GET", f"{base}&strength=20")
+        assert (third.status, third.headers["retry-after"]) == (429, "5")
+        assert third.json["error"].startswith("2 plans of yours wait already (--max-per-client)")
+        assert client.ask("GET", base.replace("do=restore", "scale=2&quality=fast")).status == 200  # does not wait
+        client.store.limits = Limits(waiting=2)
+        full = client.ask("GET", f"{base}&strength=40")
+        assert (full.status, full.headers["retry-after"]) == (503, "15")
+        assert full.json["error"] == "2 plans wait already (--max-waiting); try again later"
+        assert len(looks) == 1
+        go.set()
+        assert [one.result().status for one in two] == [200, 200]
+    again = client.ask("GET", f"{base}&strength=20")
+    assert again.json == two[0].result().json
+    assert len(looks) == 2  # it was kept
 
 
 def test_one_spelling_of_each_wish():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -24,6 +24,7 @@ from foveal.serve.guard import COOKIE, guard
 from foveal.serve.limits import Limits, RefusedError
 from foveal.serve.options import Either, Restored, Upscaled  # noqa: TC001 - FastAPI reads annotations
 from foveal.serve.store import Store, worded
+from foveal.serve.turns import Turns
 from foveal.serve.upload import received
 from foveal.serve.wish import PAGES, QUALITIES, SCALES
 from foveal.serve.work import Studio, checked, preview
@@ -48,6 +49,7 @@ _BODY = {
         "content": {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}},
     }
 }
+PLANS = 16  # plans of a picture that are kept, where the whole picture was looked at
 _SCRIPT = "text/javascript; charset=utf-8"
 _PAGE = {"page.css": "text/css; charset=utf-8", "page.js": _SCRIPT, "compare.js": _SCRIPT}
 
@@ -191,20 +193,25 @@ def _pictures(app: FastAPI, store: Store) -> None:
         """Send a picture or a film, for plans and jobs. Body: its bytes, or a form with a field "file"."""
         return _described(await _taken(request, store))
 
-    planning = asyncio.Lock()  # a plan may read a whole picture; who waits for that holds no thread
+    turns = app.state.turns = Turns()
 
     @app.get("/api/v1/pictures/{key}/plan")
     async def plan(key: str, wish: Either, request: Request) -> dict[str, Any]:
         """Size and seconds of a result, and what will not be kept; of a repair, what was found."""
         kept = store.picture(key)
         wish.check(kept.path, kept.name, kept.info)
-        async with planning:
+        if wish in kept.plans:
+            return kept.plans[wish]
+        async with turns.turn(_client(request), store.limits) if wish.looks else nullcontext():
             if await request.is_disconnected():
                 raise RefusedError(499, "the client went away")
             try:
-                return await run_in_threadpool(store.studio.plan, kept.path, kept.info, wish)
+                found = await run_in_threadpool(store.studio.plan, kept.path, kept.info, wish)
             except (PictureError, EngineError) as error:
                 raise RefusedError(422, worded(error, kept)) from None
+        if wish.looks and len(kept.plans) < PLANS:
+            kept.plans[wish] = found
+        return found
 
     @app.post("/api/v1/pictures/{key}/jobs", status_code=202)
     def start(key: str, wish: Either, request: Request, response: Response) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Kept:
         info: its header.
         size: bytes.
         used: moment of its last use, by `time.monotonic`.
+        plans: what was planned for it, where that took a look at all of it.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Kept:
     info: images.Info
     size: int
     used: float
+    plans: dict[Wish, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

@@ -135,6 +135,10 @@ class Item {
       this.part("error").hidden = true;
     } catch (error) {
       if (mine !== this.asked) return;
+      if (error.again) {
+        setTimeout(() => { if (mine === this.asked) planSoon(this); }, 1000 * error.again);
+        return;
+      }
       this.seconds = 0;
       this.notes = [];
       this.part("plan").textContent = "";

@@ -151,6 +151,11 @@ class Wish:
         if self.pages not in PAGES:
             raise RefusedError(422, f"pages must be one of {', '.join(PAGES)}, got {self.pages!r}")
 
+    @property
+    def looks(self) -> bool:
+        """Whether a plan reads the whole picture."""
+        return self.what.looks and self.crop is None
+
     def check(self, source: Path, name: str, info: images.Info) -> None:
         """See whether it can be done with a picture.
 

@@ -77,6 +77,7 @@ class Studio:
         self.threads = threads
         self._made: dict[tuple[str, Upscaling | Restoration], Upscaler | Restorer] = {}
         self._lock = threading.Lock()
+        self._planning = {looks: threading.Lock() for looks in (False, True)}
 
     def _worker(self, use: str, what: Upscaling | Restoration) -> Upscaler | Restorer:
         """Upscalers and restorers are not for several threads, so plans and work have their own."""
@@ -106,14 +107,14 @@ class Studio:
         """
         if is_film(source) and wish.crop is None:
             upscaler = self._film_worker("plan", wish.what)
-            with self._lock:
+            with self._planning[False]:
                 return {**plan_of_film(upscaler, source, info), "files": 1}
         made, scale = wish.format or result_format(info.format), wish.what.scale
         worker = self._worker("plan", wish.what)
         width, height = (wish.crop[2], wish.crop[3]) if wish.crop else (info.width, info.height)
-        with self._lock:
+        with self._planning[wish.looks]:
             if wish.crop is None:
-                plan = worker.plan(source, file_format=made, look=wish.what.looks)
+                plan = worker.plan(source, file_format=made, look=wish.looks)
             else:
                 plan = worker.plan((width, height), file_format=made)
         notes = list(plan.notes)
