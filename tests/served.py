@@ -6,6 +6,8 @@ import http.client
 import io
 import json
 import socket
+import struct
+import time
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,6 +20,44 @@ def png(width: int = 12, height: int = 9, *, seed: int = 0) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def damaged(width: int = 96, height: int = 72, *, quality: int = 20, dark: float = 1.0) -> bytes:
+    """A JPEG whose artefacts are found, of smooth colours and an edge; below 0.3, `dark` is found too."""
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([2 * columns + 40, 2 * rows + 60, 90 + 80 * (rows + columns > (width + height) // 2)], axis=2)
+    file = io.BytesIO()
+    Image.fromarray((pixels.clip(0, 255) * dark).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def document(*sizes: tuple[int, int]) -> bytes:
+    """A TIFF of several pages, each of other colours."""
+    rng, file = np.random.default_rng(len(sizes)), io.BytesIO()
+    pages = [Image.fromarray(rng.integers(0, 255, (high, wide, 3), np.uint8)) for wide, high in sizes]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    return file.getvalue()
+
+
+def directories(count: int, *, values: int = 0, entries: int = 1) -> bytes:
+    """A TIFF of empty pages; more entries share a number of values behind them."""
+    size = 2 + 12 * (entries if values else 0) + 4
+    out = b"II*\0" + struct.pack("<I", 8)
+    for page in range(count):
+        shared = [struct.pack("<HHII", 40000 + one, 4, values, 8) for one in range(entries if values else 0)]
+        following = len(out) + size if page < count - 1 else 0
+        out += struct.pack("<H", len(shared)) + b"".join(shared) + struct.pack("<I", following)
+    return out + bytes(4 * values)
+
+
+def until(client: Client, job: str, *states: str) -> dict:
+    """Wait for a state of a job."""
+    for _ in range(1000):
+        state = client.ask("GET", f"/api/v1/jobs/{job}").json
+        if state["state"] in states:
+            return state
+        time.sleep(0.02)
+    raise AssertionError(state)
 
 
 def film(frames: int = 4, *, rotation: int = 0) -> bytes:

@@ -226,8 +226,8 @@ throughput._TRIED = (32,)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 counted = file_work.counter
-def slow(progress, pixels):
-    step = counted(progress, pixels)
+def slow(progress, pixels, **words):
+    step = counted(progress, pixels, **words)
     def stop(region):
         step(region)
         if region[1] > 100:

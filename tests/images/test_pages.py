@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -150,3 +151,34 @@ def test_one_page_as_a_picture_of_its_own(tmp_path, alike):
         assert images.foresee(tmp_path / "a.tif", tmp_path / "a.jpg", 2, page=number) == ()
     with pytest.raises(IndexError, match=r"page must be in 0…2 for .*a\.tif, got 3"):
         reading.page(3)
+
+
+def test_values_that_entries_share_are_not_copied_for_each():
+    values = 1000
+    entries = [struct.pack("<HHII", 40000 + one, 4, values, 4) for one in range(50)]
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + bytes(4 * values)
+    read = list(tiff.Tiff(data).entries(8))
+    assert sum(len(entry.raw) for entry in read) <= len(data)
+    assert read[0].count == values
+
+
+def test_the_first_of_very_many_values_is_read_alone(tmp_path):
+    behind = 4 * 1_000_000
+    entry = struct.pack("<HHII", 258, 4, behind // 4, 26)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4) + bytes(behind))
+    tracemalloc.start()
+    try:
+        (page,) = tiff.pages(tmp_path / "a.tif")
+        assert tracemalloc.get_traced_memory()[1] < 2 * behind
+    finally:
+        tracemalloc.stop()
+    assert page.tags == {258}
+
+
+@pytest.mark.parametrize("offset", [1 << 63, 1 << 40])
+def test_an_offset_beyond_the_file(tmp_path, offset):
+    (tmp_path / "a.tif").write_bytes(b"II+\0" + struct.pack("<HHQ", 8, 0, offset) + bytes(50))
+    with pytest.raises(PictureError, match="damaged or truncated"):
+        images.probe(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=f"an offset must be inside the 66 bytes, got {offset}"):
+        tiff.Tiff((tmp_path / "a.tif").read_bytes()).number("Q", offset)

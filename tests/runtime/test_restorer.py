@@ -142,6 +142,28 @@ def test_a_plan_says_what_will_be_done(restore, photo, tmp_path):
     assert restore.plan(tmp_path / "c.png", look=True).bundle == "nothing"
 
 
+def test_progress_counts_every_repair_and_stops_in_the_first(photo, tmp_path):
+    source = tmp_path / "a.jpg"
+    Image.fromarray(photo // 8).save(source, quality=20)
+    restore = Restorer(engine="onnxruntime", threads=1, tile=64)
+    told = []
+    result = restore.restore_file(source, tmp_path / "b.png", progress=lambda done, whole, _: told.append(done / whole))
+    assert result.bundle == "repair_clean+repair_light"
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+    assert sum(share < 0.49 for share in told) > 1  # in the first repair too
+    again = []
+    restore(source, progress=lambda done, whole, _: again.append(done / whole))
+    assert again == pytest.approx(told)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore.restore_file(source, tmp_path / "c.png", progress=stop)
+    assert not (tmp_path / "c.png").exists()
+
+
 def test_tiles_meet_without_a_seam(photo):
     damaged = add_noise(photo, 20, np.random.default_rng(0))
     for fix in ("noise", "rain", "light"):

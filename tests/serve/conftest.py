@@ -48,10 +48,10 @@ def slow(monkeypatch):
     go = threading.Event()
     real = Studio.do
 
-    def do(self, source, target, wish, tell):
+    def do(self, source, targets, wish, tell):
         while not go.wait(0.02):
             tell(0.5, 1.0)
-        return real(self, source, target, wish, tell)
+        return real(self, source, targets, wish, tell)
 
     monkeypatch.setattr(Studio, "do", do)
     yield go

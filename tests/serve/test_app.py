@@ -10,12 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from served import Client, png
+from served import Client, png, until
 
 from foveal import Upscaler
-from foveal.serve import work
+from foveal.serve import wish
 from foveal.serve.limits import Limits
-from foveal.serve.work import OPEN, Studio, Wish
+from foveal.serve.wish import Upscaling
+from foveal.serve.work import OPEN, Studio
 
 FAST = "scale=2&quality=fast"
 
@@ -23,15 +24,6 @@ FAST = "scale=2&quality=fast"
 def form(data: bytes, field: str = "file", name: str = "a photo.png") -> tuple[bytes, str]:
     head = f'--b\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode()
     return head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"
-
-
-def until(client: Client, job: str, *states: str) -> dict:
-    for _ in range(600):
-        state = client.ask("GET", f"/api/v1/jobs/{job}").json
-        if state["state"] in states:
-            return state
-        time.sleep(0.02)
-    raise AssertionError(state)
 
 
 def uploaded(client: Client, **words) -> str:
@@ -117,6 +109,9 @@ def test_a_crop_is_the_crop_of_the_picture(server: Client):
         ("/api/v1/upscale?quality=best", png(), 422, "quality must be one of fast, balanced, got 'best'"),
         ("/api/v1/upscale?clean=much", png(), 422, "clean must be auto, off or a strength from 0 to 100, got 'much'"),
         ("/api/v1/upscale?format=exe", png(), 422, "format must be one of png, jpeg"),
+        ("/api/v1/upscale?scal=2", png(), 422, "upscale has no option 'scal'; leave it out, or take of clean, crop"),
+        ("/api/v1/upscale?pages=all", png(), 422, "pages must be one of keep, split, got 'all'"),
+        ("/api/v1/upscale?quality=" + 50 * "x", png(), 422, "quality: String should have at most 40 characters"),
         ("/api/v1/upscale", b"", 422, "the body is empty; send the bytes of a picture"),
         ("/api/v1/upscale", b"no picture at all", 415, "the picture: "),
         ("/api/v1/upscale", png()[:60], 422, "the file is damaged or truncated"),
@@ -268,7 +263,7 @@ def test_the_page_fetches_nothing_from_elsewhere(server: Client):
     page = server.ask("GET", "/")
     assert page.status == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    for path in ("/", "/static/page.css", "/static/page.js"):
+    for path in ("/", "/static/page.css", "/static/page.js", "/static/compare.js"):
         text = server.ask("GET", path).body.decode()
         assert "http://" not in text
         assert "https://" not in text
@@ -283,11 +278,11 @@ def test_openapi_describes_every_route(server: Client):
 
 def test_no_more_engines_stay_open_than_told(monkeypatch):
     made = []
-    monkeypatch.setattr(work, "Upscaler", lambda *args, **words: made.append(words["clean"]) or object())
+    monkeypatch.setattr(wish, "Upscaler", lambda *args, **words: made.append(words["clean"]) or object())
     studio = Studio(1)
     for strength in range(1, 2 * OPEN):
-        studio._upscaler("work", Wish(clean=str(strength)))
-        studio._upscaler("work", Wish(clean="1"))
+        studio._worker("work", Upscaling(clean=str(strength)))
+        studio._worker("work", Upscaling(clean="1"))
     assert len(studio._made) == OPEN
     assert made.count("1") == 1
 

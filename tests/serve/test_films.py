@@ -8,22 +8,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from served import Client, film
+from served import Client, film, until
 
 from foveal.serve import film as films
 from foveal.serve.limits import Limits
 
 av = pytest.importorskip("av", reason="av is not installed (the extra video)")
 FAST = "scale=2&quality=fast"
-
-
-def until(client: Client, job: str, *states: str) -> dict:
-    for _ in range(1000):
-        state = client.ask("GET", f"/api/v1/jobs/{job}").json
-        if state["state"] in states:
-            return state
-        time.sleep(0.02)
-    raise AssertionError(state)
 
 
 @pytest.fixture(scope="module")

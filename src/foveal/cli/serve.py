@@ -1,4 +1,4 @@
-"""`foveal serve`: a page to drop pictures on, and the same over HTTP."""
+"""`foveal serve`: a page to drop pictures on, to enlarge or repair them, and the same over HTTP."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def serve(
     max_waiting: Annotated[int, typer.Option(metavar="N", help="Largest number of waiting pictures.")] = 32,
     max_per_client: Annotated[int, typer.Option(metavar="N", help="Largest number of one client's pictures.")] = 8,
     max_pictures: Annotated[int, typer.Option(metavar="N", help="Largest number of pictures kept at a time.")] = 500,
+    max_pages: Annotated[int, typer.Option(metavar="N", help="Largest number of pages of a TIFF document.")] = 100,
     max_seconds: Annotated[float, typer.Option(metavar="N", help="Longest work on one picture.")] = 900,
     max_upload_seconds: Annotated[float, typer.Option(metavar="N", help="Longest upload.")] = 120,
     keep: Annotated[float, typer.Option(metavar="SECONDS", help="Delete what was unused for this long.")] = 3600,
@@ -53,6 +54,7 @@ def serve(
         max_waiting: largest number of waiting pictures.
         max_per_client: largest number of one client's pictures that wait or run.
         max_pictures: largest number of pictures kept at a time.
+        max_pages: largest number of pages of a TIFF document.
         max_seconds: longest work on one picture.
         max_upload_seconds: longest upload.
         keep: seconds after which unused pictures are deleted.
@@ -79,7 +81,7 @@ def serve(
     try:
         limits = Limits(
             megabytes=max_megabytes, megapixels=max_megapixels, film_megapixels=max_film_megapixels,
-            waiting=max_waiting, per_client=max_per_client, pictures=max_pictures,
+            waiting=max_waiting, per_client=max_per_client, pictures=max_pictures, pages=max_pages,
             seconds=max_seconds, upload_seconds=max_upload_seconds, keep=keep,
         )  # fmt: skip
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -66,19 +66,27 @@ class Tiff:
 
     def number(self, code: str, at: int) -> int:
         """One unsigned number at an offset."""
+        if at > len(self.data):  # of 64 bits, which `struct` does not take
+            raise ValueError(f"an offset must be inside the {len(self.data)} bytes, got {at}")
         return int(struct.unpack_from(self.order + code, self.data, at)[0])
 
     def entries(self, offset: int) -> Iterator[Entry]:
-        """The entries of the directory at `offset`; those of unknown type or pointing outside are skipped."""
+        """The entries of the directory at `offset`; those of unknown type or pointing outside are skipped.
+
+        So are those after which the values would be larger than the data: in an honest directory each has a place of
+        its own, and values that thousands of entries share must not be copied for each.
+        """
         total = self.number(self.count, offset)
         start = offset + struct.calcsize("=" + self.count)
         width = struct.calcsize("=" + self.word)
+        copied = 0
         for at in range(start, start + min(total, 4096) * self.entry, self.entry):
             tag, kind = struct.unpack_from(self.order + "HH", self.data, at)
             count = self.number(self.word, at + 4)
             size = SIZES.get(kind, 0) * count
             where = at + 4 + width if size <= width else self.number(self.word, at + 4 + width)
-            if size and where + size <= len(self.data):
+            if size and where + size <= len(self.data) and copied + size <= len(self.data):
+                copied += size
                 yield Entry(tag, kind, count, bytes(self.data[where : where + size]), where, at)
 
     def next_at(self, offset: int) -> int:
@@ -87,7 +95,7 @@ class Tiff:
 
     def integer(self, entry: Entry) -> int:
         """The first value of an integer entry."""
-        return self.integers(entry)[0]
+        return int(struct.unpack_from(self.order + CODES[entry.kind], entry.raw)[0])
 
     def integers(self, entry: Entry) -> tuple[int, ...]:
         """The values of an integer entry."""
@@ -143,15 +151,15 @@ def pages(path: Path) -> list[Page]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             tiff = Tiff(data)
             for at in tiff.chain():
-                values = {entry.tag: tiff.integers(entry) for entry in tiff.entries(at) if entry.kind in CODES}
-                tags = frozenset(entry.tag for entry in tiff.entries(at))
+                entries = {entry.tag: entry for entry in tiff.entries(at)}
+                numbers = {tag: entry for tag, entry in entries.items() if entry.kind in CODES}
 
-                def first(tag: int, default: int, values: dict[int, tuple[int, ...]] = values) -> int:
-                    return values.get(tag, (default,))[0]
+                def first(tag: int, default: int, numbers: dict[int, Entry] = numbers, tiff: Tiff = tiff) -> int:
+                    return tiff.integer(numbers[tag]) if tag in numbers else default
 
                 reduced = bool(first(SUBFILE, 0) & 5)
-                extra = values.get(EXTRA, ())
-                found.append(Page(first(PHOTOMETRIC, 1), first(BITS, 1), extra, reduced, tags))
+                extra = tiff.integers(numbers[EXTRA]) if EXTRA in numbers and numbers[EXTRA].count < 100 else ()
+                found.append(Page(first(PHOTOMETRIC, 1), first(BITS, 1), extra, reduced, frozenset(entries)))
     except (ValueError, KeyError, struct.error, OSError):
         return found
     return found

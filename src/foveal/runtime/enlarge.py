@@ -148,24 +148,25 @@ def _report(step: Step | None, batch: list[Piece], top: int, bottom: int, scale:
         step((first, top * scale, last, bottom * scale))
 
 
-def counter(progress: Progress | None, pixels: int) -> Step | None:
+def counter(progress: Progress | None, pixels: int, *, passes: int = 1) -> Step | None:
     """Steps of tiles as calls of `progress`.
 
     Args:
         progress: function called with the megapixels that are done, those in all, and the part just finished.
         pixels: pixels of the whole result.
+        passes: how often each pixel is told, by one network after the other.
 
     Returns:
         A step; None where nobody is told.
     """
     if progress is None:
         return None
-    done = 0
+    done = 0.0
 
     def step(region: tuple[int, int, int, int]) -> None:
         nonlocal done
         left, top, right, bottom = region
-        done += (right - left) * (bottom - top)
+        done += (right - left) * (bottom - top) / passes
         progress(done / 1e6, pixels / 1e6, region)
 
     return step

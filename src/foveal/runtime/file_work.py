@@ -29,13 +29,14 @@ class Begun:
         frame: the first frame.
         still: whether it is a still picture, at which one may look; frames of an animation must be treated alike.
         stated: level that a JPEG file states; None for another file.
-        step: function called after each batch of tiles.
+        steps: function from the number of networks that each pixel passes to the function called after each batch of
+            tiles.
     """
 
     frame: Picture
     still: bool
     stated: float | None
-    step: Step | None
+    steps: Callable[[int], Step | None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def work_on_file(
     pixels = reading.info.total_pixels * scale**2
     picture = reading.frame(0)
     still = frames == 1 and reading.info.format != "gif"
-    make = begin(Begun(picture, still, file_level(source) if still else None, counter(progress, pixels)))
+    stated = file_level(source) if still else None
+    make = begin(Begun(picture, still, stated, lambda passes: counter(progress, pixels, passes=passes)))
     writing = images.writer_for(reading, target, scale, overwrite=overwrite, background=background)
     with writing as writer, BackgroundWriter(writer) as behind:
         for index in range(frames):

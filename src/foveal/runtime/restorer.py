@@ -184,7 +184,7 @@ class Restorer:
         *before, last = findings
         for finding in before:
             out = np.empty_like(colours)
-            for _ in tiled(colours, finding.network, finding.choice, alpha=False, out=out, note=note):
+            for _ in tiled(colours, finding.network, finding.choice, alpha=False, out=out, step=step, note=note):
                 pass
             colours = out
         top = 0
@@ -219,8 +219,8 @@ class Restorer:
         taken = take(image)
         made = []
         for pixels in taken.frames:
-            step = counter(progress, pixels.shape[0] * pixels.shape[1])
             findings = self._look(pixels, taken.alpha, _stated(image))
+            step = counter(progress, pixels.shape[0] * pixels.shape[1], passes=max(1, len(findings)))
             made.append(np.concatenate(list(self._bands(pixels, taken.alpha, findings, step))))
         return taken.give(made)
 
@@ -254,8 +254,7 @@ class Restorer:
         """
         size = measure(image)
         pixel_bytes = size.channels * size.dtype.itemsize
-        # What is merged or fused is looked at when it is made.
-        alone = not self._exposures and self._infrared is None
+        alone = not self._exposures and self._infrared is None  # else it is looked at when it is made
         still = not isinstance(image, tuple) and size.frames == 1 and size.file_format != "gif" and alone
         found = self.look(image) if look and still else None
         ways = [(f.network, f.choice) for f in (self._repairs if found is None else found)]
@@ -328,10 +327,11 @@ class Restorer:
         def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
             first = self._together(begun.frame.pixels, source, limit_pixels, notes)
             findings.extend(self._look(first, begun.frame.alpha, begun.stated, still=begun.still))
+            step = begun.steps(max(1, len(findings)))
 
             def make(picture: Picture) -> Iterator[NDArray]:
                 pixels = first if picture is begun.frame else picture.pixels
-                return self._bands(pixels, picture.alpha, findings, begun.step, notes.append)
+                return self._bands(pixels, picture.alpha, findings, step, notes.append)
 
             return make
 

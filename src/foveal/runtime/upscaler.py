@@ -355,9 +355,10 @@ class Upscaler:
                 look = self._cleaning.look(begun.frame.pixels, begun.frame.alpha, begun.stated)
             network = self._way(look)[0]
             kind, before = network.kind(begun.frame.pixels.dtype), network.seconds
+            step = begun.steps(1)
 
             def make(picture: Picture) -> Iterator[NDArray]:
-                return self._bands(picture.pixels, picture.alpha, begun.step, look, note=notes.append)
+                return self._bands(picture.pixels, picture.alpha, step, look, note=notes.append)
 
             return make
 

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
-from starlette.datastructures import MutableHeaders
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
 
+from foveal.images import PictureError
 from foveal.images.formats import FORMATS, READABLE
 from foveal.images.needs import readable
+from foveal.runtime.engines import EngineError
+from foveal.runtime.repairs import FIXES
 from foveal.serve.archive import zipped
 from foveal.serve.film import suffixes
+from foveal.serve.guard import COOKIE, guard
 from foveal.serve.limits import Limits, RefusedError
-from foveal.serve.store import Store
+from foveal.serve.options import Either, Restored, Upscaled  # noqa: TC001 - FastAPI reads annotations
+from foveal.serve.store import Store, worded
+from foveal.serve.turns import Turns
 from foveal.serve.upload import received
-from foveal.serve.work import QUALITIES, SCALES, Studio, Wish, checked, preview
+from foveal.serve.wish import PAGES, QUALITIES, SCALES
+from foveal.serve.work import Studio, checked, preview
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
     from foveal.serve.job import Job, Kept
+    from foveal.serve.wish import Wish
 
 __all__ = ["create_app"]
 
@@ -38,43 +41,17 @@ MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": 
         "gif": "image/gif", "bmp": "image/bmp"}  # fmt: skip
 _FILM_MIME = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska",
               ".webm": "video/webm", ".avi": "video/x-msvideo"}  # fmt: skip
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}},
+    }
 }
-_COOKIE = "foveal"
-_PAGE = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
-
-
-def _wish(
-    scale: Annotated[int, Query(description="Output side over input side: 2, 3 or 4.")] = 4,
-    quality: Annotated[str, Query(description="fast or balanced.")] = "balanced",
-    output: Annotated[
-        str,
-        Query(
-            alias="format",
-            description="Format of a picture's result; by default the source's, or png. A film keeps its own.",
-        ),
-    ] = "",
-    clean: Annotated[str, Query(description="auto (nothing for films), off, or a strength of 0 to 100.")] = "auto",
-    crop: Annotated[
-        str,
-        Query(description="left,top,width,height: only this part, as a PNG; of a film, of a frame from its middle."),
-    ] = "",
-) -> Wish:
-    part = None
-    if crop:
-        numbers = crop.split(",")
-        if len(numbers) != 4 or not all(n.strip().isdecimal() and len(n) < 9 for n in numbers):
-            raise RefusedError(422, f"crop must be left,top,width,height in pixels, got {crop[:60]!r}")
-        part = (int(numbers[0]), int(numbers[1]), int(numbers[2]), int(numbers[3]))
-    return Wish(scale, quality, output, clean, part)
-
-
-Wished = Annotated[Wish, Depends(_wish)]
+PLANS = 16  # plans of a picture that are kept, where the whole picture was looked at
+_SCRIPT = "text/javascript; charset=utf-8"
+_PAGE = {"page.css": "text/css; charset=utf-8", "page.js": _SCRIPT, "compare.js": _SCRIPT}
 
 
 def create_app(
@@ -105,14 +82,14 @@ def create_app(
 
     app = FastAPI(
         title="foveal",
-        description="Upscale pictures and films.",
+        description="Upscale pictures and films, restore pictures.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         version="1",
     )
     app.state.store = store
-    _guard(app, token, hosts)
+    guard(app, token, hosts)
     _page(app, token)
     _pictures(app, store)
     _jobs(app, store)
@@ -125,69 +102,6 @@ async def _sweep(store: Store) -> None:
         await run_in_threadpool(store.sweep)
 
 
-def _refusal(error: RefusedError) -> JSONResponse:
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse({"error": str(error)}, error.status, headers={**_HEADERS, **headers})
-
-
-def _guard(app: FastAPI, token: str, hosts: tuple[str, ...]) -> None:
-    """Headers, who may ask, and errors as JSON {"error": …}."""
-
-    @app.exception_handler(RefusedError)
-    async def refused(request: Request, error: RefusedError) -> JSONResponse:  # noqa: ARG001
-        return _refusal(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:  # noqa: ARG001
-        first = error.errors()[0]
-        return _refusal(RefusedError(422, f"{first['loc'][-1]}: {first['msg']}"))
-
-    app.add_middleware(_Guard, token=token, hosts=hosts)
-
-
-class _Guard:
-    """ASGI middleware: who may ask, and headers. With Starlette's own base class a client's going away is not seen."""
-
-    def __init__(self, app: ASGIApp, token: str, hosts: tuple[str, ...]) -> None:
-        self.app, self.token, self.hosts = app, token, hosts
-
-    def _refused(self, request: Request) -> RefusedError | None:
-        name = urlsplit(f"//{request.headers.get('host', '')}").hostname
-        if self.hosts and name not in self.hosts:
-            return RefusedError(403, f"this server answers to {', '.join(self.hosts)} only, got host {name!r}")
-        origin = request.headers.get("origin")
-        if origin and urlsplit(origin).netloc != request.headers.get("host"):
-            return RefusedError(403, "requests from other sites' pages are refused; open this server's page")
-        if self.token and not _knows(request, self.token):
-            return RefusedError(401, "wanted the server's token; open the address that `foveal serve` printed")
-        return None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        refused = self._refused(Request(scope))
-        if refused is not None:
-            await _refusal(refused)(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for key, value in _HEADERS.items():
-                    headers.setdefault(key, value)
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
-
-
-def _knows(request: Request, token: str) -> bool:
-    shown = [request.headers.get("authorization", "").removeprefix("Bearer ").strip(), request.cookies.get(_COOKIE, "")]
-    if request.url.path == "/":
-        shown.append(request.query_params.get("token", ""))
-    return any(hmac.compare_digest(one.encode(), token.encode()) for one in shown)
-
-
 def _page(app: FastAPI, token: str) -> None:
     folder = files("foveal.serve")
 
@@ -195,7 +109,7 @@ def _page(app: FastAPI, token: str) -> None:
     def page(request: Request) -> Response:
         if token and request.query_params.get("token"):  # the secret leaves the address line
             response: Response = RedirectResponse("/", 303)
-            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
             return response
         return HTMLResponse(folder.joinpath("page.html").read_text(encoding="utf-8"))
 
@@ -243,15 +157,15 @@ def _pictures(app: FastAPI, store: Store) -> None:
         return {
             "scales": SCALES,
             "qualities": QUALITIES,
+            "fixes": list(FIXES),
+            "pages": PAGES,
             "formats": list(FORMATS),
             "reads": readable(),
             "films": suffixes(),
             "limits": limits,
         }
 
-    @app.post("/api/v1/upscale")
-    async def upscale(request: Request, wish: Wished) -> Response:
-        """A picture or a short film in, the larger one out. Body: its bytes, or a form with a field "file"."""
+    async def made(request: Request, wish: Wish) -> Response:
         kept = await _taken(request, store)
         try:
             job = store.submit(kept, wish, _client(request))
@@ -264,19 +178,43 @@ def _pictures(app: FastAPI, store: Store) -> None:
             raise RefusedError(504 if "--max-seconds" in job.error else 422, job.error)
         return _result(job, then=lambda: store.forget(kept.id))
 
-    @app.post("/api/v1/pictures", status_code=201)
+    @app.post("/api/v1/upscale", openapi_extra=_BODY)
+    async def upscale(request: Request, wish: Upscaled) -> Response:
+        """A picture or a short film in, the larger one out. Body: its bytes, or a form with a field "file"."""
+        return await made(request, wish)
+
+    @app.post("/api/v1/restore", openapi_extra=_BODY)
+    async def restore(request: Request, wish: Restored) -> Response:
+        """A damaged picture in, the repaired one out. Body: its bytes, or a form with a field "file"."""
+        return await made(request, wish)
+
+    @app.post("/api/v1/pictures", status_code=201, openapi_extra=_BODY)
     async def upload(request: Request) -> dict[str, Any]:
         """Send a picture or a film, for plans and jobs. Body: its bytes, or a form with a field "file"."""
         return _described(await _taken(request, store))
 
+    turns = app.state.turns = Turns()
+
     @app.get("/api/v1/pictures/{key}/plan")
-    def plan(key: str, wish: Wished) -> dict[str, Any]:
-        """Size and seconds of a result, and what will not be kept."""
+    async def plan(key: str, wish: Either, request: Request) -> dict[str, Any]:
+        """Size and seconds of a result, and what will not be kept; of a repair, what was found."""
         kept = store.picture(key)
-        return store.studio.plan(kept.path, kept.info, wish)
+        wish.check(kept.path, kept.name, kept.info)
+        if wish in kept.plans:
+            return kept.plans[wish]
+        async with turns.turn(_client(request), store.limits) if wish.looks else nullcontext():
+            if await request.is_disconnected():
+                raise RefusedError(499, "the client went away")
+            try:
+                found = await run_in_threadpool(store.studio.plan, kept.path, kept.info, wish)
+            except (PictureError, EngineError) as error:
+                raise RefusedError(422, worded(error, kept)) from None
+        if wish.looks and len(kept.plans) < PLANS:
+            kept.plans[wish] = found
+        return found
 
     @app.post("/api/v1/pictures/{key}/jobs", status_code=202)
-    def start(key: str, wish: Wished, request: Request, response: Response) -> dict[str, Any]:
+    def start(key: str, wish: Either, request: Request, response: Response) -> dict[str, Any]:
         """Put a job in the queue."""
         job = store.submit(store.picture(key), wish, _client(request))
         response.headers["Location"] = f"/api/v1/jobs/{job.id}"
@@ -300,14 +238,16 @@ async def _finished(request: Request, store: Store, job: Job) -> None:
 def _result(job: Job, then: Callable[[], None] | None = None) -> Response:
     from starlette.background import BackgroundTask
 
-    name = quote(job.download_name)
-    suffix = job.path.suffix.lower()
-    kind = _FILM_MIME.get(suffix) or next(MIME[name] for name, form in FORMATS.items() if suffix in form.suffixes)
-    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(job.download_name)}"}
     notes = " | ".join(job.result.get("notes", ()))
     if notes:
         headers["X-Foveal-Notes"] = quote(notes, safe=" |,.;:()×→")[:2000].encode("ascii", "ignore").decode()
-    return FileResponse(job.path, media_type=kind, headers=headers, background=BackgroundTask(then) if then else None)
+    after = BackgroundTask(then) if then else None
+    if job.pages > 1:
+        return StreamingResponse(zipped([job]), media_type="application/zip", headers=headers, background=after)
+    suffix = job.path.suffix.lower()
+    kind = _FILM_MIME.get(suffix) or next(MIME[name] for name, form in FORMATS.items() if suffix in form.suffixes)
+    return FileResponse(job.path, media_type=kind, headers=headers, background=after)
 
 
 def _jobs(app: FastAPI, store: Store) -> None:
@@ -333,19 +273,19 @@ def _jobs(app: FastAPI, store: Store) -> None:
 
     @app.get("/api/v1/jobs/{key}/result")
     def result(key: str) -> Response:
-        """The result's file."""
+        """The result's file, or a zip of the files of its pages."""
         return _result(done(key))
 
     @app.get("/api/v1/jobs/{key}/{side}.png")
     def shown(key: str, side: str) -> Response:
-        """The picture, or a frame of the film, "before" and "after" as PNGs of one size, for comparison."""
+        """The picture, its first page, or a frame of the film, "before" and "after" as PNGs of one size."""
         job = done(key)
         if side not in ("before", "after"):
             raise RefusedError(404, f"the sides are before and after, got {side[:20]!r}")
         target = store.previews(job)[side]
         if not target.exists():
             part = job.wish.crop if side == "before" else None
-            source = job.picture.path if side == "before" else job.path
+            source = job.picture.path if side == "before" else job.files[0][1]
             preview(source, target, (job.result["width"], job.result["height"]), part)
         return FileResponse(target, media_type="image/png")
 

@@ -43,13 +43,14 @@ def zipped(jobs: list[Job]) -> Iterator[bytes]:
     sink, used = _Sink(), set()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         for job in jobs:
-            name, number = job.download_name, 1
-            while name in used:
-                number += 1
-                name = f"{number}_{job.download_name}"
-            used.add(name)
-            with job.path.open("rb") as source, archive.open(name, "w", force_zip64=True) as into:
-                while chunk := source.read(1 << 20):
-                    into.write(chunk)
-                    yield sink.taken()
+            for theirs, path in job.files:
+                name, number = theirs, 1
+                while name in used:
+                    number += 1
+                    name = f"{number}_{theirs}"
+                used.add(name)
+                with path.open("rb") as source, archive.open(name, "w", force_zip64=True) as into:
+                    while chunk := source.read(1 << 20):
+                        into.write(chunk)
+                        yield sink.taken()
     yield sink.taken()

@@ -24,6 +24,7 @@ class Kept:
         info: its header.
         size: bytes.
         used: moment of its last use, by `time.monotonic`.
+        plans: what was planned for it, where that took a look at all of it.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Kept:
     info: images.Info
     size: int
     used: float
+    plans: dict[Wish, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -43,7 +45,8 @@ class Job:
         picture: the picture.
         wish: what to do.
         client: address of the client.
-        path: file of the result.
+        path: file of the result; of a document that is split, of none of its pages.
+        pages: number of files of the result.
         state: "waiting", "running", "done", "failed" or "cancelled".
         done: megapixels done, or frames of a film.
         whole: megapixels or frames in all.
@@ -58,6 +61,7 @@ class Job:
     wish: Wish
     client: str
     path: Path
+    pages: int = 1
     state: str = "waiting"
     done: float = 0.0
     whole: float = 0.0
@@ -76,4 +80,14 @@ class Job:
         """Name of the result for the client."""
         name = Path(self.picture.name.replace("\\", "/")).name
         stem = name.rpartition(".")[0] or name or "picture"
-        return f"{stem}_x{self.wish.scale}{self.path.suffix}"
+        return f"{stem}{self.wish.what.suffix}{'.zip' if self.pages > 1 else self.path.suffix}"
+
+    @property
+    def files(self) -> list[tuple[str, Path]]:
+        """The result's files, with their names for the client."""
+        if self.pages == 1:
+            return [(self.download_name, self.path)]
+        name = self.download_name.removesuffix(".zip")
+        digits = max(3, len(str(self.pages)))
+        numbers = [f"-{number:0{digits}}{self.path.suffix}" for number in range(1, self.pages + 1)]
+        return [(name + number, self.path.with_name(self.path.stem + number)) for number in numbers]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from foveal.errors import FovealError
 
-__all__ = ["Limits", "RefusedError"]
+__all__ = ["Limits", "RefusedError", "StoppedError"]
 
 
 class RefusedError(FovealError):
@@ -24,6 +24,10 @@ class RefusedError(FovealError):
         self.retry_after = retry_after
 
 
+class StoppedError(Exception):
+    """Raised inside a job that was cancelled or took too long; the text says which."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of the server; each is an option of `foveal serve` and is named in the error of whoever reaches it.
@@ -35,6 +39,7 @@ class Limits:
         waiting: largest number of jobs that wait.
         per_client: largest number of jobs of one address that wait or run.
         pictures: largest number of pictures kept at a time.
+        pages: largest number of pages of a TIFF document.
         seconds: longest work on one job.
         upload_seconds: longest upload.
         keep: seconds after which a picture and its results are deleted, counted from their last use.
@@ -49,6 +54,7 @@ class Limits:
     waiting: int = 32
     per_client: int = 8
     pictures: int = 500
+    pages: int = 100
     seconds: float = 900
     upload_seconds: float = 120
     keep: float = 3600

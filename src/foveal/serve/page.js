@@ -2,15 +2,20 @@
 const api = "/api/v1";
 const $ = (name) => document.getElementById(name);
 const items = [];
-const CROP = 200;  // side of the part that is tried, in pixels of the source
+const CROP = {upscale: 200, restore: 600};  // side of the part that is tried, in pixels of the source
+const WORDS = {upscale: "Enlarge", restore: "Restore"};
 const AT_ONCE = 2;  // uploads and jobs of this page at a time
 let running = 0;
 
 function seconds(s) {
-  if (s < 1) return "under a second";
+  if (s < 1) return "less than a second";
   if (s < 90) return `${Math.round(s)} s`;
   if (s < 5400) return `${Math.round(s / 60)} min`;
   return `${(s / 3600).toFixed(1)} h`;
+}
+
+function about(s) {
+  return s < 1 ? seconds(s) : `about ${seconds(s)}`;
 }
 
 function bytes(n) {
@@ -25,9 +30,10 @@ async function ask(path, options = {}) {
     throw new Error("the server does not answer; is it still running?");
   }
   if (response.status === 204) return null;
-  const said = await response.json();
+  const said = await response.json().catch(() => ({}));
   if (!response.ok) {
     const error = new Error(said.error || `the server said ${response.status}`);
+    error.refused = [413, 415, 422].includes(response.status);
     error.again = Number(response.headers.get("Retry-After")) || 0;
     throw error;
   }
@@ -35,8 +41,31 @@ async function ask(path, options = {}) {
 }
 
 function wish(picture) {
-  return new URLSearchParams({scale: $("scale").value, quality: $("quality").value,
-    clean: $("clean").value, format: picture.kind === "film" ? "" : $("format").value});
+  const how = {format: picture.kind === "film" ? "" : $("format").value};
+  if (hasPages(picture)) how.pages = $("pages").value;
+  if ($("do").value === "restore") return new URLSearchParams({do: "restore", fix: fixes(), strength: $("strength").value, ...how});
+  return new URLSearchParams({do: "upscale", scale: $("scale").value, quality: $("quality").value, clean: $("clean").value, ...how});
+}
+
+function hasPages(picture) {
+  return picture.format === "tiff" && picture.frames > 1;
+}
+
+function parts(picture) {
+  return hasPages(picture) ? "pages" : "frames";
+}
+
+function fixes() {
+  if ($("fix").value) return $("fix").value;
+  return [...$("fixes").querySelectorAll(":checked")].map((box) => box.value).join(",");
+}
+
+function lines(list, texts) {
+  list.replaceChildren(...texts.map((text) => {
+    const line = document.createElement("li");
+    line.textContent = text;
+    return line;
+  }));
 }
 
 class Item {
@@ -47,17 +76,25 @@ class Item {
     this.part("name").textContent = file.name;
     this.part("size").textContent = bytes(file.size);
     this.part("plan").textContent = "waiting to be sent";
-    this.part("try").onclick = () => this.start(true);
-    this.part("start").onclick = () => this.start(false);
+    this.part("try").onclick = () => this.queue(true);
+    this.part("start").onclick = () => this.queue(false);
     this.part("cancel").onclick = () => this.cancel();
     this.part("look").onclick = () => look(this);
     this.part("remove").onclick = () => this.remove();
+    this.notes = [];
+    this.asked = 0;
+    this.sent = new Promise((go) => { this.arrived = go; });
     this.buttons(false);
+    this.word();
     $("list").append(this.node);
   }
 
+  word() {
+    this.part("start").textContent = WORDS[$("do").value];
+  }
+
   buttons(on) {
-    this.part("try").disabled = this.part("start").disabled = !on;
+    this.part("try").disabled = this.part("start").disabled = !on || Boolean(this.queued);
   }
 
   fail(error) {
@@ -70,37 +107,88 @@ class Item {
     try {
       this.picture = await ask(`/pictures?name=${encodeURIComponent(this.file.name)}`, {method: "POST", body: this.file});
       const p = this.picture;
-      this.part("size").textContent = `${p.width}×${p.height}, ${p.format}, ${bytes(p.bytes)}` + (p.frames > 1 ? `, ${p.frames} frames` : "");
+      this.part("size").textContent = `${p.width}×${p.height}, ${p.format}, ${bytes(p.bytes)}` + (p.frames > 1 ? `, ${p.frames} ${parts(p)}` : "");
+      if (hasPages(p)) $("paged").hidden = false;
       this.buttons(true);
-      await this.plan();
+      planSoon(this);
     } catch (error) {
       this.part("plan").textContent = "";
       this.fail(error);
     }
+    this.arrived();
   }
 
   async plan() {
     if (!this.picture || this.job) return;
+    const mine = this.asked;
+    this.planned = new AbortController();
+    this.part("plan").textContent = $("do").value === "restore" ? "being looked at …" : "";
     try {
-      const plan = await ask(`/pictures/${this.picture.id}/plan?${wish(this.picture)}`);
+      if ($("do").value === "restore" && !fixes()) throw Object.assign(new Error("choose at least one repair"), {refused: true});
+      const plan = await ask(`/pictures/${this.picture.id}/plan?${wish(this.picture)}`, {signal: this.planned.signal});
+      if (mine !== this.asked || this.job) return;
       this.seconds = plan.seconds;
-      this.part("plan").textContent = `becomes ${plan.width}×${plan.height}${plan.frames > 1 ? `, ${plan.frames} frames,` : ""} in about ${seconds(plan.seconds)}`;
-      this.part("notes").replaceChildren(...plan.notes.map((note) => {
-        const line = document.createElement("li");
-        line.textContent = note;
-        return line;
-      }));
+      const becomes = $("do").value === "restore" ? "stays" : "becomes";
+      const several = plan.files > 1 ? `, ${plan.files} files,` : plan.frames > 1 ? `, ${plan.frames} ${parts(this.picture)},` : "";
+      this.part("plan").textContent = `${becomes} ${plan.width}×${plan.height}${several} in ${about(plan.seconds)}`;
+      this.notes = plan.notes;
+      this.part("error").hidden = true;
     } catch (error) {
+      if (mine !== this.asked) return;
+      if (error.again) {
+        setTimeout(() => { if (mine === this.asked) planSoon(this); }, 1000 * error.again);
+        return;
+      }
+      this.seconds = 0;
+      this.notes = [];
+      this.part("plan").textContent = "";
+      this.refused = Boolean(error.refused);
+      this.buttons(!this.refused);
       this.fail(error);
     }
+    lines(this.part("notes"), this.notes);
     sum();
   }
 
+  // The wish has changed: what was made of the old one is no longer offered.
+  again() {
+    if (this.source) return;
+    this.word();
+    this.stale();
+    this.job = null;
+    this.finished = this.refused = false;
+    this.part("download").hidden = this.part("look").hidden = true;
+    if (!this.picture) return;
+    this.buttons(true);
+    planSoon(this);
+  }
+
+  // A plan that is still on its way comes too late.
+  stale() {
+    this.asked += 1;
+    if (this.planned) this.planned.abort();
+  }
+
+  queue(crop) {
+    if (this.queued || this.source || this.refused) return;
+    this.queued = true;
+    this.buttons(false);
+    waiting[crop ? "unshift" : "push"](async () => {
+      this.queued = false;
+      await this.start(crop);
+    });
+    next();
+  }
+
   async start(crop) {
-    if (!this.picture || this.source) return;
+    await this.sent;
+    if (!this.picture || this.source || this.refused || this.gone) return;
     const asked = wish(this.picture);
+    this.stale();
+    this.does = $("do").value;
     if (crop) {
-      const w = Math.min(CROP, this.picture.width), h = Math.min(CROP, this.picture.height);
+      const side = CROP[this.does];
+      const w = Math.min(side, this.picture.width), h = Math.min(side, this.picture.height);
       const left = Math.floor((this.picture.width - w) / 2), top = Math.floor((this.picture.height - h) / 2);
       asked.set("crop", [left, top, w, h].join(","));
     }
@@ -111,17 +199,17 @@ class Item {
     try {
       this.job = await ask(`/pictures/${this.picture.id}/jobs?${asked}`, {method: "POST"});
     } catch (error) {
-      this.buttons(true);
       if (error.again && !crop) {  // the queue is full: this page waits its turn
         this.part("plan").textContent = `the server is busy; trying again in ${error.again} s`;
         await new Promise((go) => setTimeout(go, 1000 * error.again));
         return this.start(crop);
       }
+      this.buttons(true);
       this.fail(error);
       return;
     }
     this.part("cancel").hidden = false;
-    await new Promise((go) => this.listen(go));
+    await new Promise((go) => { this.go = go; this.listen(go); });
   }
 
   listen(go) {
@@ -153,11 +241,14 @@ class Item {
     this.source = null;
     this.node.querySelector("progress").hidden = true;
     this.part("cancel").hidden = true;
+    this.word();
     this.buttons(true);
     this.finished = state.state === "done" && !this.trying;
     if (state.state === "done") {
       const r = state.result;
-      this.part("plan").textContent = `${this.trying ? "crop of " : ""}${r.width}×${r.height} in ${seconds(r.seconds)}`;
+      const several = r.pages > 1 ? `, ${r.pages} files,` : "";
+      this.part("plan").textContent = `${this.trying ? "crop of " : ""}${r.width}×${r.height}${several} in ${seconds(r.seconds)}`;
+      lines(this.part("notes"), this.trying ? [...new Set([...r.notes, ...this.notes])] : r.notes);
       this.part("look").hidden = false;
       this.part("look").focus();
       const link = this.part("download");
@@ -178,7 +269,10 @@ class Item {
   }
 
   async remove() {
+    this.gone = true;
+    this.stale();
     if (this.source) this.source.close();
+    if (this.go) this.go();
     if (this.picture) ask(`/pictures/${this.picture.id}`, {method: "DELETE"}).catch(() => {});
     items.splice(items.indexOf(this), 1);
     this.node.remove();
@@ -193,11 +287,32 @@ function sum() {
   $("all").hidden = !items.length;
   $("zip").disabled = !finished.length;
   $("sum").textContent = `${items.length} picture${items.length === 1 ? "" : "s"}, ${finished.length} done` +
-    (time ? `, about ${seconds(time)} of work left` : "");
+    (time ? `, ${about(time)} of work left` : "");
+}
+
+// The options of what is to be done.
+function shown() {
+  const does = $("do").value;
+  for (const part of document.querySelectorAll("#wish [data-of]")) part.hidden = part.dataset.of !== does;
+  $("fixes").hidden = does !== "restore" || $("fix").value !== "";
+  $("start-all").textContent = `${WORDS[does]} all`;
+}
+
+// Plans, no more at a time either: a browser opens six connections, and cancelling must find one.
+const unplanned = new Set();
+let planning = 0;
+function planSoon(item) {
+  if (item) unplanned.add(item);
+  while (planning < AT_ONCE && unplanned.size) {
+    const [first] = unplanned;
+    unplanned.delete(first);
+    planning += 1;
+    first.plan().finally(() => { planning -= 1; planSoon(); });
+  }
 }
 
 const waiting = [];
-async function next() {
+function next() {
   while (running < AT_ONCE && waiting.length) {
     running += 1;
     waiting.shift()().finally(() => { running -= 1; next(); });
@@ -224,98 +339,6 @@ async function inside(entry) {
   }
 }
 
-// Before and after
-
-const view = {zoom: 1, x: 0, y: 0, share: 0.5};
-
-function draw() {
-  const stage = $("stage"), at = view.share * stage.clientWidth;
-  for (const image of [$("before"), $("after")]) {
-    image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
-  }
-  const cut = Math.max(0, (at - view.x) / view.zoom);
-  $("before").style.clipPath = `polygon(0 0, ${cut}px 0, ${cut}px 100%, 0 100%)`;
-  $("line").style.left = `${at}px`;
-  stage.setAttribute("aria-valuenow", Math.round(100 * (1 - view.share)));
-}
-
-function zoom(factor, x, y) {
-  const wanted = Math.min(16, Math.max(0.05, view.zoom * factor)), real = wanted / view.zoom;
-  view.x = x - (x - view.x) * real;
-  view.y = y - (y - view.y) * real;
-  view.zoom = wanted;
-  draw();
-}
-
-function look(item) {
-  const base = `${api}/jobs/${item.job.id}`;
-  $("viewer-name").textContent = item.file.name;
-  $("after").onload = () => {
-    const stage = $("stage"), image = $("after");
-    view.zoom = Math.min(stage.clientWidth / image.naturalWidth, stage.clientHeight / image.naturalHeight, 4);
-    view.x = (stage.clientWidth - image.naturalWidth * view.zoom) / 2;
-    view.y = (stage.clientHeight - image.naturalHeight * view.zoom) / 2;
-    view.share = 0.5;
-    draw();
-  };
-  $("after").onerror = async () => {
-    $("viewer").close();
-    const said = await fetch(`${base}/after.png`).then((r) => r.json()).catch(() => ({}));
-    item.fail(new Error(said.error || "the result cannot be shown; download it"));
-  };
-  $("before").src = `${base}/before.png`;
-  $("after").src = `${base}/after.png`;
-  $("viewer").showModal();
-  $("stage").focus();
-}
-
-function viewer() {
-  const stage = $("stage"), held = new Map();
-  let slides = false, apart = 0;
-  stage.onpointerdown = (event) => {
-    stage.setPointerCapture(event.pointerId);
-    const x = event.clientX - stage.getBoundingClientRect().left;
-    slides = held.size === 0 && Math.abs(x - view.share * stage.clientWidth) < 24;
-    held.set(event.pointerId, event);
-    apart = 0;
-  };
-  stage.onpointermove = (event) => {
-    const last = held.get(event.pointerId);
-    if (!last) return;
-    const box = stage.getBoundingClientRect();
-    held.set(event.pointerId, event);
-    if (held.size === 2) {  // two fingers zoom
-      const [a, b] = [...held.values()];
-      const now = Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
-      if (apart) zoom(now / apart, (a.clientX + b.clientX) / 2 - box.left, (a.clientY + b.clientY) / 2 - box.top);
-      apart = now;
-    } else if (slides) {
-      view.share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-      draw();
-    } else {
-      view.x += event.clientX - last.clientX;
-      view.y += event.clientY - last.clientY;
-      draw();
-    }
-  };
-  stage.onpointerup = stage.onpointercancel = (event) => { held.delete(event.pointerId); apart = 0; };
-  stage.onwheel = (event) => {
-    event.preventDefault();
-    const box = stage.getBoundingClientRect();
-    zoom(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);
-  };
-  stage.onkeydown = (event) => {
-    const step = {ArrowLeft: -0.02, ArrowRight: 0.02}[event.key];
-    if (step) view.share = Math.min(1, Math.max(0, view.share + step));
-    else if (event.key === "+" || event.key === "=") zoom(1.25, stage.clientWidth / 2, stage.clientHeight / 2);
-    else if (event.key === "-") zoom(0.8, stage.clientWidth / 2, stage.clientHeight / 2);
-    else return;
-    event.preventDefault();
-    draw();
-  };
-  $("close").onclick = () => $("viewer").close();
-}
-
 async function begin() {
   const offer = await ask("");
   const fill = (name, values, text) => $(name).append(...values.map((value) => new Option(text(value), value)));
@@ -327,7 +350,17 @@ async function begin() {
   $("accepts").textContent = `${offer.reads.join(", ")}` +
     (offer.films.length ? `, films (${offer.films.map((one) => one.slice(1)).join(", ")})` : "") +
     `; up to ${offer.limits.megabytes} MB and ${offer.limits.megapixels} megapixels each`;
-  $("wish").onchange = () => items.forEach((item) => { if (!item.source) { item.job = null; item.finished = false; item.plan(); } });
+  $("fixes").append(...offer.fixes.map((name) => {
+    const label = document.createElement("label"), box = document.createElement("input");
+    Object.assign(box, {type: "checkbox", value: name, checked: name === "jpeg" || name === "noise"});
+    label.append(box, ` ${name === "jpeg" ? "JPEG" : name}`);
+    return label;
+  }));
+  $("wish").onchange = () => {
+    shown();
+    items.forEach((item) => item.again());
+  };
+  shown();
   for (const name of ["files", "folder"]) {
     $(name).onchange = () => { add([...$(name).files]); $(name).value = ""; };
   }
@@ -343,8 +376,7 @@ async function begin() {
   };
   document.onpaste = (event) => add([...event.clipboardData.files]);
   $("start-all").onclick = () => {
-    for (const item of items.filter((one) => !one.finished && !one.source)) waiting.push(() => item.start(false));
-    next();
+    for (const item of items.filter((one) => !one.finished)) item.queue(false);
   };
   $("zip").onclick = () => {
     const ids = items.filter((item) => item.finished).map((item) => `job=${item.job.id}`);

@@ -16,18 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.images.formats import FORMATS, result_format
-from foveal.runtime.film.film import is_film
 from foveal.serve.film import forget_film
 from foveal.serve.job import Job, Kept
-from foveal.serve.limits import Limits, RefusedError
-from foveal.serve.work import StoppedError
+from foveal.serve.limits import Limits, RefusedError, StoppedError
 
 if TYPE_CHECKING:
     from foveal import images
-    from foveal.serve.work import Studio, Wish
+    from foveal.serve.wish import Wish
+    from foveal.serve.work import Studio
 
-__all__ = ["Store"]
+__all__ = ["Store", "worded"]
 
 
 class Store:
@@ -151,22 +149,10 @@ class Store:
             The job.
 
         Raises:
-            RefusedError: too many jobs of this client (429) or of all (503), or a crop outside the picture (422).
+            RefusedError: too many jobs of this client (429) or of all (503), or what cannot be done with it (422).
         """
         limits = self.limits
-        if wish.crop is not None:
-            left, top, width, height = wish.crop
-            if min(left, top) < 0 or min(width, height) < 1 or left + width > kept.info.width:
-                _outside(kept, wish)
-            if top + height > kept.info.height:
-                _outside(kept, wish)
-        film = is_film(kept.path)
-        if film and wish.format and wish.crop is None:
-            raise RefusedError(422, f"a film stays a {kept.path.suffix[1:]} file; leave out format")
-        if wish.crop:
-            suffix = ".png"
-        else:
-            suffix = kept.path.suffix if film else FORMATS[wish.format or result_format(kept.info.format)].suffixes[0]
+        wish.check(kept.path, kept.name, kept.info)
         with self.changed:
             if self._closed:
                 raise RefusedError(503, "the server is shutting down; try again later", retry_after=30)
@@ -182,8 +168,8 @@ class Store:
                     503, f"{limits.waiting} pictures wait already (--max-waiting); try again later", retry_after=15
                 )
             key = secrets.token_urlsafe(16)
-            path = self.folder / f"{secrets.token_hex(16)}{suffix}"
-            job = Job(key, kept, wish, client, path)
+            path = self.folder / f"{secrets.token_hex(16)}{wish.ending(kept.path, kept.info)}"
+            job = Job(key, kept, wish, client, path, wish.files(kept.info))
             self._jobs[key] = job
             self._queue.append(job)
             self.changed.notify_all()
@@ -258,9 +244,9 @@ class Store:
 
     def _delete(self, job: Job) -> None:
         self._jobs.pop(job.id, None)
-        for path in (job.path, *self.previews(job).values()):
+        for path in self.previews(job).values():
             path.unlink(missing_ok=True)
-        forget_film(job.path)
+        _clear(job)
         if job.picture.id not in self._pictures and not any(j.picture is job.picture for j in self._jobs.values()):
             job.picture.path.unlink(missing_ok=True)
 
@@ -304,18 +290,16 @@ class Store:
         state, error = "done", ""
         try:
             tell(0.0, 0.0)
-            result = self.studio.do(job.picture.path, job.path, job.wish, tell)
+            result = self.studio.do(job.picture.path, [path for _, path in job.files], job.wish, tell)
         except StoppedError as stopped:
             state, error, result = "cancelled" if job.stop else "failed", str(stopped), {}
         except Exception as problem:  # one bad picture must not end the worker
-            text = str(problem).replace(str(job.picture.path), job.picture.name).replace(str(job.path), "the result")
-            state, error, result = "failed", text or type(problem).__name__, {}
+            state, error, result = "failed", worded(problem, job.picture, job), {}
         with self.changed:
             job.state, job.error, job.result = state, error, result
             job.picture.used = time.monotonic()
             if state != "done":
-                job.path.unlink(missing_ok=True)
-                forget_film(job.path)
+                _clear(job)
             if job.stop:
                 self._delete(job)
             self.changed.notify_all()
@@ -335,9 +319,25 @@ class Store:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _outside(kept: Kept, wish: Wish) -> None:
-    raise RefusedError(
-        422,
-        f"crop must be left,top,width,height inside the picture of {kept.info.width}×{kept.info.height}, "
-        f"got {','.join(map(str, wish.crop or ()))}",
-    )
+def _clear(job: Job) -> None:
+    """Delete the files of a job's result, or what there is of them."""
+    for _, path in job.files:
+        path.unlink(missing_ok=True)
+    forget_film(job.path)
+
+
+def worded(problem: Exception, kept: Kept, job: Job | None = None) -> str:
+    """What went wrong, without the server's paths and the shell's options.
+
+    Args:
+        problem: the error.
+        kept: the picture that it is about.
+        job: the job; None for a plan.
+
+    Returns:
+        Text for the client.
+    """
+    text = str(problem).replace(str(kept.path), kept.name)
+    for name, path in [] if job is None else job.files:
+        text = text.replace(str(path), name)
+    return text.replace("on the command line --pages split", "pages=split") or type(problem).__name__

@@ -1,69 +1,33 @@
-"""What the server does with a picture: plan it, try a crop of it, enlarge it, show it before and after."""
+"""What the server does with a picture: plan it, try a crop of it, enlarge or repair it, show it before and after."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from foveal import images
-from foveal.images.formats import FORMATS, result_format, sniff
+from foveal.images.formats import result_format, sniff
 from foveal.images.needs import readable
-from foveal.runtime.cleaning import checked_clean
 from foveal.runtime.film.film import is_film
+from foveal.runtime.restorer import Restorer
 from foveal.runtime.upscaler import Upscaler
+from foveal.serve.document import check_document, do_pages
 from foveal.serve.film import checked_film, do_film, film_suffix, plan_of_film, poster
 from foveal.serve.limits import Limits, RefusedError
+from foveal.serve.restoring import restored_part
+from foveal.serve.wish import Restoration, Upscaling, Wish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["PREVIEW_SIDE", "QUALITIES", "SCALES", "StoppedError", "Studio", "Wish", "checked", "preview"]
+__all__ = ["PREVIEW_SIDE", "Studio", "checked", "preview"]
 
-SCALES, QUALITIES = (2, 3, 4), ("fast", "balanced")
-OPEN = 8  # upscalers kept open
+OPEN = 8  # upscalers and restorers kept open
 PREVIEW_SIDE = 1600  # longest side of a preview, in pixels
 PREVIEW_MEGAPIXELS = 100  # largest picture that is decoded whole for a preview
-
-
-class StoppedError(Exception):
-    """Raised inside a job that was cancelled or took too long; the text says which."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a client wants done with a picture.
-
-    Args:
-        scale: output side over input side.
-        quality: "fast" or "balanced".
-        format: format of the result; "" for that of the source.
-        clean: "auto", "off", or a strength of 0 to 100.
-        crop: left, top, width and height of a part, in pixels of the source; None for all of it.
-
-    Raises:
-        RefusedError: a value that cannot be (422).
-    """
-
-    scale: int = 4
-    quality: str = "balanced"
-    format: str = ""
-    clean: str = "auto"
-    crop: tuple[int, int, int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.scale not in SCALES:
-            raise RefusedError(422, f"scale must be one of {', '.join(map(str, SCALES))}, got {self.scale}")
-        if self.quality not in QUALITIES:
-            raise RefusedError(422, f"quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
-        if self.format and self.format not in FORMATS:
-            raise RefusedError(422, f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        try:
-            checked_clean(self.clean)
-        except ValueError as error:
-            raise RefusedError(422, str(error)) from None
 
 
 def checked(path: Path, name: str, limits: Limits) -> images.Info:
@@ -85,6 +49,8 @@ def checked(path: Path, name: str, limits: Limits) -> images.Info:
     if sniff(head) is None and (suffix := film_suffix(head, name)):
         return checked_film(path, name, suffix, limits)
     megapixels = limits.megapixels
+    if sniff(head) == "tiff":
+        check_document(path, name, limits)
     try:
         info = images.probe(path)
     except images.PictureError as error:
@@ -101,7 +67,7 @@ def checked(path: Path, name: str, limits: Limits) -> images.Info:
 
 
 class Studio:
-    """Upscalers for all scales, qualities and ways to clean, one picture at a time.
+    """Upscalers and restorers for all that is wished, one picture at a time.
 
     Args:
         threads: processor threads; None for all.
@@ -109,26 +75,27 @@ class Studio:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
-        self._made: dict[tuple[str, int, str, str], Upscaler] = {}
+        self._made: dict[tuple[str, Upscaling | Restoration], Upscaler | Restorer] = {}
         self._lock = threading.Lock()
+        self._planning = {looks: threading.Lock() for looks in (False, True)}
 
-    def _upscaler(self, use: str, wish: Wish) -> Upscaler:
-        """Upscalers are not for several threads, so plans and work have their own."""
-        key = (use, wish.scale, wish.quality, wish.clean)
+    def _worker(self, use: str, what: Upscaling | Restoration) -> Upscaler | Restorer:
+        """Upscalers and restorers are not for several threads, so plans and work have their own."""
         with self._lock:
-            made = self._made.pop(key, None)
-            if made is None:
-                try:
-                    made = Upscaler(wish.scale, wish.quality, threads=self.threads, clean=wish.clean)
-                except ValueError as error:  # a strength where there is no network that cleans
-                    raise RefusedError(422, str(error)) from None
+            made = self._made.pop((use, what), None) or what.worker(self.threads)
             while len(self._made) >= OPEN:  # the one unused for longest goes; a client cannot fill the memory
                 del self._made[next(iter(self._made))]
-            self._made[key] = made
+            self._made[use, what] = made
             return made
 
+    def _film_worker(self, use: str, what: Upscaling | Restoration) -> Upscaler:
+        worker = self._worker(use, what.of_film() if isinstance(what, Upscaling) else what)
+        if not isinstance(worker, Upscaler):
+            raise TypeError("a film is enlarged by an Upscaler; check the wish before the work")
+        return worker
+
     def plan(self, source: Path, info: images.Info, wish: Wish) -> dict[str, Any]:
-        """Size and seconds of a result, and what will not be kept.
+        """Size and seconds of a result, and what will not be kept; of a repair, what was found.
 
         Args:
             source: the picture.
@@ -136,25 +103,30 @@ class Studio:
             wish: what to do.
 
         Returns:
-            Plain data: width, height, megapixels, seconds, engine, notes.
+            Plain data: width, height, frames, files, megapixels, seconds, engine, format, notes.
         """
         if is_film(source) and wish.crop is None:
-            upscaler = self._upscaler("plan", _for_film(wish))
-            with self._lock:
-                return plan_of_film(upscaler, source, info)
-        made = wish.format or result_format(info.format)
+            upscaler = self._film_worker("plan", wish.what)
+            with self._planning[False]:
+                return {**plan_of_film(upscaler, source, info), "files": 1}
+        made, scale = wish.format or result_format(info.format), wish.what.scale
+        worker = self._worker("plan", wish.what)
         width, height = (wish.crop[2], wish.crop[3]) if wish.crop else (info.width, info.height)
-        upscaler = self._upscaler("plan", wish)
-        with self._lock:
-            plan = upscaler.plan(source if wish.crop is None else (width, height), file_format=made)
+        with self._planning[wish.looks]:
+            if wish.crop is None:
+                plan = worker.plan(source, file_format=made, look=wish.looks)
+            else:
+                plan = worker.plan((width, height), file_format=made)
         notes = list(plan.notes)
         if wish.crop is None:
-            target = source.with_name(f"plan{FORMATS[made].suffixes[0]}")
-            notes += images.foresee(source, target, wish.scale, limit_pixels=info.width * info.height)
+            target = source.with_name(f"plan{wish.ending(source, info)}")
+            for page in _kinds(info) if wish.files(info) > 1 else (None,):
+                notes += images.foresee(source, target, scale, limit_pixels=info.total_pixels, page=page)
         return {
-            "width": width * wish.scale,
-            "height": height * wish.scale,
+            "width": width * scale,
+            "height": height * scale,
             "frames": 1 if wish.crop else info.frames,
+            "files": wish.files(info),
             "megapixels": plan.megapixels,
             "seconds": plan.seconds,
             "engine": plan.engine,
@@ -162,48 +134,70 @@ class Studio:
             "notes": list(dict.fromkeys(notes)),
         }
 
-    def do(self, source: Path, target: Path, wish: Wish, tell: Callable[[float, float], None]) -> dict[str, Any]:
+    def do(
+        self, source: Path, targets: Sequence[Path], wish: Wish, tell: Callable[[float, float], None]
+    ) -> dict[str, Any]:
         """Make the result.
 
         Args:
             source: the picture.
-            target: file to write.
+            targets: files to write, several for the pages of a document.
             wish: what to do.
             tell: function called with megapixels done and in all; it may raise `StoppedError`.
 
         Returns:
-            Plain data: width, height, frames, megapixels, seconds, engine, notes.
+            Plain data: width, height, frames, megapixels, seconds, bundle, engine, threads, notes.
         """
-        film = is_film(source)
-        upscaler = self._upscaler("work", _for_film(wish) if film else wish)
-        if film and wish.crop is None:
-            return do_film(upscaler, source, target, tell)
-        if wish.crop is None:
-            result = upscaler.upscale_file(
-                source, target, overwrite=True, progress=lambda done, whole, _: tell(done, whole)
-            ).to_dict()
-            return {key: value for key, value in result.items() if key not in ("source", "target")}
-        begun = time.perf_counter()
-        picture = _cropped(_first(source), wish.crop)
-        large = upscaler(picture, progress=lambda done, whole, _: tell(done, whole))
-        images.write(target, large, overwrite=True)
-        height, width = large.pixels.shape[:2]
-        return {
-            "width": width,
-            "height": height,
-            "frames": 1,
-            "megapixels": width * height / 1e6,
-            "seconds": time.perf_counter() - begun,
-            "bundle": upscaler.name,
-            "engine": upscaler.engine(),
-            "threads": upscaler.threads,
-            "notes": list(upscaler.notes),
-        }
+        if is_film(source) and wish.crop is None:
+            return do_film(self._film_worker("work", wish.what), source, targets[0], tell)
+        worker = self._film_worker("work", wish.what) if is_film(source) else self._worker("work", wish.what)
+        if wish.crop is not None:
+            return _tried(worker, source, targets[0], wish.crop, tell, split=wish.pages == "split")
+        if len(targets) > 1:
+            return do_pages(worker, source, images.probe(source), targets, tell)
+        result = worker.upscale_file(
+            source, targets[0], overwrite=True, progress=lambda done, whole, _: tell(done, whole)
+        ).to_dict()
+        return {key: value for key, value in result.items() if key not in ("source", "target")}
 
 
-def _for_film(wish: Wish) -> Wish:
-    """A look at each frame would make a film flicker."""
-    return replace(wish, clean="off") if wish.clean == "auto" else wish
+def _kinds(info: images.Info) -> list[int]:
+    """Pages that stand for all of a document: the first of each kind, and the largest."""
+    pages = info.pages or (info,)
+    first = {(page.channels, page.bits): number for number, page in reversed(list(enumerate(pages)))}
+    largest = max(range(len(pages)), key=lambda number: max(pages[number].width, pages[number].height))
+    return sorted({*first.values(), largest})
+
+
+def _tried(
+    worker: Upscaler | Restorer,
+    source: Path,
+    target: Path,
+    crop: tuple[int, int, int, int],
+    tell: Callable[[float, float], None],
+    *,
+    split: bool,
+) -> dict[str, Any]:
+    """A part of a picture, as a PNG."""
+    begun = time.perf_counter()
+    if isinstance(worker, Restorer):
+        made, notes = restored_part(worker, source, crop, page=split, tell=tell)
+    else:
+        part = _cropped(_first(source), crop)
+        made, notes = worker(part, progress=lambda done, whole, _: tell(done, whole)), list(worker.notes)
+    images.write(target, made, overwrite=True)
+    height, width = made.pixels.shape[:2]
+    return {
+        "width": width,
+        "height": height,
+        "frames": 1,
+        "megapixels": width * height / 1e6,
+        "seconds": time.perf_counter() - begun,
+        "bundle": worker.name,
+        "engine": worker.engine(),
+        "threads": worker.threads,
+        "notes": notes,
+    }
 
 
 def _first(path: Path) -> images.Picture:
