@@ -39,6 +39,7 @@ STEPS = {
     "quantise": "foveal.shrink.quantize.int8:Quantise",
     "merge": "foveal.shrink.tokens.merge:Merge",
     "drop": "foveal.shrink.tokens.drop:Drop",
+    "turbo": "foveal.shrink.tokens.turbo:Turbo",
     "foveate": "foveal.shrink.tokens.foveate:Foveate",
     "topvim": "foveal.shrink.tokens.top_vim:ToPViM",
 }

@@ -35,6 +35,7 @@ __all__ = ["METHODS", "Foveate", "foveate", "look"]
 METHODS = {
     "merge": "foveal.shrink.tokens.merge:Merge",
     "drop": "foveal.shrink.tokens.drop:Drop",
+    "turbo": "foveal.shrink.tokens.turbo:Turbo",
     "topvim": "foveal.shrink.tokens.top_vim:ToPViM",
 }
 STEPS_OF_KEEP = 64  # keep is a multiple of its inverse

@@ -36,7 +36,7 @@ __all__ = ["Merge", "match"]
 
 
 def match(
-    keys: Tensor, r: int, *, protect: int = 0
+    keys: Tensor, r: int, *, protect: int = 0, worth: Tensor | None = None, redundancy: float = 1.0
 ) -> tuple[Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]:
     """Bipartite soft matching: which tokens merge.
 
@@ -44,6 +44,8 @@ def match(
         keys: what similarity is the cosine of, (B, N, D).
         r: number of tokens to merge away, in 0…(N − protect) // 2.
         protect: number of tokens at the start that never merge, such as a class token.
+        worth: what makes a token stay though it has a similar partner, (B, N); None takes similarity alone.
+        redundancy: weight of the similarity beside `worth`.
 
     Returns:
         merge: function from tokens (B, N, C) and sizes (B, N), None if all are 1, to merged tokens (B, N − r, C) and
@@ -66,6 +68,8 @@ def match(
     keys = keys.detach()
     unit = keys / torch.linalg.vector_norm(keys, dim=2, keepdim=True)
     nearest, partner = (unit[:, first::2] @ unit[:, second::2].transpose(1, 2)).max(2)
+    if worth is not None:
+        nearest = redundancy * nearest - worth.detach()[:, first::2]
     order = nearest.argsort(1, descending=True)
     partner = partner.gather(1, order[:, :r])
     order = order * 2 + first
