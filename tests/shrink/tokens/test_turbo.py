@@ -96,16 +96,16 @@ def test_parameters_stay_and_learn():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("how", ["merge", "drop"])
-def test_foveate_reaches_it(how):
+def test_foveate_reaches_it():
     assert step_class("turbo") is Turbo
-    model = foveal.foveate(network(), 0.7, method="turbo", multiple=1, how=how)
+    model = foveal.foveate(network(), 0.7, method="turbo", multiple=1, how="drop")
     assert count_macs(model, (1, 3, 20, 20)) <= 0.7 * count_macs(network(), (1, 3, 20, 20))
     route = foveal.shrink.tokens.foveate.look(model, pictures())
     assert route.work.shape == (2, 5, 5)
-    assert how == "merge" or route.work.min() < 1
-    exact = foveal.foveate(network(), 1, method="turbo", how=how)
-    assert torch.equal(exact(pictures()), network()(pictures()))
+    assert route.work.min() < 1
+    for how in ("merge", "drop"):
+        exact = foveal.foveate(network(), 1, method="turbo", how=how)
+        assert torch.equal(exact(pictures()), network()(pictures()))
 
 
 def test_wrong_settings_raise():

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Merge", "match"]
+__all__ = ["Merge", "match", "merged"]
 
 
 def match(
@@ -104,6 +104,40 @@ def match(
     return merge, unmerge
 
 
+def merged(
+    x: Tensor,
+    sizes: Tensor | None,
+    keys: Tensor,
+    gone: int,
+    *,
+    protect: int = 0,
+    worth: Tensor | None = None,
+    redundancy: float = 1.0,
+) -> Fewer:
+    """Merge the pairs that `match` finds.
+
+    Args:
+        x: tokens, (B, N, C).
+        sizes: number of patches that each stands for, (B, N); None if all are 1.
+        keys: what similarity is the cosine of, (B, N, D).
+        gone: number of tokens to merge away.
+        protect: number of tokens at the start that never merge.
+        worth: what makes a token stay though it has a similar partner, (B, N); None takes similarity alone.
+        redundancy: weight of the similarity beside `worth`.
+
+    Returns:
+        Merged tokens.
+    """
+    merge, unmerge = match(keys, gone, protect=protect, worth=worth, redundancy=redundancy)
+    fewer, total = merge(x, sizes)
+
+    def into() -> Tensor:
+        numbers = torch.arange(fewer.shape[1], device=x.device).expand(fewer.shape[0], -1)
+        return unmerge(numbers[..., None]).squeeze(2)
+
+    return Fewer(fewer, total, into)
+
+
 @dataclass(frozen=True)
 class Merge(Reduction):
     """Token merging of a vision transformer; see `counts` for the number of tokens after each block.
@@ -140,11 +174,4 @@ class Merge(Reduction):
         Returns:
             Merged tokens.
         """
-        merge, unmerge = match(seen.keys(), gone, protect=protect)
-        merged, total = merge(x, sizes)
-
-        def into() -> Tensor:
-            numbers = torch.arange(merged.shape[1], device=x.device).expand(merged.shape[0], -1)
-            return unmerge(numbers[..., None]).squeeze(2)
-
-        return Fewer(merged, total, into)
+        return merged(x, sizes, seen.keys(), gone, protect=protect)

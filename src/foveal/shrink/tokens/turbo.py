@@ -30,7 +30,7 @@ from foveal.cases import Transform
 from foveal.record import Method, Paper
 from foveal.shrink.tokens.blocks import Fewer, Reduction, Seen
 from foveal.shrink.tokens.drop import drop
-from foveal.shrink.tokens.merge import match
+from foveal.shrink.tokens.merge import merged
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,14 +118,7 @@ class Turbo(Reduction):
             # 1 − R, so that no score is below 0
             score = worth + self.redundancy * (1 - redundancy_of(seen.keys(), protect=protect))
             return drop(x, sizes, score, gone, protect=protect)
-        merge, unmerge = match(seen.keys(), gone, protect=protect, worth=worth, redundancy=self.redundancy)
-        merged, total = merge(x, sizes)
-
-        def into() -> Tensor:
-            numbers = torch.arange(merged.shape[1], device=x.device).expand(merged.shape[0], -1)
-            return unmerge(numbers[..., None]).squeeze(2)
-
-        return Fewer(merged, total, into)
+        return merged(x, sizes, seen.keys(), gone, protect=protect, worth=worth, redundancy=self.redundancy)
 
 
 def _tiny(seed: int) -> nn.Module:
