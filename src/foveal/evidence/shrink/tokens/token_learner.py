@@ -7,6 +7,7 @@ as many tokens, each the mean of its part of the grid.
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from foveal.measure.cost import count_macs
 from foveal.record import equal, faster, kept, smaller
 from foveal.shrink.tokens.between import insert_
 from foveal.shrink.tokens.token_learner import Learner, TokenLearner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STEPS, TOKENS, DEPTH = 1200, 8, 4
 whole = partial(small_vit, dim=64, depth=DEPTH, num_heads=4)
@@ -53,7 +57,7 @@ def pooled() -> nn.Module:
     return insert_(whole(), {DEPTH // 2: GridPool()}, step="grid pooling")
 
 
-BUILDERS = {"whole": whole, "learned": learned, "pooled": pooled}
+BUILDERS: dict[str, Callable[[], nn.Module]] = {"whole": whole, "learned": learned, "pooled": pooled}
 
 
 @cached(maxsize=9)
