@@ -134,10 +134,10 @@ CLAIMS = (
         beyond="information degree",
     ),
     faster(
-        "ViT-S/16 at 224×224 that ends with a quarter of its tokens runs 1.3 times as fast.",
+        "ViT-S/16 at 224×224 that ends with a quarter of its tokens runs 1.3 times as fast, 8 pictures at a time.",
         paper="about 2 times the throughput",
-        ours=call(partial(_vit_s, Turbo(keep=0.25)), 1, 3, 224, 224),
-        theirs=call(partial(_vit_s, None), 1, 3, 224, 224),
+        ours=call(partial(_vit_s, Turbo(keep=0.25)), 8, 3, 224, 224),
+        theirs=call(partial(_vit_s, None), 8, 3, 224, 224),
         at_least=1.3,
         beyond="acceleration",
     ),
