@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-STEPS, SIDES, MIDDLE = 1000, (2, 3, 5), 3
+STEPS, SIDES, MIDDLE = 850, (2, 3, 5), 3
 lookup = partial(lookup_vit, dim=64, depth=4, num_heads=4, patch_size=4, grid=(8, 8), num_classes=10, sides=SIDES)
 plain = partial(small_vit, dim=64, depth=4, num_heads=4)
 DATA = f"CIFAR-10, 64 patches, {STEPS} steps of 64 from scratch; all 10,000 test pictures; paired"

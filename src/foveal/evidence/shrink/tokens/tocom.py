@@ -21,7 +21,7 @@ from foveal.evidence.trained_once import trained_once
 from foveal.record import equal, kept, params
 from foveal.shrink.tokens.tocom import Compensated, Delta, ToCom, gate, learn, plug_, run_at_
 
-STEPS, TUNING, LEARNING = 1500, 400, 600  # steps of pre-training, of each fine-tuning and of each plug-in
+STEPS, TUNING, LEARNING = 1500, 300, 500  # steps of pre-training, of each fine-tuning and of each plug-in
 build = partial(small_vit, dim=64, depth=4, num_heads=4, class_token=True, global_pool="token")
 TASKS = {"rotations": "how far photographs are turned", "digits": "digits"}
 

@@ -25,7 +25,7 @@ from foveal.shrink.tokens.token_learner import Learner, TokenLearner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS, TOKENS, DEPTH = 1000, 8, 4
+STEPS, TOKENS, DEPTH = 800, 8, 4
 whole = partial(small_vit, dim=64, depth=DEPTH, num_heads=4)
 DATA = f"CIFAR-10, small ViT, {STEPS} steps of 64 from scratch; all 10,000 test pictures; paired"
 
