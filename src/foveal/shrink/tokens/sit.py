@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,8 @@ def slim_(model: nn.Module, *, after: Sequence[int], keep: float = 0.5) -> nn.Mo
     depth = len(blocks_of(model, step="SiT"))
     if after[-1] >= depth:
         raise ValueError(f"after must stay below the {depth} blocks, got {tuple(after)}; the last has no use of it")
-    dim, patches = int(model.embed_dim), int(model.patch_embed.num_patches)  # type: ignore[arg-type, union-attr]
+    network: Any = model
+    dim, patches = network.embed_dim, network.patch_embed.num_patches
     counts = [int(patches * keep**i) for i in range(1, len(after) + 1)]
     if counts[-1] < 1:
         raise ValueError(f"keep must leave a token of {patches} after {len(after)} modules, got {keep}; raise it")
@@ -141,19 +142,19 @@ class SlimmingLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.supervised, self.feature, self.logits, self.temperature = supervised, feature, logits, temperature
-        self.protect = int(student.num_prefix_tokens)  # type: ignore[arg-type]
-        blocks = student.blocks
-        patches, dim = int(student.patch_embed.num_patches), int(student.embed_dim)  # type: ignore[arg-type, union-attr]
+        network: Any = student
+        blocks, self.protect = network.blocks, network.num_prefix_tokens
+        patches, dim = network.patch_embed.num_patches, network.embed_dim
         self.student_taps: tuple[str, ...] = ()
         self.reverse = nn.ModuleList()
         tokens = patches
-        for number in range(blocks.depth):  # type: ignore[arg-type, union-attr]
-            module = blocks._modules.get(f"before_{number + 1}")  # type: ignore[union-attr]
+        for number in range(blocks.depth):
+            module = blocks._modules.get(f"before_{number + 1}")
             if isinstance(module, Slim):
                 tokens = module.tokens
             self.student_taps += (f"blocks.{number}" if module is None else f"blocks.before_{number + 1}",)
             self.reverse.append(nn.Identity() if tokens == patches else Reverse(dim, tokens, patches))
-        self.teacher_taps = tuple(f"blocks.{number}" for number in range(blocks.depth))  # type: ignore[arg-type, union-attr]
+        self.teacher_taps = tuple(f"blocks.{number}" for number in range(blocks.depth))
 
     def forward(self, views: Views) -> Tensor:
         loss = self.supervised(views.student, views.targets)
