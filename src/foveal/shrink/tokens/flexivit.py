@@ -171,7 +171,7 @@ def fixed(model: nn.Module, size: int, *, img_size: int) -> nn.Module:
     found: Any = copy.deepcopy(model)
     old = _flexible(found)
     channels, dim = old.proj.in_channels, old.proj.out_channels
-    new = PatchEmbed(img_size, size, channels, dim, bias=old.proj.bias is not None)
+    new: Any = PatchEmbed(img_size, size, channels, dim, bias=old.proj.bias is not None)
     new = new.to(old.proj.weight.device, old.proj.weight.dtype).train(model.training)
     new.norm = old.norm
     with torch.no_grad():
@@ -236,7 +236,8 @@ class FlexiViT:
             raise ValueError(f"patches must be square, got {rows}×{columns}")
         flexible = FlexiPatchEmbed(embed, self.sizes, self.patch_size or rows)
         model.patch_embed = flexible.train(model.training)
-        model.dynamic_img_size = True  # timm then resizes the positions to the map that the embedding gives
+        # timm then resizes the positions to the map that the embedding gives
+        model.dynamic_img_size = True  # type: ignore[misc]
         return model
 
 
