@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +154,9 @@ class GLNetBlock(nn.Module):
         super().__init__()
         self.pos_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1 = LayerNorm2d(dim) if mixer == "glmix" else None  # attention normalises by itself
-        self.mixer = GLMix(dim, num_heads, num_slots=num_slots) if mixer == "glmix" else _MapAttention(dim, num_heads)
+        self.mixer: Any = (
+            GLMix(dim, num_heads, num_slots=num_slots) if mixer == "glmix" else _MapAttention(dim, num_heads)
+        )
         self.norm2 = LayerNorm2d(dim)
         self.mlp = _ConvMlp(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path)
