@@ -163,7 +163,7 @@ class FIT(Isotropic):
         ValueError: no stage, or an earlier one than the last without global layers.
     """
 
-    stem_parts: tuple[str, ...] = (*Isotropic.stem_parts, "latent_embed")
+    stem_parts = (*Isotropic.stem_parts, "latent_embed")  # type: ignore[assignment]
 
     def __init__(
         self,

@@ -13,11 +13,11 @@ of its own works on the tape.
 
 Shapes: B batch, N tokens, M tokens of the bank, S tape tokens at most, C channels, D channels of a key, the first of C.
 
-*Differs from the paper*: tokens of the bank are not read twice (the authors' code allows it when the bank runs out), and
-reading stops as soon as every input of the batch has ended.
-*Provenance*: written from the paper; merging of K tokens, the step that moves the query, both losses and the network for
-parity, whose input is one token and whose bank has no positions, were looked up in the authors' code. There `take` reads
-the scores without the batch's axis; here each input has its own.
+*Differs from the paper*: tokens of the bank are not read twice (the authors' code allows it when the bank runs out),
+and reading stops as soon as every input of the batch has ended. A learned bank is a parameter given as `bank`.
+*Provenance*: written from the paper; merging of K tokens, the step that moves the query, the ponder loss and the
+network for parity, whose input is one token and whose bank has no positions, were looked up in the authors' code. Its
+weights are looked up without the batch's axis; here each input has its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def read_tape(query: Tensor, bank: Tensor, *, key_dim: int, steps: int, merge: i
     keys, threshold = bank[..., :key_dim], steps / merge
     mass, ponder = query.new_zeros(len(query)), query.new_zeros(len(query))
     unread = torch.ones(bank.shape[:2], dtype=torch.bool, device=bank.device)
-    tape, there = [], []
+    tape: list[Tensor] = []
+    there: list[Tensor] = []
     for _ in range(steps):
         # sums of ten times 0.1 fall short of 1
         going = (mass < threshold - 1e-5).to(bank)

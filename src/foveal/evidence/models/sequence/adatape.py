@@ -15,7 +15,7 @@ from foveal.models.sequence.adatape import AdaTapeSequence, TapeBlock
 from foveal.record import kept, smaller
 
 STEPS = 1500
-LITTLE, MUCH = 0.01, 0.3  # weights of the ponder loss
+WEIGHT = 0.1  # of the ponder loss; 0 is what it is compared with
 DATA = f"{STEPS} steps of 64 sequences of 16 symbols, 2,000 others"
 
 
@@ -46,10 +46,10 @@ def _plain_loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(pair[0]), pair[1])
 
 
-_LOSSES = {weight: partial(_loss, weight=weight) for weight in (LITTLE, MUCH)}  # the same objects: trainings are shared
+_LOSSES = {weight: partial(_loss, weight=weight) for weight in (0.0, WEIGHT)}  # the same objects: trainings are shared
 
 
-def _network(seed: int, weight: float = LITTLE) -> Any:
+def _network(seed: int, weight: float = WEIGHT) -> Any:
     return parity.trained(_elastic, _LOSSES[weight], steps=STEPS, seed=seed)
 
 
@@ -57,7 +57,7 @@ def _fixed_accuracy(seed: int) -> float:
     return parity.accuracy(parity.trained(_Fixed, _plain_loss, steps=STEPS, seed=seed))
 
 
-def _appended(seed: int, weight: float = LITTLE) -> Tensor:
+def _appended(seed: int, weight: float = WEIGHT) -> Tensor:
     """Number of tape tokens of each test sequence, (2000,)."""
     network = _network(seed, weight)
     with torch.inference_mode():
@@ -103,9 +103,9 @@ CLAIMS = (
         clause=2,
     ),
     kept(
-        f"With a ponder loss of weight {MUCH} fewer tokens are appended than with {LITTLE}.",
+        f"With a ponder loss of weight {WEIGHT} fewer tokens are appended than without it.",
         paper="shorter with a larger weight",
-        quality=lambda seed: float(_appended(seed).mean() - _appended(seed, MUCH).mean()),
+        quality=lambda seed: float(_appended(seed, 0.0).mean() - _appended(seed).mean()),
         at_least=0.1,
         unit="tokens fewer",
         data=DATA,
