@@ -99,6 +99,17 @@ def test_tokens_that_are_not_there_are_not_attended_to():
     torch.testing.assert_close(block(x, 3, there)[:, :4], block(x[:, :4], 3))
 
 
+def test_alike_symbols_differ_by_their_faint_positions_alone():
+    torch.manual_seed(0)
+    model, x = AdaTapeSequence(8, 3, positions=0.0, **TINY).eval(), torch.ones(1, 8, 3)
+    assert model.read(x)[1].there.sum() == 4
+    assert float(model.read(x)[1].ponder.detach()) == pytest.approx(4 * 0.5, abs=1e-6)
+    assert model.pos_embed.abs().max() == 0
+    other = AdaTapeSequence(8, 3, **TINY)
+    assert 0.03 < float(other.pos_embed.std()) < 0.07
+    assert not other.pos_embed.requires_grad
+
+
 def test_every_parameter_learns_with_the_ponder_loss():
     model = AdaTapeViT(img_size=8, patch_size=4, bank_patch_size=2, depth=2, num_classes=3, **TINY).train()
     out, read = model.read(torch.rand(2, 3, 8, 8))

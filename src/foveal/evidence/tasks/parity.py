@@ -23,7 +23,7 @@ __all__ = ["LENGTH", "NEEDS", "SYMBOLS", "accuracy", "sequences", "trained"]
 
 NEEDS = ("minutes",)
 LENGTH, SYMBOLS = 16, 3
-TEST = 10**6  # seed of the test sequences
+TEST = 2 * 10**6  # seed of the test sequences
 
 
 def sequences(count: int, *, seed: int) -> tuple[Tensor, Tensor]:

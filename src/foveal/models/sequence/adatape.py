@@ -14,10 +14,11 @@ of its own works on the tape.
 Shapes: B batch, N tokens, M tokens of the bank, S tape tokens at most, C channels, D channels of a key, the first of C.
 
 *Differs from the paper*: tokens of the bank are not read twice (the authors' code allows it when the bank runs out),
-and reading stops as soon as every input of the batch has ended. A learned bank is a parameter given as `bank`.
+and reading stops as soon as every input of the batch has ended. A learned bank is a parameter given as `bank`. Symbols of a
+sequence have faint fixed positions in its bank: between tokens that are alike no loss can make the choice sharper.
 *Provenance*: written from the paper; merging of K tokens, the step that moves the query, the ponder loss and the
-network for parity, whose input is one token and whose bank has no positions, were looked up in the authors' code. Its
-weights are looked up without the batch's axis; here each input has its own.
+network for parity, whose input is one token, were looked up in the authors' code. There the weights are looked up
+without the batch's axis; here each input has its own.
 """
 
 from __future__ import annotations
@@ -196,7 +197,10 @@ class AdaTapeSequence(nn.Module):
         num_heads: attention heads.
         steps: S.
         merge: K.
+        positions: standard deviation of the bank's positions, which are drawn once and not learned.
     """
+
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -209,11 +213,13 @@ class AdaTapeSequence(nn.Module):
         num_heads: int = 2,
         steps: int = 8,
         merge: int = 2,
+        positions: float = 0.05,
     ) -> None:
         super().__init__()
         self.embed, self.bank = nn.Linear(length * in_channels, dim), nn.Linear(in_channels, dim)
         self.encoder = AdaTapeEncoder(dim, depth, num_heads, steps=steps, merge=merge, key_dim=dim // 2)
         self.head = nn.Linear(dim, num_classes)
+        self.register_buffer("pos_embed", positions * torch.randn(1, length, dim))
 
     def read(self, x: Tensor) -> tuple[Tensor, Read]:
         """Classify, and tell what was read.
@@ -224,7 +230,7 @@ class AdaTapeSequence(nn.Module):
         Returns:
             Logits, (B, num_classes), and what was read.
         """
-        mean, read = self.encoder(self.embed(x.flatten(1))[:, None], self.bank(x))
+        mean, read = self.encoder(self.embed(x.flatten(1))[:, None], self.bank(x) + self.pos_embed)
         return self.head(mean), read
 
     def forward(self, x: Tensor) -> Tensor:

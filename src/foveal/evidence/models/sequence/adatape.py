@@ -14,7 +14,7 @@ from foveal.measure.cost import count_parameters
 from foveal.models.sequence.adatape import AdaTapeSequence, TapeBlock
 from foveal.record import kept, smaller
 
-STEPS = 1500
+STEPS = 2500
 WEIGHT = 0.1  # of the ponder loss; 0 is what it is compared with
 DATA = f"{STEPS} steps of 64 sequences of 16 symbols, 2,000 others"
 
