@@ -14,8 +14,8 @@ of its own works on the tape.
 Shapes: B batch, N tokens, M tokens of the bank, S tape tokens at most, C channels, D channels of a key, the first of C.
 
 *Differs from the paper*: tokens of the bank are not read twice (the authors' code allows it when the bank runs out),
-and reading stops as soon as every input of the batch has ended. A learned bank is a parameter given as `bank`. Symbols of a
-sequence have faint fixed positions in its bank: between tokens that are alike no loss can make the choice sharper.
+and reading stops as soon as every input of the batch has ended. A learned bank is a parameter given as `bank`. Symbols
+of a sequence have faint fixed positions in its bank: between tokens that are alike no loss can make the choice sharper.
 *Provenance*: written from the paper; merging of K tokens, the step that moves the query, the ponder loss and the
 network for parity, whose input is one token, were looked up in the authors' code. There the weights are looked up
 without the batch's axis; here each input has its own.
