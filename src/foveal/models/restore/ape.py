@@ -37,7 +37,7 @@ from foveal.runtime.route import Route, recorded
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["APE", "capacity", "loss", "patch_means"]
+__all__ = ["APE", "capacity", "grid_of", "loss", "patch_means"]
 
 HALO = 2  # pixels around a patch that a block reads: one for each of its convolutions
 Grid = tuple[int, int, int, int]  # rows and columns of patches, height and width of a patch
