@@ -16,7 +16,7 @@ from foveal.models.restore.ape import grid_of, patch_means
 from foveal.models.restore.pcsr import PCSR, loss
 from foveal.record import bound, equal, faster, kept
 
-SCALE, STEPS = 2, (1000, 1000)  # of the two phases
+SCALE, STEPS = 2, (1500, 700)  # of the two phases
 SIZE: dict[str, Any] = {"dim": 16, "depth": 3, "heavy": (48,) * 4, "light": (16,) * 3, "classifier": (16,)}
 SHARE = 0.58  # of the heavy upsampler's multiply-adds; the bar is 0.6
 SIDES = (32, 12)  # of the rival's patches: the paper's, and smaller ones
