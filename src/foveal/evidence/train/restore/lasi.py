@@ -2,7 +2,7 @@
 
 Triplets are a photograph of BSD100 (luminance, crops of 96 pixels) and two damaged versions, one of which is known to
 be nearer. *Severity*: noise, blur or JPEG at two neighbouring strengths, the weaker is nearer. *Kinds*: one of them at a
-strength and another one two steps stronger. *Matched*: one of them, and a change of brightness or of contrast brought
+strength and another one two steps stronger. *Matched*: one of them, and a change of brightness or a stretch of contrast brought
 to its PSNR, which is nearer: at one error these are seen least (Z. Wang et al., IEEE TIP 13(4), 2004, figure 2). PSNR
 itself is a coin toss there. Agreement is the mean over the three groups, in percent.
 """
@@ -86,7 +86,7 @@ def _matched(x: Tensor, other: Tensor, kind: str) -> Tensor:
     """Pictures with changed brightness or contrast, the error of each brought to that of another by bisection."""
     error = (other - x).square().mean((1, 2, 3), keepdim=True)
     mean = x.mean((1, 2, 3), keepdim=True)
-    direction = torch.where(mean < 0.5, 1.0, -1.0) if kind == "brightness" else mean - x
+    direction = torch.where(mean < 0.5, 1.0, -1.0) if kind == "brightness" else x - mean
     low, high = torch.zeros_like(error), torch.full_like(error, 0.95)
     for _ in range(24):
         middle = (low + high) / 2
