@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from foveal.measure.quality import BT601
+from foveal.train.restore.lasi import lasi_loss
 from foveal.train.restore.ms_ssim import ms_ssim_loss
 from foveal.train.restore.perceptual import PerceptualLoss, pretrained
 
@@ -73,6 +74,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "luma": F.mse_loss,
     "luma_root": _roots,
     "ms-ssim": ms_ssim_loss,
+    "lasi": lasi_loss,
 }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "RecipeError"]
 
 OPTIMIZERS = ("adam", "muon")
-LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root", "ms-ssim")
+LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root", "ms-ssim", "lasi")
 PERCEPTUAL = "perceptual"  # that of a feature network
 CLEAN = "clean"  # that of networks that are told how damaged their input is
 SCALES = (1, 2, 3, 4)
@@ -52,9 +52,9 @@ class Recipe:
         warmup: number of steps over which the learning rate rises to its peak; a cosine then brings it to 0.
         loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": its
             root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB; for looks instead of PSNR
-            "ms-ssim": structural similarity at several scales; "perceptual": squared error of what a classifier sees;
-            "clean": damages each input and teaches a network that is told how much
-            (`foveal.train.restore.cleaning`).
+            "ms-ssim": structural similarity at several scales; "lasi": how pixels are predicted from those before them;
+            "perceptual": squared error of what a classifier sees; "clean": damages each input and teaches a network
+            that is told how much (`foveal.train.restore.cleaning`).
         features: the classifier of "perceptual": name of a timm network, which timm downloads once, or a safetensors
             file with the weights of a `foveal.train.restore.perceptual.FeatureNet`.
         teachers: bundles, by name or folder, whose answers are learnt beside the originals; a bundle named twice counts
