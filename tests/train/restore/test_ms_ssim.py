@@ -79,7 +79,9 @@ def test_an_inverted_picture_gives_no_nan():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"two batches \(B, C, H, W\) of one shape, got \(1, 1, 12, 12\), \(1, 1, 12, 13\)"):
+    with pytest.raises(
+        ValueError, match=r"two batches \(B, C, H, W\) of one shape, got \(1, 1, 12, 12\), \(1, 1, 12, 13\)"
+    ):
         ms_ssim(torch.zeros(1, 1, 12, 12), torch.zeros(1, 1, 12, 13))
     with pytest.raises(ValueError, match="MS-SSIM needs 11×11 pixels, got 20×10; take larger pictures"):
         ms_ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))

@@ -85,7 +85,8 @@ def test_transform_net_begins_and_ends_in_pictures():
     model = TransformNet(4, 1)
     out = model(drawn(1, 3, 8, 12))
     assert out.shape == (1, 3, 8, 12)
-    assert (0 <= out.min()) and (out.max() <= 1)
+    assert out.min() >= 0
+    assert out.max() <= 1
     with pytest.raises(ValueError, match="sides must be multiples of 4, got 12×9; crop or pad"):
         model(drawn(1, 3, 9, 12))
 
@@ -139,9 +140,11 @@ def test_errors(tmp_path, monkeypatch):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(FeaturesError, match=r"other.safetensors: must hold the weights of a FeatureNet"):
         pretrained(str(tmp_path / "other.safetensors"))
-    with pytest.raises(FeaturesError, match=r"features 'no_such_net' cannot be loaded by timm .* or name a safetensors"):
+    with pytest.raises(
+        FeaturesError, match=r"features 'no_such_net' cannot be loaded by timm .* or name a safetensors"
+    ):
         pretrained("no_such_net")
-    with pytest.raises(TypeError, match="has a method `features` .*, got Linear without it"):
+    with pytest.raises(TypeError, match=r"has a method `features` .*, got Linear without it"):
         PerceptualLoss(nn.Linear(2, 2))
     with pytest.raises(RecipeError, match='"ms-ssim" compares windows of 11 pixels, got patches of 8; take a larger'):
         Recipe(model="luma_sr", scale=2, data="", steps=1, patch=4, loss="ms-ssim")

@@ -1,9 +1,9 @@
 """DOT-Dmax: make restored pictures look natural by one linear map of a VAE's latents, from about a dozen pictures.
 
-*Source*: T. Adrai, G. Ohayon, M. Elad and T. Michaeli, "Deep Optimal Transport: A Practical Algorithm for Photo-realistic
-Image Restoration", NeurIPS 2023 (arXiv:2306.02342), sections 3 and 4. Of patches of latents, (n, D), of restored
-pictures and of natural ones (which need not show the same), the means and covariances μ₁, Σ₁ and μ₂, Σ₂ give the
-optimal transport between two Gaussians in closed form,
+*Source*: T. Adrai, G. Ohayon, M. Elad and T. Michaeli, "Deep Optimal Transport: A Practical Algorithm for
+Photo-realistic Image Restoration", NeurIPS 2023 (arXiv:2306.02342), sections 3 and 4. Of patches of latents, (n, D), of
+restored pictures and of natural ones (which need not show the same), the means and covariances μ₁, Σ₁ and μ₂, Σ₂ give
+the optimal transport between two Gaussians in closed form,
 
     T = Σ₁^-½ (Σ₁^½ Σ₂ Σ₁^½)^½ Σ₁^-½,   z' = μ₂ + T (z - μ₁),   z_α = (1 - α) z + α z'
 
@@ -17,7 +17,7 @@ so α, from 0 (as restored) to 1 (as natural as it gets), walks the perception-d
 cannot say stays and α = 0 changes nothing, where the paper decodes z_α with a VAE of hundreds of megabytes; patches do
 not overlap; directions in which restored latents do not vary are left as they are, without the paper's added noise.
 
-*Provenance*: written from the paper. Equals POT 0.9.7 (`ot.gaussian.bures_wasserstein_mapping`) to 3e-15 on a drawn
+*Provenance*: written from the paper. Equals POT 0.9.7 (`bures_wasserstein_mapping`) to 3e-15 on a drawn
 pair of 4×4 covariances, compared by hand and kept as figures in the evidence.
 """
 

@@ -1,6 +1,6 @@
 """LASI: a perceptual distance of pictures from how each pixel is best predicted by those before it; nothing is learnt.
 
-*Source*: D. Severo, L. Theis and J. Ballé, "The Unreasonable Effectiveness of Linear Prediction as a Perceptual
+*Source*: D. Severo et al., "The Unreasonable Effectiveness of Linear Prediction as a Perceptual
 Metric", ICLR 2024 (arXiv:2310.05986), section 3. With z(q), (D,), the D nearest neighbours of a pixel q among those
 before it in raster order, the embedding of a pixel p solves weighted least squares over all pixels before it,
 
@@ -9,7 +9,7 @@ before it in raster order, the embedding of a pixel p solves weighted least squa
     distance = mean_p | û_x(p) - û_y(p) |,   û = u / |u|
 
 Entries of the D×D matrices depend on the difference of two neighbours and are shared by all pairs with that difference:
-one map of products x(q) x(q + d) for each, summed with its weights by a filter that is recursive along rows and columns.
+one map of products x(q) x(q + d) for each, summed with its weights by a filter along rows and then along columns.
 D is 2, 6, 12 or 20 for neighbours up to a distance of 1, 2, 3 or 4.
 
 *Differs from the paper*: each channel is predicted by its own neighbours, not by other channels; the plane around the
@@ -187,7 +187,9 @@ def embedding_reference(x: Tensor, *, dim: int = 6, decay: float = DECAY, ridge:
     height, width = x.shape[-2:]
     plane = F.pad(x, (2 * reach,) * 4)
     inside = [(y, z) for y in range(-reach, height) for z in range(-reach, width + reach)]
-    known = torch.stack([torch.stack([plane[:, 2 * reach + y + dy, 2 * reach + z + dz] for dy, dz in places], 1) for y, z in inside])
+    known = torch.stack(
+        [torch.stack([plane[:, 2 * reach + y + dy, 2 * reach + z + dz] for dy, dz in places], 1) for y, z in inside]
+    )
     target = torch.stack([plane[:, 2 * reach + y, 2 * reach + z] for y, z in inside])  # (pixels, n)
     made = []
     for y in range(height):
@@ -246,7 +248,7 @@ METHOD = Method(
     summary="A perceptual distance from the coefficients that predict each pixel from those before it.",
     paper=Paper(
         "The Unreasonable Effectiveness of Linear Prediction as a Perceptual Metric",
-        "D. Severo, L. Theis, J. Ballé",
+        "D. Severo et al.",
         2024,
         "arXiv:2310.05986",
     ),

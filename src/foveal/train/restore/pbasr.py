@@ -1,9 +1,9 @@
-"""PBaSR: two copies of a network learn from blurred and from general pictures, and become one by the mean of their weights.
+"""PBaSR: two copies of a network learn from blurred and from general pictures; the mean of their weights is used.
 
 *Source*: R. Qin et al., "A New Dataset and Framework for Real-World Blurred Images Super-Resolution", ECCV 2024
-(arXiv:2407.14880), section 4. Pictures with intentional blur (defocus, motion), which is to be kept, ask for the opposite
-of what other pictures ask for. *Cross disentanglement* gives each kind its own copy of one network, θ_g and θ_b, and
-after each step lets a little of each into the other, by how unlike they are,
+(arXiv:2407.14880), section 4. Pictures with intentional blur (defocus, motion), which is to be kept, ask for the
+opposite of what other pictures ask for. *Cross disentanglement* gives each kind its own copy of one network, θ_g
+and θ_b, and after each step lets a little of each into the other, by how unlike they are,
 
     δ = δ₀ + (1 - δ₀) · mean over tensors of cos(θ_g, θ_b)
     θ_g, θ_b ← δ θ_g + (1 - δ) θ_b, δ θ_b + (1 - δ) θ_g         (their mean stays as it is)

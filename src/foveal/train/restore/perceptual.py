@@ -79,9 +79,7 @@ class FeatureNet(nn.Module):
         super().__init__()
         widths = [3, *dims]
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(before, dim, 3, padding=1), nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU()
-            )
+            nn.Sequential(nn.Conv2d(before, dim, 3, padding=1), nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU())
             for before, dim in zip(widths[:-1], dims, strict=True)
         )
         self.classify = nn.Linear(widths[-1], num_classes)
@@ -95,7 +93,7 @@ class FeatureNet(nn.Module):
         Returns:
             Features, (B, C_j, H / 2^j, W / 2^j), j from 0.
         """
-        y, found = (x - 0.5) * 4, []
+        y, found = (x - 0.5) * 4, list[Tensor]()
         for stage in self.stages:
             y = stage(F.max_pool2d(y, 2) if found else y)
             found.append(y)
@@ -113,12 +111,12 @@ class _FromTimm(nn.Module):
         import timm
 
         self.net = timm.create_model(name, pretrained=True, features_only=True)
-        mean, deviation = (self.net.pretrained_cfg[word] for word in ("mean", "std"))
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1))
+        config: dict[str, Any] = self.net.pretrained_cfg  # type: ignore[assignment]
+        for name, word in (("mean", "mean"), ("deviation", "std")):
+            self.register_buffer(name, torch.tensor(config[word]).view(1, 3, 1, 1))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        found: list[Tensor] = self.net((x - self.mean) / self.deviation)
+        found: list[Tensor] = self.net((x - self.mean) / self.deviation)  # type: ignore[operator]
         return found
 
 
@@ -141,7 +139,9 @@ def pretrained(name: str) -> nn.Module:
 
         try:
             weights = load_file(Path(name))
-            dims = [weights[f"stages.{j}.0.weight"].shape[0] for j in range(sum(k.endswith(".0.bias") for k in weights))]
+            dims = [
+                weights[f"stages.{j}.0.weight"].shape[0] for j in range(sum(k.endswith(".0.bias") for k in weights))
+            ]
             model = FeatureNet(dims, num_classes=len(weights["classify.bias"]))
             model.load_state_dict(weights)
         except FileNotFoundError:
@@ -153,8 +153,8 @@ def pretrained(name: str) -> nn.Module:
             model = _FromTimm(name)
         except Exception as error:  # what timm raises depends on its hub
             raise FeaturesError(
-                f"features {name!r} cannot be loaded by timm ({error}); go online once, or name a safetensors file with "
-                "the weights of a FeatureNet"
+                f"features {name!r} cannot be loaded by timm ({error}); go online once, or name a safetensors file "
+                "with the weights of a FeatureNet"
             ) from error
     return model.eval().requires_grad_(False)
 
@@ -337,9 +337,5 @@ METHOD = Method(
         2016,
         "arXiv:1603.08155",
     ),
-    cases={
-        "content_and_style": Objective(
-            _style, _inputs, learns=("x",), best=lambda seed: _inputs(seed, alike=True)
-        )
-    },
+    cases={"content_and_style": Objective(_style, _inputs, learns=("x",), best=lambda seed: _inputs(seed, alike=True))},
 )

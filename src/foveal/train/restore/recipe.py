@@ -100,7 +100,11 @@ class Recipe:
     every: int = 500
 
     def __post_init__(self) -> None:
-        for name, allowed in (("optimizer", OPTIMIZERS), ("loss", (*LOSSES, PERCEPTUAL, CLEAN)), ("precision", PRECISIONS)):
+        for name, allowed in (
+            ("optimizer", OPTIMIZERS),
+            ("loss", (*LOSSES, PERCEPTUAL, CLEAN)),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("steps", "patch", "batch", "every"):

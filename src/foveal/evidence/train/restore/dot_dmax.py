@@ -1,7 +1,8 @@
 """Evidence for DOT-Dmax: target moments, POT's map, and photographs with strong noise restored by a small DnCNN.
 
-DnCNN is trained by squared error, one VAE for all seeds on the same photographs without noise. The map is fitted to the latents of
-twelve restored training patches of 128 pixels and of twelve other ones without noise, and applied to the test pictures.
+DnCNN is trained by squared error, one VAE for all seeds on the same photographs without noise. The map is fitted to
+the latents of twelve restored training patches of 128 pixels and of twelve other ones without noise, and applied to the
+test pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from foveal.train.restore.dot_dmax import VAE, LatentTransport, optimal_map, tra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# `ot.gaussian.bures_wasserstein_mapping` of POT 0.9.7 on `_covariances`
+# `bures_wasserstein_mapping` of POT 0.9.7 on `_covariances`
 POT = (
     (1.08644678, -0.35730036, -0.37063675, -0.41244204),
     (-0.35730036, 0.80549664, 0.19019258, -0.2038494),

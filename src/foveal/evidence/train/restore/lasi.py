@@ -1,10 +1,10 @@
 """Evidence for LASI: the pixel-by-pixel solution, gradients, its time, and which of two damaged photographs is nearer.
 
 Triplets are a photograph of BSD100 (luminance, crops of 96 pixels) and two damaged versions, one of which is known to
-be nearer. *Severity*: noise, blur or JPEG at two neighbouring strengths, the weaker is nearer. *Kinds*: one of them at a
-strength and another one two steps stronger. *Matched*: one of them, and a change of brightness or a stretch of contrast brought
-to its PSNR, which is nearer: at one error these are seen least (Z. Wang et al., IEEE TIP 13(4), 2004, figure 2). PSNR
-itself is a coin toss there. Agreement is the mean over the three groups, in percent.
+be nearer. *Severity*: noise, blur or JPEG at two neighbouring strengths, the weaker is nearer. *Kinds*: one of them at
+a strength and another one two steps stronger. *Matched*: one of them, and a change of brightness or a stretch of
+contrast brought to its PSNR, which is nearer: at one error these are seen least (Z. Wang et al., IEEE TIP 13(4), 2004,
+figure 2). PSNR itself is a coin toss there. Agreement is the mean over the three groups, in percent.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _matched(x: Tensor, other: Tensor, kind: str) -> Tensor:
 @cached(maxsize=3)
 def _versions(seed: int) -> dict[tuple[str, ...], Tensor]:
     """Damaged versions of all photographs, by kind and level, and by kind, level and what was brought to its PSNR."""
-    x, found = _photographs(seed), {}
+    x = _photographs(seed)
+    found: dict[tuple[str, ...], Tensor] = {}
     for kind, strengths in STRENGTHS.items():
         for level, strength in enumerate(strengths):
             other = found[kind, str(level)] = _damaged(x, kind, strength, 10 * seed + level)

@@ -1,8 +1,9 @@
 """Evidence for PBaSR: what the fused network costs, and its PSNR on blurred and on sharp photographs, ×4.
 
 General pictures are patches of bsds400. Blurred ones are others of which one side of a drawn line is out of focus or
-moved; the blur belongs to the original and is kept. Networks begin as one that was trained on both kinds. The rival, the
-anchor, goes on with both in each batch; ours goes on in two branches, on the same pictures. Tested on crops of BSD100.
+moved; the blur belongs to the original and is kept. Networks begin as one that was trained on both kinds. The rival,
+the anchor, goes on with both in each batch; ours goes on in two branches, on the same pictures. Tested on crops of
+BSD100, of which the blurred ones are softened in the same way.
 """
 
 from __future__ import annotations
