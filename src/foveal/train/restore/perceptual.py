@@ -112,8 +112,8 @@ class _FromTimm(nn.Module):
 
         self.net = timm.create_model(name, pretrained=True, features_only=True)
         config: dict[str, Any] = self.net.pretrained_cfg  # type: ignore[assignment]
-        for name, word in (("mean", "mean"), ("deviation", "std")):
-            self.register_buffer(name, torch.tensor(config[word]).view(1, 3, 1, 1))
+        for key, word in (("mean", "mean"), ("deviation", "std")):
+            self.register_buffer(key, torch.tensor(config[word]).view(1, 3, 1, 1))
 
     def features(self, x: Tensor) -> list[Tensor]:
         found: list[Tensor] = self.net((x - self.mean) / self.deviation)  # type: ignore[operator]
