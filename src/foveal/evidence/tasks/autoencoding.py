@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["DATA", "NEEDS", "Autoencoder", "Reconstruction", "agreement", "detail", "probe", "psnr", "trained"]
 
 NEEDS = features.NEEDS
-STEPS, BATCH = 800, 64
+STEPS, BATCH = 600, 64
 PROBED, TESTED = 10_000, 2_000
 DATA = f"{STEPS} steps on CIFAR-10, 64 numbers a picture; the first {TESTED:,} test pictures"
 
