@@ -90,7 +90,7 @@ def loss_of(name: str, *, features: str = "") -> Callable[..., Any]:
     """
     if name != PERCEPTUAL:
         return LOSSES[name]
-    module = PerceptualLoss(pretrained(features))
+    module = PerceptualLoss(pretrained(features), pixel_weight=1.0)
 
     def compare(out: Tensor, target: Tensor) -> Tensor:
         value: Tensor = module.to(out.device)(out, target)

@@ -12,8 +12,9 @@ several + weighted TV, which a feed-forward network (`TransformNet`) learns to l
 
 *Differs from the paper*: the classifier is any with `features`, by default foveal's small `FeatureNet`; with names of
 timm's networks it is the paper's VGG-16 (`pretrained`). TV is a mean, not a sum, so that its weight does not depend on
-the size. `TransformNet` is smaller by its arguments, has instance normalisation and upsamples by nearest neighbours, as
-the authors' later models do, where the first ones have batch normalisation and transposed convolutions.
+the size. The absolute error of pixels can be added (`pixel_weight`), as recipes do, with weight 1. `TransformNet` is
+smaller by its arguments, has instance normalisation and upsamples by nearest neighbours, as the authors' later models
+do, where the first ones have batch normalisation and transposed convolutions.
 
 *Provenance*: written from the paper; layer sizes from its supplement.
 """
@@ -211,7 +212,7 @@ def total_variation(x: Tensor) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Content of one layer, style of several and TV, each with its weight; those of weight 0 are not computed.
+    """Content of one layer, style of several, TV and pixels, each with its weight; those of weight 0 are left out.
 
     Args:
         network: network with `features` (`Seeing`), whose parameters are frozen.
@@ -219,6 +220,8 @@ class PerceptualLoss(nn.Module):
         style: picture of the style, (1, 3, H, W) in [0, 1]; None for super-resolution.
         style_weight: weight of the sum of styles over all layers.
         tv_weight: weight of TV.
+        pixel_weight: weight of the absolute error of pixels, which the paper does without; small networks that make
+            pictures for a small classifier lose their colours without it.
 
     Raises:
         TypeError: a network without `features`.
@@ -232,6 +235,7 @@ class PerceptualLoss(nn.Module):
         style: Tensor | None = None,
         style_weight: float = 0.0,
         tv_weight: float = 0.0,
+        pixel_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if not hasattr(network, "features"):
@@ -239,7 +243,8 @@ class PerceptualLoss(nn.Module):
                 f"a feature network has a method `features` (FeatureNet has), got {type(network).__name__} without it"
             )
         self.network = network.requires_grad_(False)
-        self.layer, self.style_weight, self.tv_weight = layer, style_weight, tv_weight
+        self.layer, self.style_weight = layer, style_weight
+        self.tv_weight, self.pixel_weight = tv_weight, pixel_weight
         grams = [] if style is None else self._seen(style)
         self.grams = [gram(features).detach() for features in grams]
 
@@ -263,6 +268,8 @@ class PerceptualLoss(nn.Module):
         loss = content_loss(seen[self.layer], wanted)
         for features, wished in zip(seen, self.grams, strict=False):
             loss = loss + self.style_weight * (gram(features) - wished).square().sum((1, 2)).mean()
+        if self.pixel_weight:
+            loss = loss + self.pixel_weight * F.l1_loss(out, target.detach())
         return loss + self.tv_weight * total_variation(out) if self.tv_weight else loss
 
 

@@ -53,7 +53,7 @@ class Recipe:
         loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": its
             root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB; for looks instead of PSNR
             "ms-ssim": structural similarity at several scales; "lasi": how pixels are predicted from those before them;
-            "perceptual": squared error of what a classifier sees; "clean": damages each input and teaches a network
+            "perceptual": squared error of what a classifier sees, plus "l1"; "clean": damages each input and teaches a network
             that is told how much (`foveal.train.restore.cleaning`).
         features: the classifier of "perceptual": name of a timm network, which timm downloads once, or a safetensors
             file with the weights of a `foveal.train.restore.perceptual.FeatureNet`.
