@@ -51,6 +51,13 @@ def test_at_five_scales_it_is_close_to_the_measure_that_leaves_the_border_out():
     assert ms_ssim(x, y).item() == pytest.approx(plain(*luma), abs=1e-3)
 
 
+def test_long_rows_are_computed_alike(monkeypatch):
+    x, y = pair(2, 3, 24, 37)
+    wanted = ms_ssim(x, y)
+    monkeypatch.setattr("foveal.train.restore.ms_ssim.LONG", 10)
+    torch.testing.assert_close(ms_ssim(x, y), wanted, rtol=1e-12, atol=0)
+
+
 def test_equal_pictures_reach_one_and_the_range_is_a_unit():
     x, y = pair(2, 3, 24, 30)
     assert torch.equal(ms_ssim(y, y), torch.ones(2, dtype=torch.float64))

@@ -10,8 +10,8 @@ ECCV 2016 (arXiv:1603.08155), section 3. With φ_j(x), (C_j, H_j, W_j), what lay
 Super-resolution is trained by the content of one layer; style transfer by content of one layer + weighted styles of
 several + weighted TV, which a feed-forward network (`TransformNet`) learns to lower in one pass for one style s.
 
-*Differs from the paper*: the classifier is any with `features`, by default foveal's small `FeatureNet`; with names of
-timm's networks it is the paper's VGG-16 (`pretrained`). TV is a mean, not a sum, so that its weight does not depend on
+*Differs from the paper*: the classifier is any with `features`: the claims take foveal's small `FeatureNet`, recipes by
+default the paper's VGG-16 (`pretrained`). TV is a mean, not a sum, so that its weight does not depend on
 the size. The absolute error of pixels can be added (`pixel_weight`), as recipes do, with weight 1. `TransformNet` is
 smaller by its arguments, has instance normalisation and upsamples by nearest neighbours, as the authors' later models
 do, where the first ones have batch normalisation and transposed convolutions.

@@ -53,8 +53,8 @@ class Recipe:
         loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": its
             root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB; for looks instead of PSNR
             "ms-ssim": structural similarity at several scales; "lasi": how pixels are predicted from those before them;
-            "perceptual": squared error of what a classifier sees, plus "l1"; "clean": damages each input and teaches a network
-            that is told how much (`foveal.train.restore.cleaning`).
+            "perceptual": squared error of what a classifier sees, plus "l1"; "clean": damages each input and teaches a
+            network that is told how much (`foveal.train.restore.cleaning`).
         features: the classifier of "perceptual": name of a timm network, which timm downloads once, or a safetensors
             file with the weights of a `foveal.train.restore.perceptual.FeatureNet`.
         teachers: bundles, by name or folder, whose answers are learnt beside the originals; a bundle named twice counts
