@@ -76,12 +76,22 @@ def test_recipe_to_weights_to_bundle(place, trained):
     assert "exists" in again.output
 
 
+def test_a_loss_for_looks_instead_of_the_recipes(place):
+    done = run(train, place / "recipe.toml", "-o", place / "looks", "--loss", "ms-ssim", "--steps", 1)
+    assert done.exit_code == 0, done.output
+    assert json.loads((place / "looks" / "recipe.json").read_text())["loss"] == "ms-ssim"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["none.toml"], "no such recipe"),
         (["{place}/recipe.toml", "--data", "{place}/nothing", "-o", "{place}/x"], "no pictures below it; `foveal data"),
         (["{place}/recipe.toml", "--steps", "0"], "steps must be at least 1, got 0"),
+        (
+            ["{place}/recipe.toml", "--loss", "l3"],
+            "loss must be one of l1, l2, l2_luma, luma, luma_root, ms-ssim, lasi",
+        ),
         (["{place}/recipe.toml", "--device", "tpu"], "foveal train: --device must be auto or one of this machine's ("),
     ],
 )

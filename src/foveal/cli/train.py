@@ -31,6 +31,10 @@ def train(
         str | None, typer.Option(metavar="PATH", help="Folder of data: training pictures, instead of the recipe's.")
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Number of steps, instead of the recipe's.")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Loss, instead of the recipe's: l1, luma_root, ms-ssim, perceptual, …"),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -45,6 +49,7 @@ def train(
         out: folder of the run; None for runs/NAME.
         data: folder of training pictures, instead of the recipe's.
         steps: number of steps, instead of the recipe's.
+        loss: name of the loss, instead of the recipe's.
         device: device to train on; "auto" takes the fastest.
         threads: processor threads.
         quiet: print nothing but errors.
@@ -68,7 +73,7 @@ def train(
 
     place = out or Path("runs") / recipe.stem
     try:
-        plan = Recipe.read(recipe, data=data, steps=steps)
+        plan = Recipe.read(recipe, data=data, steps=steps, loss=loss)
         if threads:
             torch.set_num_threads(threads)
         device = _device(device)

@@ -34,7 +34,10 @@ def test_file_becomes_a_recipe_and_changes_win(tmp_path):
         (GOOD + 'lr = "small"\n', "lr must be of type float, got 'small'"),
         (GOOD + "batch = true\n", "batch must be of type int, got True"),
         (GOOD + "batch = 0\n", "batch must be at least 1, got 0"),
-        (GOOD + 'loss = "l3"\n', "loss must be one of l1, l2, l2_luma, luma, luma_root, clean, got 'l3'"),
+        (
+            GOOD + 'loss = "l3"\n',
+            "loss must be one of l1, l2, l2_luma, luma, luma_root, ms-ssim, lasi, perceptual, clean, got 'l3'",
+        ),
         (GOOD.replace("scale = 2", "scale = 5"), "scale must be 1, 2, 3 or 4, got 5"),
         (GOOD.replace("scale = 2", "scale = 1"), r"scale 1 needs noise above 0 \(15 for ordinary photographs\)"),
         (GOOD + "noise = -1\n", "noise must be at least 0, got -1"),

@@ -13,7 +13,7 @@ from foveal.measure.quality import evaluate, from_torch
 from foveal.train import loop
 from foveal.train.restore import cleaning, repairing
 from foveal.train.restore.cleaning import BORDER, damaged_batches
-from foveal.train.restore.losses import LOSSES, LUMINANCE, luminance
+from foveal.train.restore.losses import LUMINANCE, loss_of, luminance
 from foveal.train.restore.pairs import SUFFIXES, Pairs, PicturesError, noisy
 from foveal.train.restore.recipe import CLEAN, RecipeError
 from foveal.train.restore.refit import LinearEnd, refit
@@ -53,7 +53,7 @@ def objective(recipe: Recipe) -> Objective:
         Objective on batches of uint8 pictures: low resolution (B, h, w, 3), high resolution (B, s·h, s·w, 3), and, with
         teachers, their answers in the same shape as the high resolution.
     """
-    loss = LOSSES[recipe.loss]
+    loss = loss_of(recipe.loss, features=recipe.features)
 
     def compare(model: nn.Module, batch: tuple[Tensor, ...], /) -> Tensor:
         low, high = _pictures(batch, recipe)

@@ -8,15 +8,19 @@ import torch
 import torch.nn.functional as F
 
 from foveal.measure.quality import BT601
+from foveal.train.restore.lasi import lasi_loss
+from foveal.train.restore.ms_ssim import ms_ssim_loss
+from foveal.train.restore.perceptual import PerceptualLoss, pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-__all__ = ["LOSSES", "LUMINANCE", "SLIGHTEST", "luminance"]
+__all__ = ["LOSSES", "LUMINANCE", "PERCEPTUAL", "SLIGHTEST", "loss_of", "luminance"]
 
 LUMINANCE = torch.tensor(BT601) / 255
+PERCEPTUAL = "perceptual"  # the one that needs a feature network
 SLIGHTEST = 1e-5  # squared error, 50 dB: below it the gradient of a patch grows no further
 
 
@@ -69,4 +73,27 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "l2_luma": _LumaL2.apply,
     "luma": F.mse_loss,
     "luma_root": _roots,
+    "ms-ssim": ms_ssim_loss,
+    "lasi": lasi_loss,
 }
+
+
+def loss_of(name: str, *, features: str = "") -> Callable[..., Any]:
+    """A loss by its name in a recipe.
+
+    Args:
+        name: one of `LOSSES`, or "perceptual".
+        features: the feature network of "perceptual", see `foveal.train.restore.perceptual.pretrained`.
+
+    Returns:
+        Function of pictures made and wanted, (B, C, H, W), to a scalar.
+    """
+    if name != PERCEPTUAL:
+        return LOSSES[name]
+    module = PerceptualLoss(pretrained(features), pixel_weight=1.0)
+
+    def compare(out: Tensor, target: Tensor) -> Tensor:
+        value: Tensor = module.to(out.device)(out, target)
+        return value
+
+    return compare

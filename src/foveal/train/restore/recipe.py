@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "RecipeError"]
 
 OPTIMIZERS = ("adam", "muon")
-LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root")
+LOSSES = ("l1", "l2", "l2_luma", "luma", "luma_root", "ms-ssim", "lasi")
+PERCEPTUAL = "perceptual"  # that of a feature network
 CLEAN = "clean"  # that of networks that are told how damaged their input is
 SCALES = (1, 2, 3, 4)
+MS_SSIM_SIDE = 11
 
 
 class RecipeError(FovealError, ValueError):
@@ -49,8 +51,12 @@ class Recipe:
         muon_lr: Muon's peak learning rate.
         warmup: number of steps over which the learning rate rises to its peak; a cosine then brings it to 0.
         loss: "l1" or "l2" on RGB in [0, 1]; "luma": squared error of luminance, which PSNR measures; "luma_root": its
-            root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB; "clean": damages each input
-            and teaches a network that is told how much (`foveal.train.restore.cleaning`).
+            root for each patch; "l2_luma": "luma" plus a tenth of the squared error of RGB; for looks instead of PSNR
+            "ms-ssim": structural similarity at several scales; "lasi": how pixels are predicted from those before them;
+            "perceptual": squared error of what a classifier sees, plus "l1"; "clean": damages each input and teaches a
+            network that is told how much (`foveal.train.restore.cleaning`).
+        features: the classifier of "perceptual": name of a timm network, which timm downloads once, or a safetensors
+            file with the weights of a `foveal.train.restore.perceptual.FeatureNet`.
         teachers: bundles, by name or folder, whose answers are learnt beside the originals; a bundle named twice counts
             twice; none by default.
         teacher_share: share of the teachers' answers in the target, in [0, 1]; the rest is the original's.
@@ -82,6 +88,7 @@ class Recipe:
     muon_lr: float = 1e-2
     warmup: int = 100
     loss: str = "l1"
+    features: str = "vgg16"
     teachers: list[str] = field(default_factory=list)
     teacher_share: float = 0.6
     refit: int = 0
@@ -93,7 +100,11 @@ class Recipe:
     every: int = 500
 
     def __post_init__(self) -> None:
-        for name, allowed in (("optimizer", OPTIMIZERS), ("loss", (*LOSSES, CLEAN)), ("precision", PRECISIONS)):
+        for name, allowed in (
+            ("optimizer", OPTIMIZERS),
+            ("loss", (*LOSSES, PERCEPTUAL, CLEAN)),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("steps", "patch", "batch", "every"):
@@ -109,6 +120,11 @@ class Recipe:
             )
         if self.damage and (self.scale != 1 or self.noise or self.teachers):
             raise RecipeError("damage is for scale 1, without noise and teachers; leave out one or the other")
+        if self.loss == "ms-ssim" and self.patch * self.scale < MS_SSIM_SIDE:
+            raise RecipeError(
+                f'loss "ms-ssim" compares windows of {MS_SSIM_SIDE} pixels, got patches of {self.patch * self.scale}; '
+                "take a larger patch"
+            )
         known = {one for name in self.damage for one in str(name).split("+")}
         if wrong := sorted(known - set(NAMES)):
             raise RecipeError(f"damage must be of {', '.join(NAMES)}, got {wrong[0]!r}")
