@@ -132,7 +132,7 @@ def _toy(seed: int) -> float:
         model = small_vit(dim=16, depth=1, num_heads=2, img_size=8).eval()
         inputs = torch.randn(4, 3, 8, 8)
     data = Data(inputs, lambda _: 0.0)
-    return float(shrink(model, [Quantise()], data, insist=True, memory=False, seconds=0.05).last.size)
+    return float(shrink(model, [Quantise(by="onnxruntime")], data, insist=True, memory=False, seconds=0.05).last.size)
 
 
 METHOD = Method(
