@@ -16,7 +16,7 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from foveal.models import create_model
+from foveal.models.restore.luma_clean import LumaClean, luma_clean_balanced, luma_clean_fast
 from foveal.ops.conv3x3 import conv3x3
 from foveal.runtime.bundle import SHIPPED
 from foveal.train.restore.degradations import degrade
@@ -32,19 +32,21 @@ from foveal.train.restore.losses import LUMINANCE, luminance
 from foveal.train.restore.pairs import Pairs
 from foveal.train.restore.teacher import answers
 
-if TYPE_CHECKING:
-    from foveal.models.restore.luma_clean import LumaClean
-
 PATCH, BORDER, CUT = 64, 16, 11
-TRAINED = {"balanced": ("clean_balanced_x2", {"expand": 0, "equivariant": True}), "fast": ("clean_fast_x4", {})}
+# Network, bundle that was trained, and what its card says of the network.
+TRAINED: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "balanced": (luma_clean_balanced, "clean_balanced_x2", {"expand": 0, "equivariant": True}),
+    "fast": (luma_clean_fast, "clean_fast_x4", {}),
+}
 BATCH, THINNED = 8, 3  # patches at a time; every so many pixels of them are used
 TEACHER_SHARE, RIDGE = 0.5, 1e-5
 
 
 def started(quality: str, scale: int) -> LumaClean:
     """The network with the hidden layers of the trained bundle, and no detail yet."""
-    network = create_model(f"luma_clean_{quality}", scale=scale, **TRAINED[quality][1]).eval()
-    names = (TRAINED[quality][0], f"{quality}_x{scale}")
+    build, bundle, _ = TRAINED[quality]
+    network: LumaClean = build(scale).eval()
+    names = (bundle, f"{quality}_x{scale}")
     trained, clean = (load_file(SHIPPED / name / "model.safetensors") for name in names)
     known = network.state_dict()
     network.load_state_dict(
@@ -122,7 +124,7 @@ def main() -> None:
     base = torch.cat([taps[:, :12], -taps.sum(1, keepdim=True), taps[:, 12:]], 1).view_as(network.base)
     network.tail.weight.copy_(network._tied("tail", tail))  # there was no detail yet
     network.base.copy_(network._phases() + network._tied("base", base))
-    words = TRAINED[args.quality][1]
+    words = TRAINED[args.quality][2]
     described = {"model": f"luma_clean_{args.quality}", "scale": args.scale, "arguments": words}
     args.out.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in network.state_dict().items()}

@@ -117,8 +117,8 @@ def plainly(path, x):
 def few(difference):
     """Whether results differ by roundings alone.
 
-    In each layer, what lies on a half in single precision may fall to either side; each layer after it spreads that over
-    three more pixels, and now and then two of them meet.
+    In each layer, what lies on a half in single precision may fall to either side; each layer after it spreads that
+    over three more pixels, and now and then two of them meet.
     """
     return bool(difference.max() <= 2 and (difference > 1).mean() < 1e-3 and (difference > 0).mean() < 0.2)
 

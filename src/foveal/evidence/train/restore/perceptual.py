@@ -156,7 +156,8 @@ CLAIMS = (
     ),
     looks.better(
         content,
-        "A network ×4 trained by features and L1 is closer to the originals, as a classifier held out sees them, than by L1 alone.",
+        "A network ×4 trained by features and L1 is closer to the originals, as a classifier held out sees them, than "
+        "by L1 alone.",
         paper="pleasing detail",
         clause=2,
     ),
