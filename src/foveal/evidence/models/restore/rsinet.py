@@ -2,8 +2,8 @@
 
 Tiles are quarters of the crops of BSD100, 64×64, each with a rectangle that covers 25 %. Structural similarity is
 that of luminance, mean over the places of the hole. The single stage is the same encoder and decoder, wider, with one
-critic, trained by the loss of the last stage on the same tiles and holes. That colours are added to a membrane, in both,
-was chosen by its score on these tiles: against biharmonic filling a narrow lead would not count.
+critic, trained by the loss of the last stage on the same tiles and holes. That colours are added to a membrane, in
+both, was chosen by its score on these tiles: against biharmonic filling a narrow lead would not count.
 """
 
 from __future__ import annotations
