@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from raw_files import write_dng
 from typer.testing import CliRunner
 
+from foveal import images
 from foveal.cli.restore import restore
 from foveal.runtime.batch import RECORD
 
@@ -100,3 +102,22 @@ def test_a_film_without_pictures_is_named(tmp_path):
     failed = run(str(path))
     assert failed.exit_code == 1
     assert "sound.mp4: it has no moving pictures; name a film" in failed.stderr
+
+
+def test_raw_files_are_developed_and_a_batch_goes_on(tmp_path):
+    pytest.importorskip("rawpy", reason="rawpy is not installed (the extra raw)")
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    linear = np.full((48, 64, 3), 0.3)
+    write_dng(folder / "a.dng", linear, orientation=6)
+    write_dng(folder / "b.dng", linear, matrix=False)
+    done = run(str(folder), "-o", str(out), "--json", "--fix", "noise")
+    assert done.exit_code == 1
+    assert "b.dng: foveal develops DNG files whose colours are described, got one of Nobody Box 1" in done.stderr
+    states = {Path(file["source"]).name: file["status"] for file in json.loads(done.stdout)["files"]}
+    assert states == {"a.dng": "done", "b.dng": "failed"}
+    made = images.read(out / "a.png").frame(0).pixels
+    assert (made.dtype, made.shape) == (np.uint16, (64, 48, 3))
+    again = run(str(folder / "a.dng"), "-o", str(tmp_path / "a.tif"), "--fix", "noise")
+    assert again.exit_code == 0, again.output
+    assert np.array_equal(images.read(tmp_path / "a.tif").frame(0).pixels, made)

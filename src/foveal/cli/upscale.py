@@ -92,7 +92,7 @@ def upscale(
             "--format",
             "-f",
             metavar="NAME",
-            help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic and jxl]",
+            help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic, jxl and dng]",
         ),
     ] = "",
     pages: Annotated[
