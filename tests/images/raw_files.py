@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,16 +56,17 @@ def _directory(entries: list[tuple[int, int, int, bytes]], at: int) -> bytes:
     return struct.pack("<H", len(entries)) + table + bytes(4) + values
 
 
-def mosaic(linear: NDArray) -> NDArray[np.uint16]:
+def mosaic(linear: NDArray, light: Sequence[float] = (1, 1, 1)) -> NDArray[np.uint16]:
     """What the sensor sees.
 
     Args:
         linear: linear sRGB, (H, W, 3), in [0, 1].
+        light: colour of the light, in the sensor's own colours.
 
     Returns:
         RGGB samples, (H, W).
     """
-    seen = np.clip(linear @ CROSSTALK.T * np.array(NEUTRAL), 0, 1) * (WHITE - BLACK) + BLACK
+    seen = np.clip(linear @ CROSSTALK.T * np.array(NEUTRAL) * np.array(light), 0, 1) * (WHITE - BLACK) + BLACK
     made = seen[..., 1].copy()
     made[::2, ::2], made[1::2, 1::2] = seen[::2, ::2, 0], seen[1::2, 1::2, 2]
     return made.round().astype(np.uint16)
@@ -77,6 +79,7 @@ def write_dng(
     orientation: int = 1,
     matrix: bool = True,
     exposure: float = 0.0,
+    light: Sequence[float] = (1, 1, 1),
     xmp: bytes = b"",
     late: bool = False,
 ) -> Path:
@@ -88,13 +91,14 @@ def write_dng(
         orientation: EXIF orientation.
         matrix: whether the file says how its colours become XYZ.
         exposure: baseline exposure, stops.
+        light: colour of the light, in the sensor's own colours, which the camera notes as its white.
         xmp: packet of XMP.
         late: whether the directories stand behind the samples.
 
     Returns:
         The path.
     """
-    samples = mosaic(linear)
+    samples = mosaic(linear, light)
     height, width = samples.shape
     strip = samples.astype("<u2").tobytes()
     camera = [_ratio(33434, 0.01), _short(34855, 400), _text(36867, "2026:01:02 03:04:05")]
@@ -106,8 +110,8 @@ def write_dng(
             _short(277, 1), _long(278, height), _long(279, len(strip)), _short(284, 1), _short(33421, 2, 2),
             _entry(33422, 1, bytes((0, 1, 1, 2)), 4), _long(34665, shot), _entry(50706, 1, bytes((1, 4, 0, 0)), 4),
             _entry(50707, 1, bytes((1, 1, 0, 0)), 4), _text(50708, "Nobody Box 1"), _long(50714, BLACK),
-            _long(50717, WHITE), _ratio(50728, *NEUTRAL), _ratio(50730, exposure, signed=True), _short(50778, 21),
-            _entry(51009, 7, bytes(4), 4),
+            _long(50717, WHITE), _ratio(50728, *(np.array(NEUTRAL) * light)), _ratio(50730, exposure, signed=True),
+            _short(50778, 21), _entry(51009, 7, bytes(4), 4),
         ]  # fmt: skip
         if matrix:
             found.append(_ratio(50721, *(np.diag(NEUTRAL) @ CROSSTALK @ TO_SRGB).ravel(), signed=True))

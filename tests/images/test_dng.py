@@ -45,12 +45,20 @@ def test_colours_are_those_of_the_scene(tmp_path):
         np.testing.assert_allclose(pixels[place] / 65535, curve(np.array(colour)), atol=0.004)
 
 
+def test_white_is_what_the_camera_noted(tmp_path):
+    grey = np.full((48, 64, 3), 0.25)
+    pixels = developed(write_dng(tmp_path / "a.dng", grey, light=(1.3, 1.0, 0.6)))
+    np.testing.assert_allclose(pixels[8:-8, 8:-8] / 65535, curve(0.25), atol=0.004)
+
+
 def test_it_is_exposed_as_the_file_says_and_no_further(tmp_path):
     brighter = developed(write_dng(tmp_path / "a.dng", scene(), exposure=1.0))
     darker = developed(write_dng(tmp_path / "b.dng", scene() / 4))
     for place, colour in zip(PLACES, COLOURS, strict=True):
         np.testing.assert_allclose(brighter[place] / 65535, curve(2 * np.array(colour)), atol=0.006)
         np.testing.assert_allclose(darker[place] / 65535, curve(np.array(colour) / 4), atol=0.006)
+    bright = developed(write_dng(tmp_path / "d.dng", np.full((48, 64, 3), 0.9)))
+    np.testing.assert_allclose(bright[8:-8, 8:-8] / 65535, curve(np.float64(0.9)), atol=0.004)
     assert dng._shift(write_dng(tmp_path / "c.dng", scene(), exposure=9)) == 8
 
 

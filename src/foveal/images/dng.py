@@ -1,10 +1,10 @@
 """Develop DNG, the open raw format of cameras, by rawpy (extra `raw`), which brings LibRaw.
 
-The mosaic is interpolated (AHD), balanced by the white that the camera noted (daylight where it noted none), brought to
-sRGB by the colour matrix of the file, exposed by the file's baseline exposure, and turned upright: 16 bits with sRGB's
-curve, without a brightening of the software's own, so the same scene always comes out the same. Highlights beyond the
-sensor's white are clipped. Lens corrections that a file describes are not applied; they are named in
-`Metadata.left_out`.
+The mosaic is interpolated (LibRaw's default, directed by homogeneity), balanced by the white that the camera noted
+(daylight where it noted none), brought to sRGB by the colour matrix of the file, exposed by the file's baseline
+exposure, and turned upright: 16 bits with sRGB's curve, without a brightening of the software's own, so the same scene
+always comes out the same. Highlights beyond the sensor's white are clipped. Lens corrections that a file describes are
+not applied; they are named in `Metadata.left_out`.
 
 Source: Adobe, Digital Negative Specification 1.7.
 """

@@ -142,6 +142,11 @@ class Restorer:
         """Sentences the user should read about engines; they hold for every picture."""
         return tuple(dict.fromkeys(note for repair in self._repairs for note in repair.notes))
 
+    @property
+    def combines(self) -> bool:
+        """Whether files are merged or fused with others, which films cannot be."""
+        return bool(self._exposures) or self._infrared is not None
+
     def engine(self) -> str:
         """Name of the engine of the first repair.
 
@@ -230,7 +235,7 @@ class Restorer:
             EngineError: no engine runs a bundle.
         """
         size = measure(image)
-        alone = not self._exposures and self._infrared is None  # else it is looked at when it is made
+        alone = not self.combines  # else it is looked at when it is made
         still = not isinstance(image, tuple) and size.frames == 1 and size.file_format != "gif" and alone
         found = self.look(image) if look and still else None
         ways = [(f.network, f.choice) for f in (self._repairs if found is None else found)]

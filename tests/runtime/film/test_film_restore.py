@@ -171,4 +171,9 @@ def test_a_film_without_frames_is_named(tmp_path):
         made.start_encoding()
     with pytest.raises(FilmError, match=r"empty\.mkv: it (has no frames|has no moving pictures|is no film)"):
         restore_film(Restorer(**OPTIONS), path, tmp_path / "b.mkv")
+    for more in ({"infrared": "b.png"}, {"exposures": ["b.png"]}):
+        with pytest.raises(
+            FilmError, match=r"empty\.mkv: exposures and an infrared twin go with a picture, and this is"
+        ):
+            restore_film(Restorer(**OPTIONS, **more), path, tmp_path / "b.mkv")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["empty.mkv"]

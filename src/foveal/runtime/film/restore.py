@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.runtime.film.film import PROBED, FilmPlan, FilmResult, plan_film, upscale_film
-from foveal.runtime.film.source import header, rgb, spread
+from foveal.runtime.film.source import FilmError, header, rgb, spread
 from foveal.runtime.inputs import measure
 from foveal.runtime.repairing import facts, plan_repairs, repaired, told
 from foveal.runtime.resume import settings_of
@@ -50,12 +50,17 @@ class FilmRestorer:
         looked: number of frames that decided it.
 
     Raises:
-        FilmError: no film, or one without frames.
+        FilmError: no film, one without frames, or a restorer that merges or fuses pictures.
     """
 
     scale = 1
 
     def __init__(self, restorer: Restorer, source: Path) -> None:
+        if restorer.combines:
+            raise FilmError(
+                f"{source}: exposures and an infrared twin go with a picture, and this is a film; take a frame of it, "
+                "or a Restorer without them"
+            )
         film = header(source)
         shots = [rgb(shot, film) for shot in spread(source, film, LOOKED)]
         self.findings = restorer.look_over(shots)
