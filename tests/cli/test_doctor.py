@@ -26,7 +26,7 @@ def test_report_names_what_works_and_why_the_rest_does_not(capsys, monkeypatch, 
     assert code == 0
     assert report["engines"]["onnxruntime"]["works"] is True
     assert report["engines"]["torch"] == {"works": False, "why": "torch is away"}
-    assert {"png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl"} == report["formats"].keys()
+    assert {"png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl", "dng"} == report["formats"].keys()
     for name, entry in report["formats"].items():
         reason = without(name)
         assert entry == ({"works": False, "why": reason} if reason else entry | {"works": True})

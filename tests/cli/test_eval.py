@@ -85,3 +85,37 @@ def test_what_is_wrong_is_said(run, arguments, text):
     result = run(*arguments)
     assert result.exit_code == 2
     assert text in " ".join(result.output.replace("│", "").split())
+
+
+def test_restorations(run, pictures):
+    options = ["--set", str(pictures), "--limit", "1", "--threads", "1"]
+    result = run("restore", "--fix", "noise", "--damage", "noise=25", "--damage", "rain", *options, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.output)
+    assert (document["model"], document["fix"], document["bundle"]) == ("restore", "noise", "repair_clean")
+    assert [score["damage"] for score in document["scores"]] == ["noise=25", "rain"]
+    assert document["scores"][0]["damaged_psnr"] == pytest.approx(20.4, abs=0.7)
+    told = run("restore", "--fix", "noise", "--damage", "noise=0", *options)
+    assert told.exit_code == 0, told.output
+    head, line = (text.split() for text in told.output.splitlines())
+    assert head == ["set", "damage", "pictures", "PSNR", "restored", "gain", "SSIM", "restored", "worse", "s/MP"]
+    assert line[:4] == ["Toy", "noise=0", "1", "100.00"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["restore"], "what the pictures are restored from is not said; add --damage NAME, such as --damage noise=25"),
+        (["restore", "--damage", "mud"], "no degradation is called 'mud'; choose one of noise"),
+        (["restore", "--fix", "mud", "--damage", "noise"], "fix must be auto, or of jpeg, noise, rain"),
+        (
+            ["restore", "--damage", "noise", "--scale", "2"],
+            "restore keeps the size of a picture, and --scale asks for 2",
+        ),
+        (["bicubic", "--damage", "noise"], "--fix and --damage are of restore, and bicubic enlarges; say foveal eval"),
+    ],
+)
+def test_restorations_that_cannot_be(run, pictures, arguments, message):
+    result = run(*arguments, "--set", str(pictures))
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

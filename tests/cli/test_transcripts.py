@@ -32,6 +32,7 @@ ALIKE = (
 ALSO = {
     "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
     "restore": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
+    "eval": ((r"[+]\d+\.\d\d( +0\.\d{4})( +0\.)\d{4}( +0) +\d+\.\d\d\b", r"GAIN\1\2N\3 TIME"), (r"31\.6\d", "31.6")),
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
     "serve": ((r":\d+/", ":PORT/"),),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
@@ -63,6 +64,7 @@ SLOW = {
     "restore": "measures the engines once",
     "train": "trains for five steps",
     "shrink": "imports timm and torchvision, prunes and trains",
+    "eval": "imports torch and opens an engine",
     "run": "opens an engine",
     "ask": "imports transformers",
     "export": "exports with torch and opens every engine",

@@ -71,7 +71,7 @@ def test_problems_of_one_picture_do_not_stop_the_others(album):
     ]
     assert problems(["in/note.txt"], "out") == [
         "in/note.txt: it is not a picture that foveal reads; give one of PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP, "
-        "HEIC, JPEG XL"
+        "HEIC, JPEG XL, DNG"
     ]
 
 

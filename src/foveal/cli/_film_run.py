@@ -1,4 +1,4 @@
-"""The films of one `foveal upscale`: planned, done, skipped or failed, and the messages about each."""
+"""The films of one `foveal upscale` or `restore`: planned, done, skipped or failed, and the messages about each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foveal.cli._upscale_run import Run
     from foveal.runtime.batch import Job, Record
     from foveal.runtime.film.encode import Coding
+    from foveal.runtime.restorer import Restorer
     from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["FilmRun"]
@@ -28,11 +29,11 @@ class FilmRun:
 
     Args:
         run: the command's run, which counts and reports them beside the pictures.
-        upscaler: upscaler of films.
+        upscaler: upscaler of films, or a restorer, which settles for each film what it needs.
         coding: codec and quality; None for the container's usual ones.
     """
 
-    def __init__(self, run: Run, upscaler: Upscaler, coding: Coding | None) -> None:
+    def __init__(self, run: Run, upscaler: Upscaler | Restorer, coding: Coding | None) -> None:
         self.run, self.upscaler, self.coding = run, upscaler, coding
         self._records: dict[Path, Record] = {}
 
@@ -69,27 +70,37 @@ class FilmRun:
             job: the film.
         """
         from foveal.runtime.film.film import plan_film, upscale_film, usual
+        from foveal.runtime.film.restore import FilmRestorer, plan_restored, restore_film
+        from foveal.runtime.restorer import Restorer
 
         run, wishes, source, target = self.run, self.run.wishes, job.source, job.target
         try:
             if self._refuse(job):
                 run.note(job, "skipped")
                 return
-            plan = plan_film(self.upscaler, source, target, self.coding)
+            worker: Any = self.upscaler
+            make: Any = upscale_film
+            more: dict[str, Any] = {}
+            if isinstance(self.upscaler, Restorer):
+                worker, make = FilmRestorer(self.upscaler, source), restore_film
+                plan, more = plan_restored(worker, source, target, self.coding), {"clean": worker.clean}
+            else:
+                plan = plan_film(self.upscaler, source, target, self.coding)
             coding = self.coding or usual(target)
             ready = f", {plan.ready} of them ready" if plan.ready else ""
+            how = f"{coding.codec} at rate factor {coding.factor}, {worker.engine()}: about {duration(plan.seconds)}"
             run.say(
-                f"{source} → {target}: {plan.width}×{plan.height}, {plan.frames} frames{ready}, {coding.codec} at "
-                f"rate factor {coding.factor}, {self.upscaler.engine()}: about {duration(plan.seconds)}"
+                f"{source} → {target}: {plan.width}×{plan.height}, {plan.frames} frames{ready}, "
+                f"{'copied' if plan.copied else how}"
             )
             for note in plan.notes:
                 run.say(f"  {note}")
             if wishes.dry_run:
-                run.note(job, "planned", frames=plan.frames, seconds=plan.seconds, notes=list(plan.notes))
+                run.note(job, "planned", frames=plan.frames, seconds=plan.seconds, notes=list(plan.notes), **more)
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
-            result = upscale_film(
-                self.upscaler,
+            result = make(
+                worker,
                 source,
                 target,
                 coding=self.coding,
@@ -102,11 +113,12 @@ class FilmRun:
         if wishes.keep_record:
             self._record(job).add(job)
         found = result.to_dict()
-        run.note(job, "done", **{k: v for k, v in found.items() if k not in ("source", "target")})
+        run.note(job, "done", **{k: v for k, v in found.items() if k not in ("source", "target")}, **more)
         kept = f", with {', '.join(result.kept)}" if result.kept else ""
         rate = (result.frames - result.resumed) / max(result.seconds, 1e-9)
         told = [note for note in result.notes if note not in plan.notes]
-        line = f"{target}: {result.frames} frames in {duration(result.seconds)} ({rate:.1f} frames/s){kept}"
+        pace = "copied" if plan.copied else f"in {duration(result.seconds)} ({rate:.1f} frames/s)"
+        line = f"{target}: {result.frames} frames {pace}{kept}"
         run.say("; ".join([line, *told]))
 
     def _progress(self) -> Any:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Background",
     "Benchmarks",
+    "Codec",
     "Compare",
+    "Crf",
     "Json",
     "LimitMegapixels",
     "Out",
@@ -63,6 +65,13 @@ Background = Annotated[
         metavar="#RRGGBB",
         help="Colour behind transparent pixels, for formats without transparency.",
     ),
+]
+Codec = Annotated[
+    str, typer.Option("--codec", metavar="NAME", help="Of films: h264, hevc, av1, vp9 or ffv1.  [default: h264]")
+]
+Crf = Annotated[
+    int | None,
+    typer.Option("--crf", metavar="N", help="Of films: rate factor, lower is better.  [default: the codec's]"),
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Search subfolders; the results keep the folder tree.")

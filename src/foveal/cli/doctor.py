@@ -62,6 +62,7 @@ def doctor(json: Json = False) -> None:
           bmp          works
           heic         does not work: needs pillow_heif, which is not installed; pip install '.[heic]'
           jxl          does not work: needs imagecodecs and pillow_jxl, which are not installed; pip install '.[jxl]'
+          dng          does not work: needs rawpy, which is not installed; pip install '.[raw]'
     """
     report = _examine()
     if json:
@@ -231,6 +232,10 @@ def _format(name: str, path: Path) -> dict[str, Any]:
             import imagecodecs
 
             path.write_bytes(imagecodecs.jpegxl_encode(pixels))
+        elif name == "dng":  # which no library writes; that it opens is what can be tried
+            import rawpy
+
+            return {"works": True, "version": f"reading, LibRaw {'.'.join(map(str, rawpy.libraw_version))}"}
         else:
             images.write(path, images.Picture(pixels, alpha=False))
         width = images.read(path).width

@@ -63,6 +63,7 @@ _EXTRA = {
     "pillow_heif": "heic",
     "imagecodecs": "jxl",
     "pillow_jxl": "jxl",
+    "rawpy": "raw",
 }
 
 _NOT_HELP = {"Args:", "Arguments:", "Returns:", "Raises:", "Yields:", "Attributes:"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,9 @@ import typer
 
 from foveal.cli._options import (
     Background,
+    Codec,
     Compare,
+    Crf,
     Json,
     LimitMegapixels,
     Out,
@@ -32,7 +33,7 @@ __all__ = ["restore"]
 
 def restore(
     pictures: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT", help="Pictures, folders or globs.", show_default=False)
+        list[str] | None, typer.Argument(metavar="INPUT", help="Pictures, films, folders or globs.", show_default=False)
     ] = None,
     *,
     out: Out = None,
@@ -71,6 +72,8 @@ def restore(
         ),
     ] = "",
     background: Background = "",
+    codec: Codec = "",
+    crf: Crf = None,
     suffix: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +93,7 @@ def restore(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repair damaged pictures at their own size.
+    """Repair damaged pictures and films at their own size.
 
     Every picture is looked at: the quality of a JPEG, in its file or in its pixels; noise; how dark it is. What is
     found is repaired in this order: JPEG and noise, rain and snow, light. Rain and snow are only removed if --fix asks
@@ -99,8 +102,12 @@ def restore(
     --merge makes one picture of several exposures of a scene, --with fuses a picture with its infrared twin; both want
     pictures that lie on each other, of one size. What comes of it is then repaired.
 
-    Colour profile, metadata, orientation, transparency, 16 bits and animation are kept, as by foveal upscale; a record
-    .foveal.jsonl in the folder of the results lets --resume go on.
+    Of a film five frames spread over it are looked at, what is usual among them decides, and all frames are treated
+    alike; a film in which nothing is found is copied.
+
+    Colour profile, metadata, orientation, transparency, 16 bits and animation are kept, as by foveal upscale, and of
+    films sound, subtitles, timestamps and colour tags; a record .foveal.jsonl in the folder of the results lets
+    --resume go on.
 
     The exit code is 0 if all pictures are done, 1 if one failed, 2 if nothing could start, 130 after Ctrl-C, 143 after
     SIGTERM.
@@ -117,6 +124,8 @@ def restore(
         tile: side of a tile in pixels, or auto.
         file_format: file format of the results.
         background: colour behind transparent pixels, for formats without transparency.
+        codec: codec of films.
+        crf: rate factor of films.
         suffix: suffix of the results' names.
         recursive: search subfolders.
         resume: skip finished pictures.
@@ -135,9 +144,11 @@ def restore(
         1 picture, 0.24 MP with repair_clean+repair_light, onnxruntime, 2 threads: about 0.5 s
         photo.jpg → better.jpg: 500×480, 0.24 MP in 0.4 s (0.6 MP/s); JPEG of quality 40: cleaned at strength 62
     """
+    from foveal.cli._film_run import FilmRun
     from foveal.cli._upscale_run import Run, Wishes
     from foveal.runtime.batch import find_jobs
     from foveal.runtime.engines import EngineError
+    from foveal.runtime.film.encode import Coding
     from foveal.runtime.restorer import Restorer
 
     if tile not in ("auto", "0") and not tile.isdecimal():
@@ -151,7 +162,10 @@ def restore(
         )
     if merge and (len(given) < 2 or out is None):
         stop("restore", "--merge takes two or more exposures of one scene and -o FILE for the result")
+    if merge or infrared is not None:
+        _refuse_films([*given, *([] if infrared is None else [infrared])], "--merge" if merge else "--with")
     try:
+        coding = Coding(codec or "h264", crf) if codec or crf is not None else None
         restorer = Restorer(
             fix,
             infrared=infrared,
@@ -170,7 +184,7 @@ def restore(
             file_format=file_format,
             pass_over=lambda path, what: passed_over.append((path, what)),
         )
-        jobs = [replace(job, problem=_film(job.source)) if job.film else job for job in jobs]
+        films, stills = [job for job in jobs if job.film], [job for job in jobs if not job.film]
         restorer.engine()
     except (ValueError, EngineError) as error:
         stop("restore", error)
@@ -186,23 +200,35 @@ def restore(
     )
     started = time.monotonic()
     run = Run(restorer, wishes, passed_over)
+    film_run = FilmRun(run, restorer, coding)
     code = 0
     with like_ctrl_c():
         try:
-            run.prepare(jobs)
-            if dry_run:
-                run.tell_plans()
-            else:
-                run.work()
-                if compare:
-                    run.compare(jobs, out)
+            if stills or not films:
+                run.prepare(stills)
+                if dry_run:
+                    run.tell_plans()
+                else:
+                    run.work()
+                    if compare:
+                        run.compare(stills, out)
+            elif passed_over:
+                run.tell_passed_over()
+            for job in films:
+                film_run.one(job)
         except KeyboardInterrupt as error:
             code = exit_code(error)
             hint = "; --resume goes on from there" if wishes.keep_record else ""
+            if films and not hint:
+                hint = "; the same command goes on from there"
             say(f"interrupted: {run.count('done')} of {len(jobs)} done{hint}", sys.stderr)
     if code := run.finish(time.monotonic() - started, code):
         raise typer.Exit(code)
 
 
-def _film(source: Path) -> str:
-    return f"{source}: it is a film, and foveal restore takes pictures; take its frames, or foveal upscale for the film"
+def _refuse_films(given: list[str], option: str) -> None:
+    from foveal.runtime.film.film import is_film
+
+    for name in given:
+        if is_film(Path(name)):
+            stop("restore", f"{option} takes pictures, and {name} is a film; take a frame of it, or leave {option} out")

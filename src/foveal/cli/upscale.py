@@ -12,7 +12,9 @@ import typer
 
 from foveal.cli._options import (
     Background,
+    Codec,
     Compare,
+    Crf,
     LimitMegapixels,
     Out,
     Quiet,
@@ -90,7 +92,7 @@ def upscale(
             "--format",
             "-f",
             metavar="NAME",
-            help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic and jxl]",
+            help="png, jpeg, webp, tiff, avif, gif or bmp.  [default: the source's, png for heic, jxl and dng]",
         ),
     ] = "",
     pages: Annotated[
@@ -100,14 +102,8 @@ def upscale(
         ),
     ] = "keep",
     background: Background = "",
-    codec: Annotated[
-        str,
-        typer.Option("--codec", metavar="NAME", help="Of films: h264, hevc, av1, vp9 or ffv1.  [default: h264]"),
-    ] = "",
-    crf: Annotated[
-        int | None,
-        typer.Option("--crf", metavar="N", help="Of films: rate factor, lower is better.  [default: the codec's]"),
-    ] = None,
+    codec: Codec = "",
+    crf: Crf = None,
     suffix: Annotated[
         str | None,
         typer.Option(

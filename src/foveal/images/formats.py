@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import PictureError
+from .tiff import Buffer, Tiff
 
 __all__ = [
     "FORMATS",
@@ -15,6 +17,7 @@ __all__ = [
     "Format",
     "foreign",
     "format_for",
+    "is_dng",
     "result_format",
     "sniff",
 ]
@@ -66,11 +69,13 @@ SUFFIXES = {suffix: one for one in _ALL for suffix in one.suffixes}
 _SOURCES = (
     Format("heic", "HEIC", (".heic", ".heif", ".hif"), 0, modules=("pillow_heif",), extra="heic"),
     Format("jxl", "JPEG XL", (".jxl",), 0, modules=("imagecodecs", "pillow_jxl"), extra="jxl"),
+    Format("dng", "DNG", (".dng",), 0, modules=("rawpy",), extra="raw"),
 )
 READABLE = FORMATS | {one.name: one for one in _SOURCES}
 READ_SUFFIXES = SUFFIXES | {suffix: one for one in _SOURCES for suffix in one.suffixes}
 
 
+DNG_VERSION = 50706
 _PNG_FIRST = "convert it to PNG or TIFF first, for example with ImageMagick"
 _HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 # Unsupported formats that users may try: name, advice, and signatures, (offset, bytes) each.
@@ -79,8 +84,8 @@ _FOREIGN: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a PDF document", "turn its pages into pictures first: pdftoppm -png IN.pdf OUT", ((0, b"%PDF"),)),
     ("a PostScript drawing", "export it as PNG in the size you want", ((0, b"%!PS"), (0, b"\xc5\xd0\xd3\xc6"))),
     ("a Photoshop document", "save it as TIFF or PNG first", ((0, b"8BPS"),)),
-    ("a camera's raw file", "develop it to TIFF first", ((4, b"ftypcrx "), (0, b"FUJIFILMCCD-RAW"), (0, b"IIU\0"),
-                                                       (0, b"IIRO"), (0, b"IIRS"))),
+    ("a camera's raw file", "convert it to DNG, or develop it to TIFF first",
+     ((4, b"ftypcrx "), (0, b"FUJIFILMCCD-RAW"), (0, b"IIU\0"), (0, b"IIRO"), (0, b"IIRS"))),
     ("an OpenEXR picture", _PNG_FIRST, ((0, b"\x76\x2f\x31\x01"),)),
     ("a Radiance HDR picture", _PNG_FIRST, ((0, b"#?RADIANCE"), (0, b"#?RGBE"))),
     ("a PNM picture", _PNG_FIRST, tuple((0, b"P%d" % i + end) for i in range(1, 8) for end in (b"\n", b" ", b"\r\n"))),
@@ -109,7 +114,7 @@ def sniff(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
+        return "dng" if is_dng(head) else "tiff"
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "gif"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1", b"msf1") and b"avi" in head[8:]:
@@ -124,6 +129,22 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
+def is_dng(head: Buffer) -> bool:
+    """Whether a TIFF is a DNG.
+
+    Args:
+        head: the file, or its first bytes.
+
+    Returns:
+        Whether its first directory, as far as it is among these bytes, states a version of DNG.
+    """
+    try:
+        tiff = Tiff(head)
+        return any(entry.tag == DNG_VERSION for entry in tiff.entries(tiff.first))
+    except (ValueError, struct.error):
+        return False
+
+
 def result_format(name: str) -> str:
     """The format of a result if the user asks for none.
 
@@ -131,7 +152,7 @@ def result_format(name: str) -> str:
         name: name of the source's format.
 
     Returns:
-        The same if foveal writes it; otherwise PNG, which keeps everything that HEIC and JPEG XL may hold.
+        The same if foveal writes it; otherwise PNG, which keeps everything that HEIC, JPEG XL and DNG may hold.
     """
     return name if name in FORMATS else "png"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import lab, tiff
 from ._vips import reason, vips
 from .errors import PictureError
-from .formats import foreign, sniff
+from .formats import foreign, is_dng, sniff
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,16 @@ def identify(path: Path) -> tuple[str, bytes]:
     found = sniff(head)
     if found is None:
         raise PictureError(path, *foreign(head))
-    return found, head
+    return ("dng" if found == "tiff" and _is_dng_file(path) else found), head
+
+
+def _is_dng_file(path: Path) -> bool:
+    """Whether a TIFF is a DNG, wherever its first directory lies."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return is_dng(data)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_pipe(path: Path) -> bool:

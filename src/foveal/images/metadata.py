@@ -21,7 +21,7 @@ class Metadata:
         xmp: Adobe's packet, orientation already 1.
         iptc: press data (captions, credits) as stored in a JPEG; other formats do not store them in this form.
         dpi: dots per inch, horizontal and vertical; None if the file does not give it.
-        format: format of the file: "png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic" or "jxl".
+        format: format of the file: "png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl" or "dng".
         bits: bits of the pixels in memory, 8 or 16.
         depth: bits of the samples in the file; 10 and 12 occur in AVIF and HEIC and are held as 16 in memory.
         lossless: whether the file is lossless (a PNG, a lossless WebP), so that writing should be too.
@@ -66,7 +66,7 @@ class Info:
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
         bits: bits of the pixels as returned by `read`, 8 or 16.
         frames: number of pictures in the file, above 1 for animations and multi-page documents.
-        format: "png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic" or "jxl".
+        format: "png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl" or "dng".
         pages: all pages of a document whose pages differ in size or kind; empty if they do not.
     """
 

@@ -298,6 +298,10 @@ def _others(format_: str) -> _Others | None:
         from . import jxl
 
         return _Others(jxl.info, jxl.metadata, jxl.pixels)
+    if format_ == "dng":
+        from . import dng
+
+        return _Others(dng.info, dng.metadata, dng.pixels)
     return None
 
 

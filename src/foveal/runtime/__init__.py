@@ -8,7 +8,7 @@ pixels.py      kinds of pixels (grey, colour, alpha; 8 bits, 16 bits, floats) to
 inputs.py      kinds of pictures (array, tensor, PIL image, path) to pixels, and back
 throughput.py  how fast engines are here, measured and remembered; engine_choice.py: the engine and tile that follow
 plan.py        engine, tiles, memory and seconds of one picture, before the work starts; result.py: what was done
-restorer.py    damaged pictures behind one call; repairs.py, light.py: what is looked for, and what repairs it
+restorer.py    damaged pictures behind one call; repairs.py, light.py: what is looked for; repairing.py: how it is done
 upscaler.py    all of it behind one call; background_writer.py: writing while the next tiles are computed
 
 Names are loaded when first used, so that reading a card does not load an engine.

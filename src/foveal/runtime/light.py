@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from foveal.runtime.control import Control
 from foveal.runtime.engine_choice import EngineChoice
 from foveal.runtime.network import Network
 from foveal.runtime.repairs import Finding, brightness
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from foveal.runtime.bundle import Bundle
@@ -47,11 +51,11 @@ class Light:
         """The network with the numbers of a picture that stays as it is."""
         return Network(self.bundle.card, self.choice.open)
 
-    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
-        """Look at a picture.
+    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+        """Look at a picture, or at some that are to be treated alike.
 
         Args:
-            pixels: (H, W, C).
+            shots: the pictures, (H, W, C); the median of brightness and of each number decides.
             alpha: the last channel is alpha.
             stated: takes no part.
             asked: whether the user asked for this repair by name.
@@ -59,14 +63,14 @@ class Light:
         Returns:
             The repair where the picture is dark or the repair is asked for, else None.
         """
-        bright = brightness(pixels, alpha)
+        bright = float(np.median([brightness(one, alpha) for one in shots]))
         if not asked and bright >= DARK:
             return None
         if self._control is None:
             self._control = Control(self.bundle, self._threads)
-        colours = pixels[..., :-1] if pixels.shape[2] in (2, 4) else pixels
-        control = self._control
-        numbers = control.numbers(colours)
+        control, drop = self._control, shots[0].shape[2] in (2, 4)
+        seen = [control.numbers(one[..., :-1] if drop else one) for one in shots]
+        numbers: NDArray[np.float32] = np.median(seen, axis=0).astype(np.float32)
 
         def open_file(kind: PixelKind) -> Engine:
             def at(which: FileKind, data: bytes) -> bytes:  # noqa: ARG001

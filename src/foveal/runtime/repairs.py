@@ -11,7 +11,7 @@ They run in this order: noise is seen best before it is brightened. NumPy only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,11 +22,13 @@ from foveal.runtime.engine_choice import EngineChoice
 from foveal.runtime.network import Network
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from foveal.runtime.bundle import Bundle
 
-__all__ = ["FIXES", "Clean", "Finding", "Repair", "Weather", "brightness"]
+__all__ = ["FIXES", "Clean", "Finding", "Repair", "Weather", "brightness", "usual"]
 
 # What the user asks for → the repair that does it.
 FIXES = {"jpeg": "clean", "noise": "clean", "rain": "weather", "snow": "weather", "light": "light"}
@@ -57,11 +59,11 @@ class Repair(Protocol):
     name: str
     bundle: Bundle
 
-    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:
-        """Look at a picture.
+    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:
+        """Look at a picture, or at some that are to be treated alike.
 
         Args:
-            pixels: (H, W, C).
+            shots: the pictures, (H, W, C); what is usual among them decides.
             alpha: the last channel is alpha.
             stated: level that its JPEG file states; None for another file.
             asked: whether the user asked for this repair by name.
@@ -105,6 +107,21 @@ def brightness(pixels: NDArray, alpha: bool) -> float:
     luma = values @ LUMA if values.shape[2] == 3 else values[..., 0]
     seen = luma[some[..., -1] > 0] if alpha else luma.ravel()
     return float(np.median(seen)) if seen.size else 0.5
+
+
+def usual(found: Sequence[Degradation]) -> Degradation:
+    """What pictures that are treated alike have been through.
+
+    Args:
+        found: what each has been through, one or more.
+
+    Returns:
+        The JPEG of the one in the middle by its step, the noise of the one in the middle by its noise; of two, the less
+        damaged.
+    """
+    middle = (len(found) - 1) // 2
+    noisy = sorted(found, key=lambda one: one.noise)[middle]
+    return replace(sorted(found, key=lambda one: one.jpeg)[middle], noise=noisy.noise, colour=noisy.colour)
 
 
 class Clean:
@@ -158,11 +175,11 @@ class Clean:
         level = (jpeg if "jpeg" in self._of else 0.0, *((noise, colour) if "noise" in self._of else (0.0, 0.0)))
         return level if any(level) else None
 
-    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
-        """Look at a picture.
+    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+        """Look at a picture, or at some that are to be treated alike.
 
         Args:
-            pixels: (H, W, C).
+            shots: the pictures, (H, W, C); what is usual among them decides.
             alpha: the last channel is alpha.
             stated: level that its JPEG file states; None for another file.
             asked: takes no part: a clean picture has nothing to be cleaned.
@@ -170,8 +187,8 @@ class Clean:
         Returns:
             What is wrong, or None.
         """
-        colours = pixels[..., :-1] if not alpha and pixels.shape[2] in (2, 4) else pixels
-        found = examine(colours, file_level=stated)
+        drop = not alpha and shots[0].shape[2] in (2, 4)
+        found = usual([examine(one[..., :-1] if drop else one, file_level=stated) for one in shots])
         level = self._level(found)
         if level is None:
             return None
@@ -201,11 +218,11 @@ class Weather:
         """Sentences the user should read about the engine."""
         return self.choice.notes
 
-    def look(self, pixels: NDArray, alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
-        """Look at a picture.
+    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+        """Look at a picture, or at some that are to be treated alike.
 
         Args:
-            pixels: takes no part.
+            shots: takes no part.
             alpha: takes no part.
             stated: takes no part.
             asked: whether the user asked for this repair by name.

@@ -18,16 +18,14 @@ from foveal.errors import FovealError
 from foveal.runtime.bundle import Bundle
 from foveal.runtime.card import Card
 from foveal.runtime.cleaning import AUTO, checked_clean, file_level, stated_level
-from foveal.runtime.enlarge import Progress, Step, counter
+from foveal.runtime.enlarge import Progress, counter
 from foveal.runtime.file_work import Begun, work_on_file
 from foveal.runtime.inputs import measure, take
 from foveal.runtime.light import Light
 from foveal.runtime.machine import cores
-from foveal.runtime.plan import Plan, make_plan
+from foveal.runtime.repairing import facts, plan_repairs, repaired, told
 from foveal.runtime.repairs import FIXES, Clean, Finding, Repair, Weather
 from foveal.runtime.result import Result
-from foveal.runtime.tiled import tiled
-from foveal.runtime.tiles import make_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveal.images import Picture
+    from foveal.runtime.plan import Plan
 
 __all__ = ["FixError", "Restorer", "asked_fixes"]
 
@@ -143,6 +142,11 @@ class Restorer:
         """Sentences the user should read about engines; they hold for every picture."""
         return tuple(dict.fromkeys(note for repair in self._repairs for note in repair.notes))
 
+    @property
+    def combines(self) -> bool:
+        """Whether files are merged or fused with others, which films cannot be."""
+        return bool(self._exposures) or self._infrared is not None
+
     def engine(self) -> str:
         """Name of the engine of the first repair.
 
@@ -160,45 +164,23 @@ class Restorer:
         others = [*self._exposures, *([] if self._infrared is None else ["with", self._infrared])]
         return " ".join(map(str, ["fix", self.fix, self.clean, *others]))
 
-    def _look(self, pixels: NDArray, alpha: bool, stated: float | None, *, still: bool = True) -> list[Finding]:
-        """What every repair finds in a picture as it is; of an animation, whose palette's dither is no noise, light."""
-        repairs = [repair for repair in self._repairs if still or repair.name != "clean"]
-        looks = (repair.look(pixels, alpha, stated, asked=repair.name in self._asked) for repair in repairs)
-        return [finding for finding in looks if finding is not None]
+    def look_over(
+        self, shots: Sequence[NDArray], *, alpha: bool = False, stated: float | None = None, still: bool = True
+    ) -> tuple[Finding, ...]:
+        """What is wrong with pictures that are to be treated alike, such as frames of a film.
 
-    def _bands(
-        self,
-        pixels: NDArray,
-        alpha: bool,
-        findings: list[Finding],
-        step: Step | None,
-        note: Callable[[str], None] = lambda _: None,
-    ) -> Iterator[NDArray]:
-        """A picture repaired: by every repair but the last in memory, by the last one band by band; alpha stays."""
-        if not findings:
-            if step is not None:
-                step((0, 0, pixels.shape[1], pixels.shape[0]))
-            yield pixels
-            return
-        colours = _colours(pixels)
-        *before, last = findings
-        for finding in before:
-            out = np.empty_like(colours)
-            for _ in tiled(colours, finding.network, finding.choice, alpha=False, out=out, step=step, note=note):
-                pass
-            colours = out
-        top = 0
-        for band in tiled(colours, last.network, last.choice, alpha=False, step=step, note=note):
-            rows = pixels[top : top + len(band)]
-            top += len(band)
-            if pixels.shape[2] in (1, 3):
-                yield band
-                continue
-            whole = rows.copy()
-            # What hides behind transparent pixels stays as it was.
-            seen = rows[..., -1:] > 0 if alpha else np.True_
-            np.copyto(whole[..., :-1], band, where=seen)
-            yield whole
+        Args:
+            shots: one or more pictures, (H, W, C); what is usual among them decides.
+            alpha: their last channel is alpha.
+            stated: level that a JPEG file states; None for another file.
+            still: False for an animation, whose palette's dither is no noise: it is not cleaned.
+
+        Returns:
+            What was found, in the order of the repairs.
+        """
+        repairs = [repair for repair in self._repairs if still or repair.name != "clean"]
+        looks = (repair.look(shots, alpha, stated, asked=repair.name in self._asked) for repair in repairs)
+        return tuple(finding for finding in looks if finding is not None)
 
     def __call__(self, image: Any, progress: Progress | None = None) -> Any:
         """Repair a picture.
@@ -219,9 +201,9 @@ class Restorer:
         taken = take(image)
         made = []
         for pixels in taken.frames:
-            findings = self._look(pixels, taken.alpha, _stated(image))
+            findings = self.look_over([pixels], alpha=taken.alpha, stated=_stated(image))
             step = counter(progress, pixels.shape[0] * pixels.shape[1], passes=max(1, len(findings)))
-            made.append(np.concatenate(list(self._bands(pixels, taken.alpha, findings, step))))
+            made.append(np.concatenate(list(repaired(pixels, taken.alpha, findings, step))))
         return taken.give(made)
 
     def look(self, image: Any) -> tuple[Finding, ...]:
@@ -234,7 +216,7 @@ class Restorer:
             What was found, in the order of the repairs.
         """
         taken = take(image)
-        return tuple(self._look(taken.frames[0], taken.alpha, _stated(image)))
+        return self.look_over(taken.frames[:1], alpha=taken.alpha, stated=_stated(image))
 
     def plan(self, image: Any, *, file_format: str = "", look: bool = False) -> Plan:
         """What repairing a picture will take, if every repair that may be needed is.
@@ -253,42 +235,14 @@ class Restorer:
             EngineError: no engine runs a bundle.
         """
         size = measure(image)
-        pixel_bytes = size.channels * size.dtype.itemsize
-        alone = not self._exposures and self._infrared is None  # else it is looked at when it is made
+        alone = not self.combines  # else it is looked at when it is made
         still = not isinstance(image, tuple) and size.frames == 1 and size.file_format != "gif" and alone
         found = self.look(image) if look and still else None
         ways = [(f.network, f.choice) for f in (self._repairs if found is None else found)]
-        plans: list[Plan] = []
-        for network, choice in ways:
-            kind = network.kind(size.dtype)
-            throughput = choice.throughput(kind)
-            grid = make_grid(
-                size.height, size.width, choice.tile(kind), network.card, automatic=choice.automatic,
-                pixel_bytes=pixel_bytes,
-            )  # fmt: skip
-            plans.append(
-                make_plan(
-                    choice.bundle, choice.engine(kind), throughput, grid, self.threads, pixel_bytes=pixel_bytes,
-                    frames=size.frames, file_format=(file_format or size.file_format) if not plans else "",
-                )
-            )  # fmt: skip
-        says = () if found is None else (_told(found),)
-        if not plans:
-            return Plan(
-                "nothing", self.engine(), self.threads, 1, size.width, size.height, size.frames,
-                (size.width, size.height), 1, 1, 0, 0, 0.0, notes=(*self.notes, *says), clean={"found": []},
-            )  # fmt: skip
-        return replace(
-            plans[0],
-            bundle="+".join(plan.bundle for plan in plans),
-            memory=max(plan.memory for plan in plans) + size.width * size.height * pixel_bytes * (len(plans) - 1),
-            seconds=sum(plan.seconds for plan in plans),
-            start=sum(plan.start for plan in plans),
-            notes=(*self.notes, *says),
-            clean=None
-            if found is None
-            else {"found": [finding.facts | {"repair": finding.repair} for finding in found]},
-        )
+        plan = plan_repairs(ways, size, engine=self.engine(), threads=self.threads, file_format=file_format)
+        if found is None:
+            return replace(plan, notes=self.notes)
+        return replace(plan, notes=(*self.notes, told(found)), clean=facts(found))
 
     def restore_file(
         self,
@@ -326,12 +280,12 @@ class Restorer:
 
         def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
             first = self._together(begun.frame.pixels, source, limit_pixels, notes)
-            findings.extend(self._look(first, begun.frame.alpha, begun.stated, still=begun.still))
+            findings.extend(self.look_over([first], alpha=begun.frame.alpha, stated=begun.stated, still=begun.still))
             step = begun.steps(max(1, len(findings)))
 
             def make(picture: Picture) -> Iterator[NDArray]:
                 pixels = first if picture is begun.frame else picture.pixels
-                return self._bands(pixels, picture.alpha, findings, step, notes.append)
+                return repaired(pixels, picture.alpha, findings, step, notes.append)
 
             return make
 
@@ -350,8 +304,8 @@ class Restorer:
             bundle="+".join(f.network.card.name for f in findings) or "nothing",
             engine=" and ".join(dict.fromkeys(f.choice.engine("float") for f in findings)) or self.engine(),
             threads=self.threads,
-            notes=tuple(dict.fromkeys([*self.notes, _told(findings), *notes, *done.left_out])),
-            clean={"found": [finding.facts | {"repair": finding.repair} for finding in findings]},
+            notes=tuple(dict.fromkeys([*self.notes, told(findings), *notes, *done.left_out])),
+            clean=facts(findings),
         )
 
     def _together(self, pixels: NDArray, source: Path, limit_pixels: int | None, notes: list[str]) -> NDArray:
@@ -378,19 +332,9 @@ class Restorer:
     upscale_file = restore_file  # by which a run of pictures calls what makes a file
 
 
-def _colours(pixels: NDArray) -> NDArray:
-    """The channels that are repaired: all but a last of two or four."""
-    return np.ascontiguousarray(pixels[..., :-1]) if pixels.shape[2] in (2, 4) else pixels
-
-
 def _stated(image: Any) -> float | None:
     """Level that a JPEG states, of a path or of a PIL image."""
     return file_level(Path(image)) if isinstance(image, str | os.PathLike) else stated_level(image)
-
-
-def _told(findings: list[Finding] | tuple[Finding, ...]) -> str:
-    """What was found, for the user."""
-    return "; ".join(finding.says for finding in findings) or "nothing found to repair"
 
 
 def _joined(repairs: list[Repair]) -> Card:

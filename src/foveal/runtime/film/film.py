@@ -1,4 +1,4 @@
-"""A film made larger: planned, worked on in segments that survive a stop, joined at the end.
+"""A film made larger, or repaired at its own size: planned, made in segments that survive a stop, joined at the end.
 
     result = upscale_film(Upscaler(2), Path("clip.mp4"), Path("clip_x2.mp4"))
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from foveal.runtime.film.restore import FilmRestorer
     from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["SEGMENT", "FilmPlan", "FilmResult", "is_film", "plan_film", "upscale_film", "usual", "work_folder"]
@@ -43,6 +44,7 @@ class FilmPlan:
         seconds: estimated seconds, encoding included, from the film's first frames.
         ready: frames that an earlier run made already.
         notes: what the user should know.
+        copied: whether the file is copied, because nothing is to be done to its frames.
     """
 
     width: int
@@ -52,6 +54,7 @@ class FilmPlan:
     seconds: float
     ready: int
     notes: tuple[str, ...]
+    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def work_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}.segments")
 
 
-def _settings(upscaler: Upscaler, source: Path, film: Header, coding: Coding) -> dict[str, Any]:
+def _settings(upscaler: Upscaler | FilmRestorer, source: Path, film: Header, coding: Coding) -> dict[str, Any]:
     """Everything that the segments depend on."""
     state = source.stat()
     found = {
@@ -148,7 +151,7 @@ def _ready(folder: Path, settings: dict[str, Any]) -> list[Path]:
     return whole_segments(folder) if fits else []
 
 
-def _pace(upscaler: Upscaler, source: Path, film: Header, coding: Coding, probed: int) -> float:
+def _pace(upscaler: Upscaler | FilmRestorer, source: Path, film: Header, coding: Coding, probed: int) -> float:
     """Seconds a frame, from the first frames of the film: enlarged and encoded, once the engine is open."""
     shots = list(islice(frames(source), probed))
     encoder = Encoder(coding.context(film, upscaler.scale, upscaler.threads), film)
@@ -161,12 +164,12 @@ def _pace(upscaler: Upscaler, source: Path, film: Header, coding: Coding, probed
 
 
 def plan_film(
-    upscaler: Upscaler, source: Path, target: Path, coding: Coding | None = None, *, probed: int = PROBED
+    upscaler: Upscaler | FilmRestorer, source: Path, target: Path, coding: Coding | None = None, *, probed: int = PROBED
 ) -> FilmPlan:
     """Size, frames and seconds of a result.
 
     Args:
-        upscaler: what enlarges.
+        upscaler: what makes a frame from each.
         source: film to read.
         target: file to write.
         coding: codec and quality.
@@ -198,7 +201,7 @@ def plan_film(
 
 
 def upscale_film(
-    upscaler: Upscaler,
+    upscaler: Upscaler | FilmRestorer,
     source: Path,
     target: Path,
     *,
@@ -212,7 +215,7 @@ def upscale_film(
     the whole segments for the next run and leaves no file under the target's name.
 
     Args:
-        upscaler: what enlarges.
+        upscaler: what makes a frame from each.
         source: film to read.
         target: film to write; its suffix says the container.
         coding: codec and quality; by default H.264 at rate factor 18, VP9 for .webm.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FilmError", "Header", "Shot", "described", "frames", "header", "opened", "pictures", "rgb"]
+__all__ = ["FilmError", "Header", "Shot", "described", "frames", "header", "opened", "pictures", "rgb", "spread"]
 
 _UNSPECIFIED, _BT709, _BT601, _LIMITED, _FULL = 2, 1, 6, 1, 2  # ITU-T H.273, and FFmpeg's AVCOL_RANGE
 
@@ -225,6 +225,38 @@ def frames(path: Path, *, after: int | None = None) -> Iterator[Shot]:
             raise FilmError(
                 f"{path}: a frame{place} cannot be decoded ({error.strerror}); is the file whole?"
             ) from None
+
+
+def spread(path: Path, film: Header, count: int) -> list[Shot]:
+    """Frames spread evenly over a film.
+
+    Args:
+        path: file.
+        film: its header.
+        count: number of frames wanted.
+
+    Returns:
+        One to `count` frames, ascending; fewer where the film is shorter, or cannot be entered in the middle.
+
+    Raises:
+        FilmError: no frame can be decoded.
+    """
+    import av
+
+    first = next(frames(path), None)
+    if first is None:
+        raise FilmError(f"{path}: it has no frames; is the file whole?")
+    step = 1 / film.rate / film.time_base
+    found = {}
+    for place in range(count):
+        at = first.pts + step * film.frames * (2 * place + 1) / (2 * count)
+        try:
+            shot = next(frames(path, after=round(at - step)), None)  # the frame that is shown at that time
+        except (FilmError, av.error.FFmpegError):  # a damaged frame is named when its turn comes
+            continue
+        if shot is not None:
+            found[shot.pts] = shot
+    return [found[at] for at in sorted(found)] or [first]
 
 
 def rgb(shot: Shot, film: Header) -> NDArray:
