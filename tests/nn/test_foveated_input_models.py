@@ -20,7 +20,7 @@ def test_the_schedule_by_hand():
     assert plan.width(3) == pytest.approx(plan.rate * (plan.edge(3) + plan.edge(4)) / 2)
     assert math.pi * (plan.edge(3) ** 2 - plan.edge(2) ** 2) / 13 == pytest.approx(plan.width(2) ** 2)
     assert plan.width(0) >= 2
-    assert plan.count(4, 50) == 50 + 4 * 13
+    assert plan.samples(4, 50) == 50 + 4 * 13
 
 
 @pytest.mark.parametrize(("size", "fixation"), [((31, 45), (0.5, 0.5)), ((20, 33), (0.1, 0.8)), ((7, 1), (1.0, 0.0))])

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from foveal.nn.lzu import LZU, box_saliency
+from foveal.runtime.route import recording
 
 
 def drawn(*shape, seed=0):
@@ -70,6 +71,17 @@ def test_a_network_that_looks_learns_with_the_others():
     model(drawn(2, 3, 24, 40))[1].square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert all(p.grad.any() for p in looks.parameters() if p.ndim > 1)
+
+
+def test_the_route_says_where_it_was_read_most():
+    marked, x = torch.full((8, 8), 0.1), drawn(2, 3, 32, 32)
+    marked[1:3, 1:3] = 5
+    with recording() as routes:
+        LZU(nn.Identity(), (16, 16), saliency=marked)(x)
+    assert routes[0].share == 0.25
+    assert routes[0].work.shape == (2, 32, 32)
+    assert float(routes[0].work[1].max()) <= 1
+    assert routes[0].work[1, 7, 7] > 1.5 * routes[0].work[1, 28, 28]
 
 
 def test_boxes_are_salient_where_they_are():

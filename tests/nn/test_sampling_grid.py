@@ -102,6 +102,15 @@ def test_zooming_reads_at_the_map_of_the_centres():
     torch.testing.assert_close(grid().unzoom(ramp, (2, 8))[:, 0, 1], back.clamp(0.5 / 101, 1 - 0.5 / 101))
 
 
+def test_density_counts_what_is_read_in_each_pixel():
+    found = grid().density((4, 6), (40, 60))
+    torch.testing.assert_close(found.sum((1, 2)), torch.full((2,), 2400.0, dtype=torch.float64))
+    rows, columns = (push(t, centres(1000, t)) for t in (grid().rows, grid().columns))
+    for b in range(2):
+        down, across = ((at[b] * n).long().bincount(minlength=n) for at, n in ((rows, 4), (columns, 6)))
+        torch.testing.assert_close(found[b], (down[:, None] * across[None]).double() * 2400 / 1e6, rtol=0.02, atol=0)
+
+
 def test_gradients_reach_the_saliency():
     saliency = (drawn(1, 4, 5) + 0.1).requires_grad_()
     x = drawn(1, 1, 6, 7)

@@ -94,7 +94,7 @@ class Schedule(NamedTuple):
         """
         return self.rate * (self.edge(ring) + self.edge(ring + 1)) / 2
 
-    def count(self, rings: int, fovea: int) -> int:
+    def samples(self, rings: int, fovea: int) -> int:
         """Samples of a disc.
 
         Args:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from foveal.cases import Operator
 from foveal.nn.sampling_grid import SamplingGrid, centres, pull, push, resample_plain
 from foveal.record import Method, Paper
+from foveal.runtime.route import Route, recorded
 
 __all__ = ["LZU", "box_saliency", "zoom_unzoom", "zoom_unzoom_plain"]
 
@@ -137,6 +138,11 @@ class LZU(nn.Module):
             Output of `head`; without one features, (B, D, finer·h', finer·w'), or a list of such.
         """
         grid = self.grid(x, saliency)
+        if (routes := recorded()) is not None:
+            height, width = x.shape[2:]
+            read = grid.density((height, width), self.size).detach().clamp(max=1).expand(len(x), -1, -1)
+            counts = float(self.size[0] * self.size[1]), float(height * width)
+            routes.append(Route(read.float().cpu().numpy(), counts[:1], counts[1:], unit="pixels"))
         features = self.body(grid.zoom(x, self.size))
 
         def back(f: Tensor) -> Tensor:

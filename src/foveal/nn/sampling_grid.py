@@ -203,3 +203,19 @@ class SamplingGrid:
         """
         at = centres(size[0], self.rows), centres(size[1], self.columns)
         return resample(x, pull(self.rows, at[0]), pull(self.columns, at[1]))
+
+    def density(self, size: tuple[int, int], zoomed: tuple[int, int]) -> Tensor:
+        """How many pixels of the zoomed picture lie in each pixel of the picture.
+
+        Args:
+            size: height and width of the picture.
+            zoomed: height and width of the zoomed picture.
+
+        Returns:
+            Pixels per pixel, (B, *size), which sum to those of the zoomed picture.
+        """
+        down, across = (
+            count * pull(knots, torch.arange(side + 1, device=knots.device, dtype=knots.dtype) / side).diff(dim=1)
+            for knots, side, count in zip((self.rows, self.columns), size, zoomed, strict=True)
+        )
+        return down[..., None] * across[:, None]

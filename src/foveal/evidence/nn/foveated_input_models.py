@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "curve", "table"]
 
-STEPS, TRAINED, TEST, SEEDS, RATE = 500, 16_000, 1000, 3, 0.4
+STEPS, TRAINED, TEST, SEEDS, RATE = 400, 16_000, 1000, 3, 0.4
 STAGES = ("reference", "foveated texture", "foveated blur", "uniform blur")
 FOVEATED, UNIFORM = STAGES[1:3], (STAGES[0], STAGES[3])
 COVERED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the area
@@ -225,7 +225,7 @@ def _scheduled() -> Tensor:
     for rate, side in ((0.2, 129), (0.4, 128), (0.8, 65)):
         plan, at = Schedule.of(rate), np.arange(side) + 0.5 - side / 2
         fovea = int((np.hypot(at[:, None], at) < plan.fovea).sum())
-        found.append(plan.count(len(_full_rings(rate, side)), fovea))
+        found.append(plan.samples(len(_full_rings(rate, side)), fovea))
     return torch.tensor(found)
 
 
