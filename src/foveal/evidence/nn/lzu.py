@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STEPS = 400
 SMALL = ("pole", "sign", "pedestrian", "cyclist")
-KNOTS, REACH = 4, 0.5  # pixels of a side that share a knot; width of the attraction, chosen on validation pictures
+KNOTS, REACH = 4, 0.5  # pixels of a side that share a knot; width of the attraction: rows are enlarged up to 1.6 times
 DATA = f"CamVid at 96×128 seen in 48×64, {STEPS} steps of 8 pictures, 233 test pictures"
 
 
