@@ -27,7 +27,7 @@ from foveal.shrink.tokens.mone import MoNE, set_capacity_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS, CAPACITY = 600, 0.4
+STEPS, CAPACITY = 500, 0.4
 BUDGETS = (0.8, 0.6, 0.4, 0.2)  # capacities of the one network
 SHAPE, IMAGENET = (1, 3, 32, 32), (1, 3, 224, 224)
 DATA = f"CIFAR-10, small ViT, {STEPS} steps of 64 from scratch; all 10,000 test pictures"
