@@ -16,11 +16,11 @@ fresh network is the vision transformer. The first expert has all channels; the 
 
 Shapes: B batch, N tokens, E experts, C channels, m channels of an expert.
 
-*Differs from the paper*: which it leaves open, norms see the first m channels alone, tokens of the prefix go to the
-first expert, and drop path drops the tokens of an expert together. The paper's preference for large experts, δ = 2,
-adds a constant to the entropy where widths are halved, and is left out.
-*Provenance*: written from the paper. Experts differ in shape and take equally many tokens of each picture, so tokens
-are sorted by expert once and sliced in each block; `foveal.ops.experts` is for experts of one shape.
+*Differs from the paper*: three settings are this file's own: norms see the first m channels alone, tokens of the prefix
+go to the first expert, and drop path drops the tokens of an expert together. The paper also prefers large experts by
+powers of δ; for δ = 2 and halved widths that is constant at a given capacity, and is left out.
+*Provenance*: written from the formulas above. Experts differ in shape and take equally many tokens of each picture, so
+tokens are sorted by expert once and sliced in each block; `foveal.ops.experts` is for experts of one shape.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class MoNE:
     def __post_init__(self) -> None:
         below = (*self.widths[1:], 0.0)
         if len(below) < 2 or self.widths[0] != 1 or any(a <= b for a, b in zip(self.widths, below, strict=True)):
-            raise ValueError(f"widths must descend from 1 and stay above 0, got {self.widths}; {WIDTHS} is the paper's")
+            raise ValueError(f"widths must descend from 1 and stay above 0, got {self.widths}; take {WIDTHS}")
         self.shares(self.capacity)
         if self.by not in CHOICES:
             raise ValueError(f"by must be one of {', '.join(CHOICES)}, got {self.by!r}")

@@ -18,8 +18,8 @@ Shapes: B batch, K chosen windows, N tokens of a window, H W height and width of
 of windows is rounded up, so that a stage keeps at least one. The budget of the search is of multiply-adds, not of
 milliseconds, and its population smaller than the authors' 100; the shares that are drawn, 20 % to 100 % in tenths, and
 the mutation are theirs. Their code scores a token by the mean magnitude of its channels, not by their norm.
-*Provenance*: written from the paper; numbers of the search were looked up in the authors' code, whose stages, given
-their score, this equals bit for bit.
+*Provenance*: written from the formulas above; numbers of the search were looked up in the authors' code, whose stages,
+given their score, this equals bit for bit.
 """
 
 from __future__ import annotations
