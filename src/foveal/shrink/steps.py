@@ -42,6 +42,7 @@ STEPS = {
     "turbo": "foveal.shrink.tokens.turbo:Turbo",
     "foveate": "foveal.shrink.tokens.foveate:Foveate",
     "topvim": "foveal.shrink.tokens.top_vim:ToPViM",
+    "sparsevit": "foveal.shrink.tokens.sparsevit:SparseViT",
 }
 _TRAINS = {"Distil", "Tune"}
 _CUTS = {"Prune", "LowRank", "Fold"}

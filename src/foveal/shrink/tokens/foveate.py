@@ -37,6 +37,7 @@ METHODS = {
     "drop": "foveal.shrink.tokens.drop:Drop",
     "turbo": "foveal.shrink.tokens.turbo:Turbo",
     "topvim": "foveal.shrink.tokens.top_vim:ToPViM",
+    "sparsevit": "foveal.shrink.tokens.sparsevit:SparseViT",
 }
 STEPS_OF_KEEP = 64  # keep is a multiple of its inverse
 
