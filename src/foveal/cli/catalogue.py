@@ -50,11 +50,12 @@ def catalogue(
         typer.Exit: an unknown method, family, status or facet.
 
     Example:
-        $ foveal catalogue --family tokens
-        name     title                                                 family  status   claims
-        ToP-ViM  Exploring Token Pruning in Vision State Space Models  tokens  written  3/5
-        1 of 349 methods of the literature: 1 written
-        10 more are planned; --all lists them too
+        $ foveal catalogue --family backbone-conv
+        name        title                                                             family         status  claims
+        GhostNetV3  GhostNetV3: Exploring the Training Strategies for Compact Models  backbone-conv  runs    5/9
+        MambaOut    MambaOut: Do We Really Need Mamba for Vision?                     backbone-conv  runs    11/14
+        2 of 349 methods of the literature: 2 runs
+        19 more are planned; --all lists them too
     """
     from collections import Counter
 
