@@ -37,7 +37,7 @@ def test_equal_pictures_are_alike(board):
 @pytest.mark.dear("builds every network that has the word in its name")
 def test_entrants_enlarge_by_the_scale():
     found = entrants(4, ["sesr_m3", "espcn"])
-    assert list(found) == [BASELINE, "espcn", "sesr_m3"] or set(found) == {BASELINE, "espcn", "sesr_m3"}
+    assert set(found) == {BASELINE, "espcn", "sesr_m3"}
     with pytest.raises(BoardError, match="no network for ×4 is called 'vim_tiny'; `foveal models` lists all"):
         entrants(4, ["vim_tiny"])
     assert set(entrants(3, [BASELINE])) == {BASELINE}

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from foveal.evidence.leaderboard.board import BASELINE, Board, BoardError, Settings, build_seeded, entrants
-from foveal.evidence.rehearsal import rehearsal
+from foveal.evidence.rehearsal import rehearsing
 from foveal.evidence.studies.ntire2024_esr import passes, score
 from foveal.export.deployable import ExportError
+from foveal.measure import benchmarks
 from foveal.measure.cost import count_macs, count_parameters
 from foveal.measure.paired import interleaved
 from foveal.shrink.measured import write
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["Entry", "rehearsed", "standings"]
+__all__ = ["Entry", "small_board", "standings"]
 
 RESULT = (720, 1280)  # sides of the result that is timed
 
@@ -184,23 +185,28 @@ def _ranked(line: Entry, base: Entry) -> Entry:
     return replace(line, score=score(ours, theirs))
 
 
-def rehearsed(only: Sequence[str]) -> list[Entry]:
-    """A board in a moment, on drawn pictures, with two training steps: that every part runs.
+def small_board(only: Sequence[str], *, minutes: float) -> list[Entry]:
+    """A board of one seed on bsds400 and Set5; in a rehearsal on drawn pictures, with two training steps.
 
     Args:
-        only: names of networks.
+        only: names of networks, beside RLFN.
+        minutes: processor minutes of each training.
 
     Returns:
         Its lines.
     """
-    with TemporaryDirectory() as place, rehearsal():
+    with TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "pictures").mkdir()
-        for seed in range(2):
-            drawn = np.kron(np.random.default_rng(seed).integers(0, 255, (12, 12, 3), np.uint8), np.ones((16, 16, 1)))
-            Image.fromarray(drawn.astype(np.uint8)).save(folder / "pictures" / f"{seed}.png")
-        pictures = str(folder / "pictures")
-        settings = Settings(4, 0.01, 1, {"drawn": pictures}, pictures)
+        if rehearsing():
+            (folder / "pictures").mkdir()
+            for seed in range(2):
+                coarse = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), np.uint8)
+                drawn = np.kron(coarse, np.ones((16, 16, 1))).astype(np.uint8)
+                Image.fromarray(drawn).save(folder / "pictures" / f"{seed}.png")
+            pictures = test = str(folder / "pictures")
+        else:
+            pictures, test = str(benchmarks.find("bsds400")), str(benchmarks.find("Set5"))
+        settings = Settings(4, minutes, 1, {Path(test).name: test}, pictures)
         board = Board(folder / "board", settings, entrants(4, only), say=lambda _: None)
         board.train()
         return standings(board, engines=("torch",))
