@@ -1,11 +1,14 @@
 import dataclasses
 
 import pytest
+import torch
 
 from foveal.evidence.leaderboard import standing
 from foveal.evidence.leaderboard.board import BoardError, build_seeded
 from foveal.evidence.leaderboard.page import crops, to_html, to_markdown, write_board
-from foveal.evidence.leaderboard.standing import Entry, standings
+from foveal.evidence.leaderboard.standing import Entry, for_use, standings
+from foveal.measure.cost import count_parameters
+from foveal.models import create_model
 
 
 @pytest.fixture
@@ -32,6 +35,16 @@ def test_ranked_by_score_behind_the_gate(board, in_turn):
     _, gated = standings(board, engines=("torch",))
     assert gated.gated
     assert gated.score is None
+
+
+def test_a_network_is_counted_and_timed_as_it_runs():
+    torch.manual_seed(0)
+    model, x = create_model("sesr_m3", scale=2), torch.rand(1, 3, 9, 11)
+    used = for_use(model)
+    assert count_parameters(used) < 0.2 * count_parameters(model)
+    torch.testing.assert_close(used(x), model(x), rtol=0, atol=1e-5)
+    plain = torch.nn.Identity()
+    assert for_use(plain) is plain
 
 
 def test_bundles_stand_beside_them(board, in_turn, monkeypatch):

@@ -17,7 +17,7 @@ from PIL import Image
 from foveal.evidence.leaderboard.board import BASELINE, Board, BoardError, Settings, build_seeded, entrants
 from foveal.evidence.rehearsal import rehearsing
 from foveal.evidence.studies.ntire2024_esr import passes, score
-from foveal.export.deployable import ExportError
+from foveal.export.deployable import Collapsible, ExportError, Foldable
 from foveal.measure import benchmarks
 from foveal.measure.cost import count_macs, count_parameters
 from foveal.measure.paired import interleaved
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["Entry", "small_board", "standings"]
+__all__ = ["Entry", "for_use", "small_board", "standings"]
 
 RESULT = (720, 1280)  # sides of the result that is timed
 
@@ -85,7 +85,7 @@ def standings(
     found: dict[str, tuple[Entry, Callable[[], Any] | None]] = {}
     for name, build in board.networks.items():
         runs = board.runs.get(name, {})
-        model = build_seeded(board.settings.scale, build, 0)
+        model = for_use(build_seeded(board.settings.scale, build, 0).eval())
         shape = (1, 3, RESULT[0] // board.settings.scale, RESULT[1] // board.settings.scale)
         entry = Entry(
             name,
@@ -104,6 +104,21 @@ def standings(
         found[Path(name).name] = entry, partial(upscale, low)
     with TemporaryDirectory() as folder:
         return _timed(board, found, Path(folder), engines=engines, threads=threads)
+
+
+def for_use(model: nn.Module) -> nn.Module:
+    """A network as it runs after its training, with the branches that only training needs folded.
+
+    Args:
+        model: network in eval mode.
+
+    Returns:
+        Collapsed and folded if it offers that; its plain form, which wants a border, is left to bundles.
+    """
+    with torch.no_grad():
+        if isinstance(model, Collapsible):
+            model = model.collapse()
+        return model.fold() if isinstance(model, Foldable) else model
 
 
 def _macs(model: nn.Module, shape: tuple[int, ...]) -> int | None:
@@ -128,7 +143,7 @@ def _forms(board: Board, name: str, folder: Path, engines: Sequence[str], thread
     scale = board.settings.scale
     example = torch.rand(1, 3, RESULT[0] // scale, RESULT[1] // scale)
     trained = str(0) in board.runs.get(name, {})
-    model = board.trained(name) if trained else build_seeded(scale, board.networks[name], 0).eval()
+    model = for_use(board.trained(name) if trained else build_seeded(scale, board.networks[name], 0).eval())
     found: dict[str, Callable[[], Any]] = {}
     try:
         if set(engines) != {"torch"}:
