@@ -23,6 +23,15 @@ def test_the_schedule_by_hand():
     assert plan.samples(4, 50) == 50 + 4 * 13
 
 
+def test_windows_cached_in_inference_serve_training():
+    windows.cache_clear()
+    x = drawn(1, 3, 12, 14)
+    with torch.inference_mode():
+        Foveate(rate=0.7).apply(nn.Identity())(x)
+    Foveate(rate=0.7).apply(nn.Identity())(x.requires_grad_()).sum().backward()
+    assert x.grad.count_nonzero() > 0
+
+
 @pytest.mark.parametrize(("size", "fixation"), [((31, 45), (0.5, 0.5)), ((20, 33), (0.1, 0.8)), ((7, 1), (1.0, 0.0))])
 def test_each_pixel_is_in_the_window_of_its_polar_place(size, fixation):
     plan, found = Schedule.of(0.7), windows(size, rate=0.7, fixation=fixation)

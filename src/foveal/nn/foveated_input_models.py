@@ -126,6 +126,7 @@ class Windows(NamedTuple):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a cached tensor must also be usable in a later training step
 def windows(size: tuple[int, int], *, rate: float, fixation: tuple[float, float] = (0.5, 0.5)) -> Windows:
     """Divide a picture into windows.
 
@@ -166,6 +167,7 @@ def windows(size: tuple[int, int], *, rate: float, fixation: tuple[float, float]
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a cached tensor must also be usable in a later training step
 def _order(size: tuple[int, int], rate: float, fixation: tuple[float, float], seed: int) -> Tensor:
     """Where each pixel of a texture comes from, (H·W,): from its own window."""
     labels = windows(size, rate=rate, fixation=fixation).labels.flatten()

@@ -21,6 +21,15 @@ def vit(patch=4, side=12, **words):
     return VisionTransformer(side, patch, embed_dim=8, depth=2, num_heads=2, num_classes=3, **words).eval()
 
 
+def test_a_matrix_cached_in_inference_serves_training():
+    pi_matrix.cache_clear()
+    weight = torch.randn(2, 3, 4, 4)
+    with torch.inference_mode():
+        pi_resize(weight, 6)
+    pi_resize(weight.requires_grad_(), 6).sum().backward()
+    assert weight.grad.count_nonzero() > 0
+
+
 @pytest.mark.parametrize(("old", "new"), [(5, 9), (9, 5), (4, 4)])
 def test_the_matrix_resizes(old, new):
     x = torch.randn(1, 1, 1, old, dtype=torch.float64)

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from foveal.train.restore.lasi import embedding, embedding_reference, lasi, lasi_loss, neighbours
+from foveal.train.restore.lasi import (
+    _toeplitz,
+    _weights,
+    embedding,
+    embedding_reference,
+    lasi,
+    lasi_loss,
+    neighbours,
+)
 
 
 def planes(*shape, seed=0):
@@ -48,6 +56,16 @@ def test_distance_grows_with_damage_and_is_symmetric():
 def test_gradients():
     x, y = torch.rand(2, 1, 1, 4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda out: lasi_loss(out, y), x.requires_grad_())
+
+
+def test_what_a_measurement_cached_serves_a_loss():
+    for cached in (_toeplitz, _weights):
+        cached.cache_clear()
+    x = planes(1, 1, 4, 5)
+    with torch.inference_mode():
+        lasi(x, x)
+    lasi_loss(x.requires_grad_(), planes(1, 1, 4, 5, seed=1)).backward()
+    assert x.grad.count_nonzero() > 0
 
 
 def test_a_loss_at_equality_has_a_finite_gradient():

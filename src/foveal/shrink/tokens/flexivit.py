@@ -53,6 +53,7 @@ def resize_matrix(old: int, new: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a cached tensor must also be usable in a later training step
 def pi_matrix(old: int, new: int) -> Tensor:
     """What PI-resize multiplies one side of a kernel by.
 

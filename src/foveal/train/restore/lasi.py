@@ -60,6 +60,7 @@ def neighbours(dim: int) -> tuple[tuple[int, int], ...]:
 
 
 @cache
+@torch.inference_mode(False)  # a cached tensor must also be usable in a later training step
 def _toeplitz(size: int, decay: float) -> tuple[Tensor, Tensor]:
     """Weights of strict decaying sums: element i to later elements j of a block; whole blocks to later ones."""
     lag = torch.arange(size, dtype=torch.float64)[None] - torch.arange(size, dtype=torch.float64)[:, None]
@@ -67,6 +68,7 @@ def _toeplitz(size: int, decay: float) -> tuple[Tensor, Tensor]:
 
 
 @cache
+@torch.inference_mode(False)  # a cached tensor must also be usable in a later training step
 def _weights(length: int, decay: float) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices of a row's filter: in a block, of blocks' totals to carries, and the share of a carry."""
     within, carry = _toeplitz(BLOCK, decay)[0], _toeplitz(-(-length // BLOCK), decay)[1]
