@@ -26,7 +26,7 @@ small = partial(TCSR, dim=24, depths=(2, 2), num_heads=2, kernel_size=KERNEL)
 class _Plain(nn.Module):
     """Head, tail and skip of TCSR around residual blocks of two 3×3 convolutions."""
 
-    def __init__(self, scale: int = 2, *, dim: int = 18, depth: int = 6, in_channels: int = 3) -> None:
+    def __init__(self, scale: int = 2, *, dim: int = 24, depth: int = 3, in_channels: int = 3) -> None:
         super().__init__()
         self.scale = scale
         self.head = nn.Conv2d(in_channels, dim, 3, padding=1)
