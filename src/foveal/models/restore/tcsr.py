@@ -12,8 +12,7 @@ A large kernel has k² C² weights, or k² C for each channel apart; NA has 4 C�
 whatever it sees. At the border the neighbourhood is moved inward, see `foveal.nn.neighbourhood`.
 
 Neighbourhoods of t×t pixels lie in a square of (t + k - 1)², so attention goes tile by tile: matrix products of t²
-queries with that square, -∞ outside of each neighbourhood. A strip of tiles is in memory at a time, and its bias is put
-together from a table of rows and a table of columns.
+queries with that square, -∞ outside of each neighbourhood. Some rows of tiles are in memory at a time.
 
 *Differs from the paper*: the sizes could not be read. Widths and depths are chosen here so that the networks have as
 many parameters as TCSR-B and TCSR-L to 2 %; the place of norms, the groups and the ratio of 2 are SwinIR's; the eight
@@ -37,6 +36,7 @@ from foveal.record import Method, Paper
 __all__ = ["TCSR", "NeighbourhoodAttention", "ShiftFeedForward", "neighbourhood_attention", "tcsr_l"]
 
 MEAN = (0.4488, 0.4371, 0.4040)  # of the colours in DIV2K
+TILES = 256  # of a map that are worked on at a time, and at least one row of them
 
 
 class _Axis(NamedTuple):
@@ -49,18 +49,37 @@ class _Axis(NamedTuple):
 
 def _along(length: int, kernel_size: int, tile: int, device: torch.device) -> _Axis:
     """Cut an axis into tiles; the offset is an index into a side of the table, 2k - 1 if the key is not seen."""
-    seen = min(length, kernel_size)
-    side = min(length, tile + kernel_size - 1)
-    first = torch.arange(0, length, tile, device=device)
-    queries = (first[:, None] + torch.arange(tile, device=device)).clamp(max=length - 1)
-    keys = (first - kernel_size // 2).clamp(0, length - side)[:, None] + torch.arange(side, device=device)
-    start = (queries - kernel_size // 2).clamp(0, length - seen)[..., None]
-    inside = (keys[:, None] >= start) & (keys[:, None] < start + seen)
+    last, side = torch.arange(length, device=device)[-1:], tile + kernel_size - 1
+    first = torch.arange(0, length, tile, device=device)[:, None]
+    queries = torch.minimum(first + torch.arange(tile, device=device), last)
+    keys = torch.minimum(first - kernel_size // 2, last + 1 - side).clamp_min(0) + torch.arange(side, device=device)
+    start = torch.minimum(queries - kernel_size // 2, last + 1 - kernel_size).clamp_min(0)[..., None]
     offset = keys[:, None] - queries[..., None] + kernel_size - 1
-    return _Axis(queries, keys, torch.where(inside, offset, 2 * kernel_size - 1))
+    seen = keys[:, None]
+    inside = (seen >= start) & (seen < start + kernel_size) & (seen <= last)
+    return _Axis(queries, torch.minimum(keys, last), torch.where(inside, offset, 2 * kernel_size - 1))
 
 
-def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *, tile: int = 8) -> Tensor:
+def _tiled(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Tiles of a map, (B, heads, H, W, d) to (B, heads, R, T, h·w, d), from rows (R, h) and columns (T, w)."""
+    part = x.index_select(2, rows.flatten()).index_select(3, columns.flatten())
+    return part.unflatten(3, columns.shape).unflatten(2, rows.shape).transpose(3, 4).flatten(4, 5)
+
+
+def _strips(query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+    """Attention of some rows of tiles, (B, heads, R·t, T·t, d), with a table that ends in -∞."""
+    # (heads, R, t, s of rows, T, t, s of columns) to (heads, R, T, t², s²)
+    bias = table.index_select(1, rows.offset.flatten()).index_select(2, columns.offset.flatten())
+    bias = bias.unflatten(2, columns.offset.shape).unflatten(1, rows.offset.shape).permute(0, 1, 4, 2, 5, 3, 6)
+    bias = bias.flatten(5, 6).flatten(3, 4)
+    q = _tiled(query, rows.queries, columns.queries)
+    k, v = (_tiled(x, rows.keys, columns.keys) for x in (key, value))
+    out = (q @ k.mT + bias).softmax(-1) @ v
+    tile = rows.queries.shape[1]
+    return out.unflatten(4, (tile, tile)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+
+
+def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *, tile: int = 4) -> Tensor:
     """Attention of each pixel to the k×k pixels around it, in memory linear in pixels.
 
     Args:
@@ -73,28 +92,16 @@ def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, bias: Ten
     Returns:
         (B, heads, H, W, d).
     """
-    batch, heads, height, width, dim = query.shape
+    height, width = query.shape[2:4]
     kernel_size = (bias.shape[-1] + 1) // 2
     rows, columns = (_along(length, kernel_size, tile, query.device) for length in (height, width))
-    tiles, t, s = columns.offset.shape
     table = F.pad(bias, (0, 1, 0, 1), value=float("-inf"))
-
-    def tiled(x: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        # (B, heads, T, rows · columns, d)
-        part = x.index_select(2, i).index_select(3, j.flatten()).unflatten(3, j.shape)
-        return part.transpose(2, 3).flatten(3, 4)
-
-    strips = []
-    for i, seen, down in zip(*rows, strict=True):
-        # (heads, t, s of rows, T, t, s of columns) to (heads, T, t², s²)
-        added = table.index_select(1, down.flatten()).index_select(2, columns.offset.flatten())
-        added = added.view(heads, *down.shape, tiles, t, s).permute(0, 3, 1, 4, 2, 5)
-        q = tiled(query, i, columns.queries)
-        k, v = tiled(key, seen, columns.keys), tiled(value, seen, columns.keys)
-        weights = (q @ k.mT + added.flatten(4, 5).flatten(2, 3)).softmax(-1)
-        strip = (weights @ v).view(batch, heads, tiles, t, t, dim)
-        strips.append(strip.transpose(2, 3).flatten(3, 4)[:, :, :, :width])
-    return torch.cat(strips, 2)[:, :, :height]
+    if torch.compiler.is_exporting():  # a graph whose height is open has no loop
+        out = _strips(query, key, value, table, rows, columns)
+    else:
+        parts = zip(*(x.split(max(1, TILES // len(columns.queries))) for x in rows), strict=True)
+        out = torch.cat([_strips(query, key, value, table, _Axis(*part), columns) for part in parts], 2)
+    return out[:, :, :height, :width]
 
 
 class NeighbourhoodAttention(nn.Module):
@@ -110,7 +117,7 @@ class NeighbourhoodAttention(nn.Module):
         ValueError: an even kernel, or a width that the heads do not divide.
     """
 
-    def __init__(self, dim: int, num_heads: int, kernel_size: int, *, tile: int = 8) -> None:
+    def __init__(self, dim: int, num_heads: int, kernel_size: int, *, tile: int = 4) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")

@@ -39,7 +39,7 @@ class _Plain(nn.Module):
 
 
 def _attended(*, dense: bool) -> Tensor:
-    """Neighbourhoods of 7×7 on a map of 19×23, 5 tiles of 3×3 cut by its border."""
+    """Neighbourhoods of 7×7 on a map of 19×23, some tiles of which are cut by its border."""
     draw = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 3, 19, 23, 8, generator=draw)
     bias = torch.randn(3, 2 * KERNEL - 1, 2 * KERNEL - 1, generator=draw)
