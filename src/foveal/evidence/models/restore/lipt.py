@@ -16,7 +16,7 @@ from foveal.models.restore.lipt import LIPT, SparseWindowAttention
 from foveal.nn.windows import joined, windowed
 from foveal.record import bound, equal, faster, kept
 
-STEPS = 250
+STEPS = 200
 WINDOW, SHIFT = 8, 4
 small = partial(LIPT, dim=16, depth=4)
 swin = partial(SwinIR, dim=32, depths=(4,), num_heads=4)  # as many parameters as the small LIPT, folded
