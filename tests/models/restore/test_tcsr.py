@@ -78,7 +78,7 @@ def reference(network, x):
                 moved[..., at] = wide[:, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width, at]
             y = y + linear(block + ".mlp.fc2", F.gelu(moved))
         features = features + conv(f"layers.{i}.conv", y.permute(0, 3, 1, 2))
-    features = first + conv("conv_after_body", norm("norm", features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    features = first + conv("conv_after_body", features)
     return F.pixel_shuffle(conv("upsample", features), network.scale) + network.mean
 
 

@@ -2,8 +2,8 @@
 
 *Source*: G. Wu et al., "Incorporating Transformer Designs into Convolutions for Lightweight Image Super-Resolution",
 2023 (arXiv:2303.14324), read in abstract and introduction; the authors' repository holds results and no code. A 3×3
-convolution to C features, groups of blocks with a 3×3 convolution and a skip, a norm, a 3×3 convolution, a skip around
-all of it, a 3×3 convolution and a pixel shuffle. A block, x: (B, H, W, C):
+convolution to C features, groups of blocks with a 3×3 convolution and a skip, a 3×3 convolution, a skip around all of
+it, a 3×3 convolution and a pixel shuffle. A block, x: (B, H, W, C):
 
     x + NA(norm x), then x + W₂ gelu(shift(W₁ norm x))                shift: eighths of the channels by one pixel
     NA:  softmaxₙ(q_p · k_n / √d + bias_{n - p}) v_n over the k² pixels n around p;  (q, k, v) = W x, d = C / heads
@@ -15,8 +15,9 @@ Neighbourhoods of t×t pixels lie in a square of (t + k - 1)², so attention goe
 queries with that square, -∞ outside of each neighbourhood. Some rows of tiles are in memory at a time.
 
 *Differs from the paper*: the sizes could not be read. Widths and depths are chosen here so that the networks have as
-many parameters as TCSR-B and TCSR-L to 2 %; the place of norms, the groups and the ratio of 2 are SwinIR's; the eight
-directions of the shift are those of the same authors' next paper (arXiv:2307.16140).
+many parameters as TCSR-B and TCSR-L to 2 %; blocks, groups and the ratio of 2 are those of SwinIR, whose last norm is
+left out, because the features then start near those of the first convolution and a short training gets further; the
+eight directions of the shift are those of the same authors' next paper (arXiv:2307.16140).
 
 *Provenance*: written from the abstract; neighbourhood attention as in the papers that `foveal.nn.neighbourhood` names.
 """
@@ -227,7 +228,6 @@ class TCSR(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.conv_first = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.layers = nn.Sequential(*(_Group(dim, n, num_heads, kernel_size, expansion) for n in depths))
-        self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
         self.upsample = nn.Conv2d(dim, in_channels * scale**2, 3, padding=1)
         for module in self.modules():
@@ -238,7 +238,7 @@ class TCSR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = self.conv_first(x - self.mean)
         # (B, H, W, C) inside
-        features = self.norm(self.layers(first.permute(0, 2, 3, 1)))
+        features = self.layers(first.permute(0, 2, 3, 1))
         out = self.upsample(first + self.conv_after_body(features.permute(0, 3, 1, 2)))
         return F.pixel_shuffle(out, self.scale) + self.mean
 

@@ -45,8 +45,8 @@ def _attended(*, dense: bool) -> Tensor:
     bias = torch.randn(3, 2 * KERNEL - 1, 2 * KERNEL - 1, generator=draw)
     if not dense:
         return neighbourhood_attention(query, key, value, bias)
-    flat = dense_attention(*(x.flatten(2, 3) for x in (query, key, value)), bias, 19, 23, KERNEL, 1)
-    return flat.unflatten(2, (19, 23))
+    query, key, value = (x.flatten(2, 3) for x in (query, key, value))
+    return dense_attention(query, key, value, bias, 19, 23, KERNEL, 1).unflatten(2, (19, 23))
 
 
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
