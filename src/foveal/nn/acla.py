@@ -140,8 +140,8 @@ class ACLA(nn.Module):
         self.value, self.out = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
         # Offsets, scores and gates, in this order
         self.choose = nn.Conv2d(dim, 4 * layers * keys, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
         with torch.no_grad():
             self.choose.weight[: 2 * layers * keys] = 0
             assert self.choose.bias is not None

@@ -20,7 +20,7 @@ from foveal.measure.cost import count_macs
 from foveal.nn.acla import ACLA, Insertion, cross_layer_attention, cross_layer_attention_plain
 from foveal.record import bound, equal, grows, kept
 
-STEPS, PATCH = 300, 32
+STEPS, PATCH = 400, 32
 NOISE = ("noise",)
 DIM, STAGES, KEYS = 24, 3, 4
 LAYERS = 2  # of the attention whose time is measured
@@ -96,7 +96,8 @@ def _macs(build: partial[Backbone], side: int = 32) -> float:
     """Multiply-adds of a pixel, reading the keys (four pixels and their sum's weight each) included."""
     network = build()
     counted = count_macs(network, (1, 3, side, side)) / side**2
-    return counted + sum(4 * layer.layers * layer.keys * DIM for layer in network.attention)
+    layers = [module for module in network.modules() if isinstance(module, ACLA)]
+    return counted + sum(4 * layer.layers * layer.keys * DIM for layer in layers)
 
 
 def _gain(build: partial[Backbone], seed: int) -> float:
