@@ -19,7 +19,7 @@ sampling is a fixed permutation of rows and columns. The second sub-block comput
 of the first on its own v. In evaluation, all of K is linear: `fold` reads the one 3×3 kernel off its response to
 impulses, with batch norms included.
 
-*Differs from the paper*: the batch norms that end an HRM start at 0.05, not at 1, and P at a twentieth of its usual
+*Differs from the paper*: the batch norms that end an HRM start at 0.01, not at 1, and P at a hundredth of its usual
 start: else the sums of four normalised branches in each of thirty HRMs drown the picture, and a short training is spent
 on quieting them. As in the authors' code, the outputs of a sparse window stand in the order of its tokens and are not
 carried back to their places; the second sub-block mixes the tokens of plain windows by both maps; S has √2 where
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["LIPT", "BranchedConv2d", "SparseWindowAttention", "attention_maps", "lipt_base", "lipt_tiny", "sparse"]
 
 MEAN = (0.4488, 0.4371, 0.4040)  # of the colours in DIV2K
-START = 0.05  # factor of the branches' last weights at the start
+START = 0.01  # factor of the branches' last weights at the start
 
 
 def sparse(x: Tensor, window: int) -> Tensor:
