@@ -44,7 +44,7 @@ from foveal.nn.windows import joined, to_multiple, windowed
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["LIPT", "BranchedConv2d", "SparseWindowAttention", "attention_maps", "lipt_base", "lipt_tiny", "sparse"]
 
@@ -128,6 +128,7 @@ class SparseWindowAttention(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (2, 3))
         plain, spread = x.chunk(2, 1)
+        values: Sequence[Tensor]
         if maps:
             values = [_tokens(half, self.window) for half in (plain, spread)]
         else:
@@ -144,6 +145,8 @@ class SparseWindowAttention(nn.Module):
         """Take the batch norm into the projection, in place."""
         if isinstance(self.project, nn.Sequential):
             conv, norm = self.project
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d)
             self.project = fuse_conv_bn_eval(conv.eval(), norm.eval())
 
 
@@ -152,6 +155,8 @@ class _PaddedNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
         scale = self.weight / (self.running_var + self.eps).sqrt()
         border = (self.bias - self.running_mean * scale).detach()[:, None, None]
         return F.pad(out - border, (1, 1, 1, 1)) + border
@@ -205,7 +210,9 @@ class BranchedConv2d(nn.Module):
         self.deep = nn.Sequential(_Residual1x1(in_channels), _PaddedNorm(in_channels), conv(3), norm())
         self.across, self.down = (_Edges(in_channels, out_channels, vertical=vertical) for vertical in (False, True))
         for branch in (self.full, self.point, self.mean, self.deep):
-            nn.init.constant_(branch[-1].weight, start)
+            last = branch[-1]
+            assert isinstance(last, nn.BatchNorm2d)
+            nn.init.constant_(last.weight, start)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.full(x) + self.point(x) + self.mean(x) + self.deep(x) + self.across(x) + self.down(x)
