@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIDE, LARGE, SMALL, PATCH = 48, 36, 12, 6
-DIM, DEPTH, HEADS, STEPS, ROWS, TESTED = 96, 4, 4, 500, 32, 2000
+DIM, DEPTH, HEADS, STEPS, ROWS, TESTED = 96, 4, 4, 400, 32, 1000
 DATA = f"pictures of two digits, {STEPS} steps of {ROWS}; {TESTED} test pictures"
 
 plain = partial(

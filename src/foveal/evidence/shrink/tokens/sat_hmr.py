@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CELL, SIDE, LARGE, SHOWN = 8, 6, 3, 3  # pixels of a cell, cells of a picture and of the large digit, small digits
 NONE = 10  # class of a cell without the centre of a digit
-STEPS, FURTHER, ROWS, TESTED = 300, 100, 32, 500
+STEPS, FURTHER, ROWS, TESTED = 450, 100, 32, 500
 MOST = 0.8
 DATA = f"pictures of four digits, {STEPS} steps of {ROWS} on fine patches, then {FURTHER}; {TESTED} test pictures"
 
