@@ -26,6 +26,7 @@ WRONG = {
     "shrink": (["zebra", "--data", "nowhere", "-o", "out"], "nowhere: no folder of class folders, and no set"),
     "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
     "ask": (["Why?", "--model", "nowhere"], "no picture, only the question 'Why?'; name pictures before it"),
+    "vlm-bench": (["none.jsonl", "--model", "x", "--keep", "half"], "--keep takes shares with commas between, such as"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),
     "measure": (["sesr_m5", "--shape", "1,3"], "--shape must be four whole numbers such as 1,3,256,256, got '1,3'"),
     "leaderboard": (["x5"], "the scale must be x2, x3 or x4, got 'x5'"),

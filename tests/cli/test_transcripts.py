@@ -67,6 +67,7 @@ SLOW = {
     "eval": "imports torch and opens an engine",
     "run": "opens an engine",
     "ask": "imports transformers",
+    "vlm-bench": "imports transformers",
     "export": "exports with torch and opens every engine",
     "catalogue": "imports every method",
     "models": "imports torch",
@@ -187,6 +188,13 @@ def ask(beside_samples):
     llava_folder(beside_samples / "models" / "llava")
 
 
+@pytest.fixture(name="vlm-bench")
+def vlm_bench(ask, beside_samples):
+    """Two questions, of which one answer is known."""
+    lines = ({"pictures": [f"samples/{name}.png"], "question": "what?"} for name in ("dogs", "clock"))
+    (beside_samples / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
 @pytest.fixture
 def once(monkeypatch):
     """Everything is timed by one call, and no process is started to measure memory."""
@@ -301,6 +309,7 @@ def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_
         "shrink",
         "run",
         "ask",
+        "vlm-bench",
         "serve",
         "leaderboard",
     ):

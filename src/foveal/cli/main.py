@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shrink": ("foveal.cli.shrink:shrink", "Make a model cheaper, every step measured on this machine."),
     "run": ("foveal.cli.run:run", "Run a classifier's bundle on pictures."),
     "ask": ("foveal.cli.ask:ask", "Ask a vision-language model that reads fewer visual tokens."),
+    "vlm-bench": ("foveal.cli.vlm_bench:vlm_bench", "Compare methods that drop visual tokens, on your questions."),
     "models": ("foveal.cli.models:models", "List bundles to run and networks to train."),
     "measure": ("foveal.cli.measure:measure", "Measure parameters, multiply-adds, latency and memory of a model."),
     "eval": ("foveal.cli.eval:eval", "Measure PSNR and SSIM on a set of pictures."),
