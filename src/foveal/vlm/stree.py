@@ -23,7 +23,7 @@ the largest, and their plain convolution of a complete tree to 5e-7.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -250,11 +250,11 @@ def _inputs(seed: int, *, parents: Sequence[int] = (-1, 0, 0, 1, 1, 4, -1)) -> d
     return {**given, **shared, "parents": torch.tensor(parents, dtype=torch.long)}
 
 
-def _fast(**given: Tensor) -> Tensor:
+def _fast(**given: Any) -> Tensor:
     return tree_scan(**given, dt_softplus=True)
 
 
-def _reference(**given: Tensor) -> Tensor:
+def _reference(**given: Any) -> Tensor:
     return tree_scan_reference(**given, dt_bias=None, dt_softplus=True)
 
 

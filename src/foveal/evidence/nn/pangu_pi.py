@@ -120,7 +120,7 @@ CLAIMS = (
         quality=lambda seed: _alike(seed, shortcuts=0) - _alike(seed, shortcuts=1),
         at_least=0.0,
         unit="lower cosine",
-        seeds=10,
+        seeds=40,
         data=RANDOM,
         clause=2,
     ),
