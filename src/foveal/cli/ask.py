@@ -24,7 +24,7 @@ def ask(
         Path, typer.Option("--model", metavar="PATH", help="Folder of a model of transformers; nothing is fetched.")
     ],
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="How tokens are chosen: fastv, feather, random.")
+        str, typer.Option(metavar="NAME", help="How tokens are chosen: fastv, feather, random, zipvl.")
     ] = "fastv",
     keep: Annotated[float, typer.Option(metavar="SHARE", help="Share of the visual tokens that stays.")] = 0.25,
     compare: Annotated[

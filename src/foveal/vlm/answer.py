@@ -137,6 +137,12 @@ def _kind(folder: Path) -> str:
     return kind
 
 
+def _stored(layer: Any) -> int:
+    """Bytes of a layer's cache; one that stores integers counts them itself."""
+    size: int | None = getattr(layer, "nbytes", None)
+    return sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) if size is None else size
+
+
 class Asker:
     """A model that is loaded once and asked often.
 
@@ -257,7 +263,7 @@ class Asker:
             route = Route((length,) * layers, ((visual,),) * layers, (length,) * layers)
         else:
             route = fast.route
-        size = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+        size = sum(_stored(layer) for layer in cache.layers)
         return Answer(
             text=self.processor.decode(answered, skip_special_tokens=True).strip(),
             method=name,

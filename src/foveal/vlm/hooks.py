@@ -399,4 +399,7 @@ def accelerate(
     if model in _ACCELERATED:
         raise VlmError(f"{type(model).__name__} is accelerated already; call restore() on its handle first")
     parts = find(model, family)
-    return Accelerated(model, make(method, keep, **options), parts)
+    made: Any = make(method, keep, **options)
+    # a method that does more than drop tokens brings its own hooks
+    build = getattr(made, "accelerated", None)
+    return build(model, parts) if build is not None else Accelerated(model, made, parts)

@@ -28,6 +28,7 @@ METHODS = {
     "fastv": ("foveal.vlm.fastv", "FastV"),
     "feather": ("foveal.vlm.feather", "Feather"),
     "random": ("foveal.vlm.random", "Random"),
+    "zipvl": ("foveal.vlm.zipvl", "ZipVL"),
 }
 
 
