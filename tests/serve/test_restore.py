@@ -124,8 +124,11 @@ def test_a_crop_is_tried_over_http(client):
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("fix=mud", "fix must be auto, or of jpeg, noise, rain, snow, light with commas between, got 'mud'"),
-        ("fix=blur", "no bundle repairs blur: none is shipped yet; take of jpeg"),
+        (
+            "fix=mud",
+            "fix must be auto, or of jpeg, noise, rain, snow, light, holes, blur, exposure",
+        ),
+        ("fix=exposure", "say by how many stops, such as exposure=+1"),
         ("fix=" + 30 * "rain,", "fix: String should have at most 100 characters"),
         ("strength=0", "strength must be auto, or from 1 to 100, got '0'"),
         ("strength=off", "strength must be auto, or from 1 to 100, got 'off'"),
@@ -214,3 +217,23 @@ def test_the_offer_and_the_description_know_repairs(client):
     assert {"do", "fix", "scale"} <= {one["name"] for one in paths["/api/v1/pictures/{key}/plan"]["get"]["parameters"]}
     for path in (RESTORE, "/api/v1/upscale", "/api/v1/pictures"):
         assert "multipart/form-data" in paths[path]["post"]["requestBody"]["content"]
+
+
+def test_formulas_are_asked_for_by_name(client):
+    picture, sent = opened(damaged()), damaged()
+    got = client.ask("POST", f"{RESTORE}?fix=exposure%3D-1&format=png", sent)
+    assert got.status == 200
+    assert opened(got.body).mean() < picture.mean()
+    key = kept(client, sent)
+    job = client.ask("POST", f"/api/v1/pictures/{key}/jobs?do=restore&fix=exposure%3D-1&crop=2,3,8,9").json
+    assert until(client, job["id"], "done")["result"]["notes"] == ["exposed by -1 stops"]
+    part = opened(client.ask("GET", f"/api/v1/jobs/{job['id']}/result").body)
+    assert np.array_equal(part, opened(got.body)[3:12, 2:10])
+    for fix, says in (
+        ("exposure", "say by how many stops"),
+        ("rolling-shutter", "looks at frames beside a file, and here are none; use `foveal restore`"),
+        ("blur%3D99", "blur must be a number from 0.3 to 4, got '99'"),
+    ):
+        got = client.ask("POST", f"{RESTORE}?fix={fix}", sent)
+        assert got.status == 422
+        assert says in got.json["error"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from foveal import images
 from foveal.runtime.enlarge import counter
-from foveal.runtime.tiled import tiled
+from foveal.runtime.ways import Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,16 +49,16 @@ def restored_part(
             one for one in restorer.look(picture) if (page and info.format == "tiff") or one.repair != "clean"
         )
     left, top, width, height = crop
-    part = picture.pixels[top : top + height, left : left + width]
-    last = -1 if part.shape[2] in (2, 4) else None  # what is no colour stays
-    colours = np.ascontiguousarray(part[..., :last])
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    pixels, steps = picture.pixels, max(1, len(found))
     notes = ["; ".join(one.says for one in found) or "nothing found to repair"]
-    step = counter(lambda done, whole, _: tell(done, whole), height * width * max(1, len(found)))
+    step = counter(lambda done, whole, _: tell(done, whole), height * width * steps)
+    # Formulas see the whole picture; from the first network on the part is enough.
+    while found and isinstance(found[0].way, Whole):
+        pixels, found = found[0].way.picture(pixels, picture.alpha), found[1:]
+        if step is not None:
+            step((left, top, left + width, top + height))
+    part = np.ascontiguousarray(pixels[rows, columns])
     for one in found:
-        out = np.empty_like(colours)
-        for _ in tiled(colours, one.network, one.choice, alpha=False, out=out, step=step, note=notes.append):
-            pass
-        colours = out
-    made = part.copy()
-    np.copyto(made[..., :last], colours, where=part[..., -1:] > 0 if picture.alpha else np.True_)
-    return replace(picture, pixels=made), [*restorer.notes, *dict.fromkeys(notes)]
+        part = one.way.picture(part, picture.alpha, step, notes.append)
+    return replace(picture, pixels=part), [*restorer.notes, *dict.fromkeys(notes)]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from foveal.images.formats import FORMATS, result_format
+from foveal.runtime.asked import FixError, asked_fixes, spelled
 from foveal.runtime.cleaning import AUTO, OFF, checked_clean
 from foveal.runtime.film.film import is_film
-from foveal.runtime.repairs import FIXES
-from foveal.runtime.restorer import Restorer, asked_fixes
+from foveal.runtime.restorer import Restorer
 from foveal.runtime.upscaler import Upscaler
 from foveal.serve.limits import RefusedError
 
@@ -105,10 +105,12 @@ class Restoration:
     def __post_init__(self) -> None:
         try:
             asked = asked_fixes(self.fix)
+            if "rolling-shutter" in asked:  # it would look at other clients' pictures
+                raise FixError("rolling-shutter looks at frames beside a file, and here are none; use `foveal restore`")
         except ValueError as error:
             raise RefusedError(422, str(error)) from None
         # One spelling of each wish, or a client could have an engine opened for every order of the names.
-        object.__setattr__(self, "fix", ",".join(name for name in FIXES if name in asked) or AUTO)
+        object.__setattr__(self, "fix", spelled(asked))
         if self.strength != AUTO:
             if not self.strength.isdecimal() or not 1 <= int(self.strength) <= 100:
                 raise RefusedError(422, f"strength must be auto, or from 1 to 100, got {self.strength!r}")
