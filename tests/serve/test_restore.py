@@ -154,11 +154,24 @@ def test_one_job_takes_the_options_of_what_it_does(client):
             assert says in got.json["error"]
 
 
-def test_a_film_is_not_repaired(client):
+@pytest.mark.dear("an engine and an encoder run")
+def test_a_film_is_planned_tried_and_repaired(client):
     pytest.importorskip("av", reason="av is not installed (the extra video)")
-    got = client.ask("POST", f"{RESTORE}?name=clip.mp4", film())
+    key = kept(client, film(), "clip.mp4")
+    query = "do=restore&fix=exposure%3D%2B1"
+    plan = client.ask("GET", f"/api/v1/pictures/{key}/plan?{query}").json
+    assert (plan["width"], plan["height"], plan["frames"], plan["format"]) == (32, 24, 4, "mp4")
+    assert plan["notes"][0] == "exposed by +1 stops (decided by 4 frames spread over the film)"
+    tried = client.ask("POST", f"/api/v1/pictures/{key}/jobs?{query}&crop=4,2,16,10").json
+    assert until(client, tried["id"], "done")["result"]["notes"] == ["exposed by +1 stops"]
+    job = client.ask("POST", f"/api/v1/pictures/{key}/jobs?{query}").json
+    result = until(client, job["id"], "done")["result"]
+    assert (result["width"], result["frames"], result["kept"]) == (32, 4, ["audio (aac)"])
+    shown = [opened(client.ask("GET", f"/api/v1/jobs/{job['id']}/{side}.png").body) for side in ("before", "after")]
+    assert shown[1].mean() > shown[0].mean() + 10
+    got = client.ask("POST", f"{RESTORE}?name=clip.mp4&fix=holes", film())
     assert got.status == 422
-    assert got.json["error"] == "clip.mp4: it is a film, and restore takes pictures; take its frames, or upscale it"
+    assert got.json["error"].startswith("clip.mp4: it is a film, and holes want transparent pixels; leave holes out")
 
 
 def test_a_damaged_file_is_told_by_its_name(client):

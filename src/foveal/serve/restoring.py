@@ -9,12 +9,16 @@ import numpy as np
 
 from foveal import images
 from foveal.runtime.enlarge import counter
+from foveal.runtime.film.film import is_film
+from foveal.runtime.film.restore import FilmRestorer
 from foveal.runtime.ways import Whole
+from foveal.serve.film import poster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from foveal.runtime.repairs import Finding
     from foveal.runtime.restorer import Restorer
 
 __all__ = ["restored_part"]
@@ -28,11 +32,11 @@ def restored_part(
     page: bool,
     tell: Callable[[float, float], None],
 ) -> tuple[images.Picture, list[str]]:
-    """Repair a part of a picture's first frame.
+    """Repair a part of a picture's first frame, or of the frame that stands for a film.
 
     Args:
         restorer: what repairs.
-        source: the picture.
+        source: the picture or film.
         crop: left, top, width and height of the part.
         page: each page of a document becomes a picture of its own.
         tell: function called with megapixels done and in all; it may raise to stop the work.
@@ -40,6 +44,9 @@ def restored_part(
     Returns:
         The part, (height, width, C), and what the user should know of it.
     """
+    if is_film(source):
+        picture = images.Picture(poster(source), alpha=False)
+        return _repaired(restorer, FilmRestorer(restorer, source).findings, picture, crop, tell)
     info = images.probe(source)
     picture = images.read(source).frame(0)
     if info.frames == 1 and info.format != "gif":
@@ -48,6 +55,17 @@ def restored_part(
         found = tuple(
             one for one in restorer.look(picture) if (page and info.format == "tiff") or one.repair != "clean"
         )
+    return _repaired(restorer, found, picture, crop, tell)
+
+
+def _repaired(
+    restorer: Restorer,
+    found: tuple[Finding, ...],
+    picture: images.Picture,
+    crop: tuple[int, int, int, int],
+    tell: Callable[[float, float], None],
+) -> tuple[images.Picture, list[str]]:
+    """The part, by what was found in the whole."""
     left, top, width, height = crop
     rows, columns = slice(top, top + height), slice(left, left + width)
     pixels, steps = picture.pixels, max(1, len(found))

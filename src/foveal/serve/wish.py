@@ -167,10 +167,13 @@ class Wish:
             info: its header.
 
         Raises:
-            RefusedError: a film to be repaired or turned into another format, or a crop outside the picture (422).
+            RefusedError: a film whose holes are to be filled, or that is to become another format, or a crop outside
+                the picture (422).
         """
-        if is_film(source) and isinstance(self.what, Restoration):
-            raise RefusedError(422, f"{name}: it is a film, and restore takes pictures; take its frames, or upscale it")
+        if is_film(source) and isinstance(self.what, Restoration) and "holes" in asked_fixes(self.what.fix):
+            raise RefusedError(
+                422, f"{name}: it is a film, and holes want transparent pixels; leave holes out, or `foveal restore`"
+            )
         if is_film(source) and self.format and self.crop is None:
             raise RefusedError(422, f"a film stays a {source.suffix[1:]} file; leave out format")
         if self.crop is None:
