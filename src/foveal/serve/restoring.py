@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def _repaired(
         pixels, found = found[0].way.picture(pixels, picture.alpha), found[1:]
         if step is not None:
             step((left, top, left + width, top + height))
-    part = np.ascontiguousarray(pixels[rows, columns])
+    part: Any = np.ascontiguousarray(pixels[rows, columns])
     for one in found:
         part = one.way.picture(part, picture.alpha, step, notes.append)
     return replace(picture, pixels=part), [*restorer.notes, *dict.fromkeys(notes)]
