@@ -90,6 +90,30 @@ def test_films_are_neither_merged_nor_fused(tmp_path):
     assert "codec must be one of h264, hevc, av1, vp9, ffv1, got 'divx'" in stopped.stderr
 
 
+def test_holes_of_a_folder_take_masks_of_the_same_names_and_a_batch_goes_on(tmp_path):
+    folder, masks, out = tmp_path / "in", tmp_path / "masks", tmp_path / "out"
+    folder.mkdir()
+    masks.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.full((24, 32, 3), 99, np.uint8)).save(folder / f"{name}.png")
+    mask = np.zeros((24, 32), np.uint8)
+    mask[10:12, 4:30] = 255
+    Image.fromarray(mask).save(masks / "a.png")
+    arguments = (str(folder), "-o", str(out), "--json", "--fix", "holes", "--mask", str(masks))
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert "b.png: no mask in" in done.stderr
+    states = {Path(file["source"]).name: file["status"] for file in json.loads(done.stdout)["files"]}
+    assert states == {"a.png": "done", "b.png": "failed"}
+    Image.fromarray(mask).save(masks / "b.png")
+    again = run(*arguments, "--resume")
+    assert [file["status"] for file in json.loads(again.stdout)["files"]] == ["done", "done"]  # the masks changed
+    last = run(*arguments, "--resume")
+    assert [file["status"] for file in json.loads(last.stdout)["files"]] == ["skipped", "skipped"]
+    planned = run(str(folder / "a.png"), "--fix", "holes", "--mask", str(masks), "--dry-run")
+    assert "holes by the mask, 6.8 % of the picture: filled from around them" in planned.output
+
+
 def test_a_film_without_pictures_is_named(tmp_path):
     av = pytest.importorskip("av")
     path = tmp_path / "sound.mp4"

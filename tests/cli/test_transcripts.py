@@ -31,7 +31,7 @@ ALIKE = (
 )
 ALSO = {
     "upscale": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
-    "restore": ((r", (native|onnxruntime|openvino|torch), THREADS", ", ENGINE, THREADS"),),
+    "restore": ((r", (native|onnxruntime|openvino|torch|numpy), THREADS", ", ENGINE, THREADS"),),
     "eval": ((r"[+]\d+\.\d\d( +0\.\d{4})( +0\.)\d{4}( +0) +\d+\.\d\d\b", r"GAIN\1\2N\3 TIME"), (r"31\.6\d", "31.6")),
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
     "serve": ((r":\d+/", ":PORT/"),),
@@ -132,6 +132,11 @@ def upscale(beside_samples, monkeypatch):
 def restore(beside_samples, monkeypatch):
     with Image.open(ROOT / "samples" / "bridge.png") as picture:
         picture.convert("RGB").resize((500, 480)).save(beside_samples / "photo.jpg", quality=40)
+        picture.convert("RGB").resize((500, 480)).save(beside_samples / "scan.png")
+    scratch = Image.new("L", (500, 480))
+    scratch.paste(255, (30, 40, 38, 440))
+    scratch.paste(255, (100, 200, 300, 204))
+    scratch.save(beside_samples / "m.png")
     monkeypatch.setenv("FOVEAL_CACHE", str(beside_samples / "cache"))
     monkeypatch.setattr("foveal.runtime.throughput._TRIED", (32,))
 

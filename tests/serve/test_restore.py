@@ -124,8 +124,11 @@ def test_a_crop_is_tried_over_http(client):
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("fix=mud", "fix must be auto, or of jpeg, noise, rain, snow, light with commas between, got 'mud'"),
-        ("fix=blur", "no bundle repairs blur: none is shipped yet; take of jpeg"),
+        (
+            "fix=mud",
+            "fix must be auto, or of jpeg, noise, rain, snow, light, holes, blur, exposure",
+        ),
+        ("fix=exposure", "say by how many stops, such as exposure=+1"),
         ("fix=" + 30 * "rain,", "fix: String should have at most 100 characters"),
         ("strength=0", "strength must be auto, or from 1 to 100, got '0'"),
         ("strength=off", "strength must be auto, or from 1 to 100, got 'off'"),
@@ -151,11 +154,24 @@ def test_one_job_takes_the_options_of_what_it_does(client):
             assert says in got.json["error"]
 
 
-def test_a_film_is_not_repaired(client):
+@pytest.mark.dear("an engine and an encoder run")
+def test_a_film_is_planned_tried_and_repaired(client):
     pytest.importorskip("av", reason="av is not installed (the extra video)")
-    got = client.ask("POST", f"{RESTORE}?name=clip.mp4", film())
+    key = kept(client, film(), "clip.mp4")
+    query = "do=restore&fix=exposure%3D%2B1"
+    plan = client.ask("GET", f"/api/v1/pictures/{key}/plan?{query}").json
+    assert (plan["width"], plan["height"], plan["frames"], plan["format"]) == (32, 24, 4, "mp4")
+    assert plan["notes"][0] == "exposed by +1 stops (decided by 4 frames spread over the film)"
+    tried = client.ask("POST", f"/api/v1/pictures/{key}/jobs?{query}&crop=4,2,16,10").json
+    assert until(client, tried["id"], "done")["result"]["notes"] == ["exposed by +1 stops"]
+    job = client.ask("POST", f"/api/v1/pictures/{key}/jobs?{query}").json
+    result = until(client, job["id"], "done")["result"]
+    assert (result["width"], result["frames"], result["kept"]) == (32, 4, ["audio (aac)"])
+    shown = [opened(client.ask("GET", f"/api/v1/jobs/{job['id']}/{side}.png").body) for side in ("before", "after")]
+    assert shown[1].mean() > shown[0].mean() + 10
+    got = client.ask("POST", f"{RESTORE}?name=clip.mp4&fix=holes", film())
     assert got.status == 422
-    assert got.json["error"] == "clip.mp4: it is a film, and restore takes pictures; take its frames, or upscale it"
+    assert got.json["error"].startswith("clip.mp4: it is a film, and holes want transparent pixels; leave holes out")
 
 
 def test_a_damaged_file_is_told_by_its_name(client):
@@ -214,3 +230,23 @@ def test_the_offer_and_the_description_know_repairs(client):
     assert {"do", "fix", "scale"} <= {one["name"] for one in paths["/api/v1/pictures/{key}/plan"]["get"]["parameters"]}
     for path in (RESTORE, "/api/v1/upscale", "/api/v1/pictures"):
         assert "multipart/form-data" in paths[path]["post"]["requestBody"]["content"]
+
+
+def test_formulas_are_asked_for_by_name(client):
+    picture, sent = opened(damaged()), damaged()
+    got = client.ask("POST", f"{RESTORE}?fix=exposure%3D-1&format=png", sent)
+    assert got.status == 200
+    assert opened(got.body).mean() < picture.mean()
+    key = kept(client, sent)
+    job = client.ask("POST", f"/api/v1/pictures/{key}/jobs?do=restore&fix=exposure%3D-1&crop=2,3,8,9").json
+    assert until(client, job["id"], "done")["result"]["notes"] == ["exposed by -1 stops"]
+    part = opened(client.ask("GET", f"/api/v1/jobs/{job['id']}/result").body)
+    assert np.array_equal(part, opened(got.body)[3:12, 2:10])
+    for fix, says in (
+        ("exposure", "say by how many stops"),
+        ("rolling-shutter", "looks at frames beside a file, and here are none; use `foveal restore`"),
+        ("blur%3D99", "blur must be a number from 0.3 to 4, got '99'"),
+    ):
+        got = client.ask("POST", f"{RESTORE}?fix={fix}", sent)
+        assert got.status == 422
+        assert says in got.json["error"]

@@ -42,7 +42,8 @@ def restore(
         typer.Option(
             "--fix",
             metavar="auto|NAMES",
-            help="auto (JPEG, noise and darkness, where found), or of jpeg, noise, rain, snow, light.",
+            help="auto (JPEG, noise and darkness, where found), or of jpeg, noise, rain, snow, light, holes, blur or "
+            "blur=SIGMA, exposure=STOPS, rolling-shutter.",
         ),
     ] = "auto",
     strength: Annotated[
@@ -60,6 +61,15 @@ def restore(
     merge: Annotated[
         bool, typer.Option("--merge", help="The inputs are exposures of one scene; they become one picture.")
     ] = False,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            metavar="PATH",
+            help="Of holes: a picture, white where it is to be filled, or a folder of such with the inputs' names.  "
+            "[default: transparent pixels]",
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="auto (the fastest), onnxruntime, openvino or torch.")
     ] = "auto",
@@ -96,8 +106,12 @@ def restore(
     """Repair damaged pictures and films at their own size.
 
     Every picture is looked at: the quality of a JPEG, in its file or in its pixels; noise; how dark it is. What is
-    found is repaired in this order: JPEG and noise, rain and snow, light. Rain and snow are only removed if --fix asks
-    for them. Nothing found, nothing changed: the pixels are written as they were.
+    found is repaired in this order: holes, JPEG and noise, rain and snow, rolling shutter, blur, light, exposure. Only
+    JPEG, noise and darkness are repaired unasked. Nothing found, nothing changed: the pixels are written as they were.
+
+    --fix holes fills what --mask or transparency names; blur reads the width of a slight blur or takes it, as pixels or
+    as blur=motion:LENGTH:ANGLE; exposure=+1 gives twice the light; rolling-shutter takes films, or the numbered frames
+    of one in a folder, and after "=" the share of the time between frames in which rows are read.
 
     --merge makes one picture of several exposures of a scene, --with fuses a picture with its infrared twin; both want
     pictures that lie on each other, of one size. What comes of it is then repaired.
@@ -119,6 +133,7 @@ def restore(
         strength: of cleaning.
         infrared: infrared picture to fuse one input with.
         merge: whether the inputs are exposures of one scene.
+        mask: picture of the holes, or a folder of them.
         engine: inference engine.
         threads: processor threads.
         tile: side of a tile in pixels, or auto.
@@ -143,6 +158,9 @@ def restore(
         $ foveal restore photo.jpg -o better.jpg
         1 picture, 0.24 MP with repair_clean+repair_light, onnxruntime, 2 threads: about 0.5 s
         photo.jpg → better.jpg: 500×480, 0.24 MP in 0.4 s (0.6 MP/s); JPEG of quality 40: cleaned at strength 62
+        $ foveal restore scan.png -o new.png --fix holes,exposure=+0.5 --mask m.png
+        1 picture, 0.24 MP with holes+exposure, numpy, 2 threads: about 0.8 s
+        ...
     """
     from foveal.cli._film_run import FilmRun
     from foveal.cli._upscale_run import Run, Wishes
@@ -170,6 +188,7 @@ def restore(
             fix,
             infrared=infrared,
             exposures=given[1:] if merge else (),
+            mask=mask,
             strength=strength,
             engine=engine,
             threads=threads,

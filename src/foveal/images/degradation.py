@@ -50,6 +50,7 @@ __all__ = [
     "jpeg_level",
     "jpeg_quality",
     "jpeg_table",
+    "luminance",
     "noise",
     "noise_features",
     "table_level",
@@ -135,6 +136,18 @@ def _luma(pixels: NDArray) -> NDArray[np.float32]:
     """Luminance of (H, W, C), in levels."""
     levels = _levels(pixels)
     return levels[..., 0] if levels.shape[2] == 1 else levels @ LUMA
+
+
+def luminance(pixels: NDArray) -> NDArray[np.float32]:
+    """Luminance of any picture.
+
+    Args:
+        pixels: (H, W) or (H, W, C), uint8, uint16 or floats in [0, 1]; alpha takes no part.
+
+    Returns:
+        (H, W), in levels of 255.
+    """
+    return _luma(_colours(pixels))
 
 
 def _regions(pixels: NDArray) -> list[NDArray[np.float32]]:

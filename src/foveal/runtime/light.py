@@ -10,6 +10,7 @@ from foveal.runtime.control import Control
 from foveal.runtime.engine_choice import EngineChoice
 from foveal.runtime.network import Network
 from foveal.runtime.repairs import Finding, brightness
+from foveal.runtime.ways import Networked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from foveal.runtime.bundle import Bundle
     from foveal.runtime.engines import Engine, FileKind, PixelKind
+    from foveal.runtime.repairs import Given
 
 __all__ = ["DARK", "Light"]
 
@@ -47,24 +49,22 @@ class Light:
         return self.choice.notes
 
     @property
-    def network(self) -> Network:
+    def way(self) -> Networked:
         """The network with the numbers of a picture that stays as it is."""
-        return Network(self.bundle.card, self.choice.open)
+        return Networked(Network(self.bundle.card, self.choice.open), self.choice)
 
-    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+    def look(self, shots: Sequence[NDArray], given: Given) -> Finding | None:
         """Look at a picture, or at some that are to be treated alike.
 
         Args:
             shots: the pictures, (H, W, C); the median of brightness and of each number decides.
-            alpha: the last channel is alpha.
-            stated: takes no part.
-            asked: whether the user asked for this repair by name.
+            given: whether their last channel is alpha, and whether the user asked for this repair by name.
 
         Returns:
             The repair where the picture is dark or the repair is asked for, else None.
         """
-        bright = float(np.median([brightness(one, alpha) for one in shots]))
-        if not asked and bright >= DARK:
+        bright = float(np.median([brightness(one, given.alpha) for one in shots]))
+        if not given.asked and bright >= DARK:
             return None
         if self._control is None:
             self._control = Control(self.bundle, self._threads)
@@ -80,5 +80,5 @@ class Light:
 
         dark = "dark" if bright < DARK else "light"
         says = f"{dark}, median {255 * bright:.0f} of 255: light put right with gamma {numbers[-1]:.2f}"
-        facts = {"median": round(bright, 4), "gamma": round(float(numbers[-1]), 4), "asked": asked}
-        return Finding(self.name, says, facts, Network(self.bundle.card, open_file), self.choice)
+        facts = {"median": round(bright, 4), "gamma": round(float(numbers[-1]), 4), "asked": given.asked}
+        return Finding(self.name, says, facts, Networked(Network(self.bundle.card, open_file), self.choice))

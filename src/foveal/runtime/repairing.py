@@ -5,22 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from foveal.runtime.plan import Plan, make_plan
-from foveal.runtime.tiled import tiled
-from foveal.runtime.tiles import make_grid
+from foveal.runtime.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from foveal.runtime.engine_choice import EngineChoice
     from foveal.runtime.enlarge import Step
     from foveal.runtime.inputs import Size
-    from foveal.runtime.network import Network
     from foveal.runtime.repairs import Finding
+    from foveal.runtime.ways import Way
 
 __all__ = ["facts", "plan_repairs", "repaired", "told"]
 
@@ -56,11 +51,12 @@ def repaired(
     step: Step | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[NDArray]:
-    """A picture repaired: by every repair but the last in memory, by the last one band by band.
+    """A picture repaired: by every repair but the last in memory, by the last one band by band where it can.
 
     Args:
         pixels: (H, W, C), uint8, uint16 or floats in [0, 1].
-        alpha: the last channel is alpha, which stays, and with it what hides behind transparent pixels.
+        alpha: the last channel is alpha, which stays, and with it what hides behind transparent pixels; only holes that
+            transparency names become opaque.
         findings: what is repaired, in this order.
         step: function called after each batch of tiles.
         note: function called with sentences on what happened on the way.
@@ -73,34 +69,17 @@ def repaired(
             step((0, 0, pixels.shape[1], pixels.shape[0]))
         yield pixels
         return
-    # All channels but a last of two or four.
-    colours = np.ascontiguousarray(pixels[..., :-1]) if pixels.shape[2] in (2, 4) else pixels
     *before, last = findings
     for finding in before:
-        out = np.empty_like(colours)
-        for _ in tiled(colours, finding.network, finding.choice, alpha=False, out=out, step=step, note=note):
-            pass
-        colours = out
-    top = 0
-    for band in tiled(colours, last.network, last.choice, alpha=False, step=step, note=note):
-        rows = pixels[top : top + len(band)]
-        top += len(band)
-        if pixels.shape[2] in (1, 3):
-            yield band
-            continue
-        whole = rows.copy()
-        seen = rows[..., -1:] > 0 if alpha else np.True_
-        np.copyto(whole[..., :-1], band, where=seen)
-        yield whole
+        pixels = finding.way.picture(pixels, alpha, step, note)
+    yield from last.way.bands(pixels, alpha, step, note)
 
 
-def plan_repairs(
-    ways: Sequence[tuple[Network, EngineChoice]], size: Size, *, engine: str, threads: int, file_format: str = ""
-) -> Plan:
+def plan_repairs(ways: Sequence[Way], size: Size, *, engine: str, threads: int, file_format: str = "") -> Plan:
     """What repairs will take, one after the other.
 
     Args:
-        ways: network of each repair, with its engine and tile.
+        ways: of the repairs.
         size: of the picture.
         engine: name of an engine, said where nothing is repaired.
         threads: processor threads.
@@ -114,19 +93,9 @@ def plan_repairs(
     """
     pixel_bytes = size.channels * size.dtype.itemsize
     plans: list[Plan] = []
-    for network, choice in ways:
-        kind = network.kind(size.dtype)
-        throughput = choice.throughput(kind)
-        grid = make_grid(
-            size.height, size.width, choice.tile(kind), network.card, automatic=choice.automatic,
-            pixel_bytes=pixel_bytes,
-        )  # fmt: skip
-        plans.append(
-            make_plan(
-                choice.bundle, choice.engine(kind), throughput, grid, threads, pixel_bytes=pixel_bytes,
-                frames=size.frames, file_format=(file_format or size.file_format) if not plans else "",
-            )
-        )  # fmt: skip
+    for way in ways:
+        file = "" if plans else file_format or size.file_format
+        plans.append(way.plan(size, threads=threads, file_format=file))
     if not plans:
         return Plan(
             "nothing", engine, threads, 1, size.width, size.height, size.frames, (size.width, size.height), 1, 1, 0, 0,
@@ -134,6 +103,7 @@ def plan_repairs(
         )  # fmt: skip
     return replace(
         plans[0],
+        engine=next((plan.engine for plan in plans if plan.engine != "numpy"), "numpy"),
         bundle="+".join(plan.bundle for plan in plans),
         memory=max(plan.memory for plan in plans) + size.width * size.height * pixel_bytes * (len(plans) - 1),
         seconds=sum(plan.seconds for plan in plans),

@@ -6,7 +6,8 @@
 | weather | nothing: it is asked for | `repair_weather` |
 | light | a dark picture, by its median | `repair_light`, told colours and gamma by a look at the whole picture |
 
-They run in this order: noise is seen best before it is brightened. NumPy only.
+They run in this order: noise is seen best before it is brightened. Repairs by a formula stand in `formulas.py`. NumPy
+only.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from foveal.images.degradation import LUMA, Degradation, examine
 from foveal.runtime.cleaning import AUTO, Cleaner, Level, Look, decide
 from foveal.runtime.engine_choice import EngineChoice
 from foveal.runtime.network import Network
+from foveal.runtime.ways import Networked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from foveal.runtime.bundle import Bundle
+    from foveal.runtime.ways import Way
 
-__all__ = ["FIXES", "Clean", "Finding", "Repair", "Weather", "brightness", "usual"]
-
-# What the user asks for → the repair that does it.
-FIXES = {"jpeg": "clean", "noise": "clean", "rain": "weather", "snow": "weather", "light": "light"}
+__all__ = ["Clean", "Finding", "Given", "Moves", "Repair", "Weather", "brightness", "usual"]
 
 
 @dataclass(frozen=True)
@@ -42,31 +43,64 @@ class Finding:
         repair: name of the repair.
         says: one clause for the user.
         facts: the same as plain data.
-        network: that repairs it.
-        choice: the network's engine and tile.
+        way: what repairs it.
     """
 
     repair: str
     says: str
     facts: dict[str, Any]
-    network: Network
-    choice: EngineChoice
+    way: Way
+
+
+class Moves(Protocol):
+    """How the frames of a film move, pixels down and to the right for each frame."""
+
+    @property
+    def usual(self) -> tuple[float, float] | None:
+        """Of the frame in the middle by its speed; None where none moves."""
+        ...
+
+    @property
+    def now(self) -> tuple[float, float]:
+        """Of the frame that is being repaired."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of pictures besides their pixels.
+
+    Args:
+        alpha: the last channel is alpha.
+        stated: level that their JPEG file states; None for another file.
+        source: the file; None for a picture in memory.
+        moves: how a film's frames move; None for a picture.
+        asked: whether the user asked for this repair by name.
+    """
+
+    alpha: bool = False
+    stated: float | None = None
+    source: Path | None = None
+    moves: Moves | None = None
+    asked: bool = False
 
 
 class Repair(Protocol):
-    """One repair: a bundle, and what decides whether a picture takes it."""
+    """One repair: what does it, and what decides whether a picture takes it."""
 
     name: str
-    bundle: Bundle
 
-    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle; None for a formula."""
+        ...
+
+    def look(self, shots: Sequence[NDArray], given: Given) -> Finding | None:
         """Look at a picture, or at some that are to be treated alike.
 
         Args:
             shots: the pictures, (H, W, C); what is usual among them decides.
-            alpha: the last channel is alpha.
-            stated: level that its JPEG file states; None for another file.
-            asked: whether the user asked for this repair by name.
+            given: what else is known of them.
 
         Returns:
             What is wrong, or None.
@@ -79,13 +113,8 @@ class Repair(Protocol):
         ...
 
     @property
-    def choice(self) -> EngineChoice:
-        """The engine and tile."""
-        ...
-
-    @property
-    def network(self) -> Network:
-        """The network by which a plan is made before a picture was looked at."""
+    def way(self) -> Way:
+        """What repairs, by which a plan is made before a picture was looked at."""
         ...
 
 
@@ -158,14 +187,9 @@ class Clean:
         return self._cleaner.choice.notes
 
     @property
-    def choice(self) -> EngineChoice:
-        """The engine and tile."""
-        return self._cleaner.choice
-
-    @property
-    def network(self) -> Network:
+    def way(self) -> Networked:
         """The network of the middle of the levels."""
-        return self._cleaner.network((0.5, 0.0, 0.0))
+        return Networked(self._cleaner.network((0.5, 0.0, 0.0)), self._cleaner.choice)
 
     def _level(self, found: Degradation) -> Level | None:
         level = decide(found, self._strength)
@@ -175,25 +199,25 @@ class Clean:
         level = (jpeg if "jpeg" in self._of else 0.0, *((noise, colour) if "noise" in self._of else (0.0, 0.0)))
         return level if any(level) else None
 
-    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+    def look(self, shots: Sequence[NDArray], given: Given) -> Finding | None:
         """Look at a picture, or at some that are to be treated alike.
 
         Args:
             shots: the pictures, (H, W, C); what is usual among them decides.
-            alpha: the last channel is alpha.
-            stated: level that its JPEG file states; None for another file.
-            asked: takes no part: a clean picture has nothing to be cleaned.
+            given: what else is known of them; that it was asked for takes no part, as a clean picture has nothing to be
+                cleaned.
 
         Returns:
             What is wrong, or None.
         """
-        drop = not alpha and shots[0].shape[2] in (2, 4)
-        found = usual([examine(one[..., :-1] if drop else one, file_level=stated) for one in shots])
+        drop = not given.alpha and shots[0].shape[2] in (2, 4)
+        found = usual([examine(one[..., :-1] if drop else one, file_level=given.stated) for one in shots])
         level = self._level(found)
         if level is None:
             return None
         look = Look(found, level)
-        return Finding(self.name, str(look), look.to_dict(), self._cleaner.network(level), self._cleaner.choice)
+        way = Networked(self._cleaner.network(level), self._cleaner.choice)
+        return Finding(self.name, str(look), look.to_dict(), way)
 
 
 class Weather:
@@ -210,26 +234,24 @@ class Weather:
 
     def __init__(self, bundle: Bundle, engine: str, threads: int, tile: int | str) -> None:
         self.bundle = bundle
-        self.choice = EngineChoice(bundle, engine, threads, tile)
-        self.network = Network(bundle.card, self.choice.open)
+        choice = EngineChoice(bundle, engine, threads, tile)
+        self.way = Networked(Network(bundle.card, choice.open), choice)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences the user should read about the engine."""
-        return self.choice.notes
+        return self.way.choice.notes
 
-    def look(self, shots: Sequence[NDArray], alpha: bool, stated: float | None, *, asked: bool) -> Finding | None:  # noqa: ARG002
+    def look(self, shots: Sequence[NDArray], given: Given) -> Finding | None:  # noqa: ARG002
         """Look at a picture, or at some that are to be treated alike.
 
         Args:
             shots: takes no part.
-            alpha: takes no part.
-            stated: takes no part.
-            asked: whether the user asked for this repair by name.
+            given: whether the user asked for this repair by name.
 
         Returns:
             The repair where it is asked for, else None.
         """
-        if not asked:
+        if not given.asked:
             return None
-        return Finding(self.name, "rain and snow removed", {"asked": True}, self.network, self.choice)
+        return Finding(self.name, "rain and snow removed", {"asked": True}, self.way)

@@ -7,6 +7,7 @@ Restorer("rain,noise").restore_file("wet.jpg", "dry.jpg")  # with everything els
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveal.errors import FovealError
+from foveal.runtime.asked import AUTO, FIXES, FORMULAS, FixError, asked_fixes
 from foveal.runtime.bundle import Bundle
 from foveal.runtime.card import Card
-from foveal.runtime.cleaning import AUTO, checked_clean, file_level, stated_level
+from foveal.runtime.cleaning import checked_clean, file_level, stated_level
 from foveal.runtime.enlarge import Progress, counter
 from foveal.runtime.file_work import Begun, work_on_file
 from foveal.runtime.inputs import measure, take
 from foveal.runtime.light import Light
 from foveal.runtime.machine import cores
 from foveal.runtime.repairing import facts, plan_repairs, repaired, told
-from foveal.runtime.repairs import FIXES, Clean, Finding, Repair, Weather
+from foveal.runtime.repairs import Clean, Finding, Given, Moves, Repair, Weather
 from foveal.runtime.result import Result
 
 if TYPE_CHECKING:
@@ -35,44 +36,10 @@ if TYPE_CHECKING:
     from foveal.images import Picture
     from foveal.runtime.plan import Plan
 
-__all__ = ["FixError", "Restorer", "asked_fixes"]
+__all__ = ["Restorer"]
 
-ORDER = ("clean", "weather", "light")
+ORDER = ("holes", "clean", "weather", "shutter", "blur", "light", "exposure")
 _AUTOMATIC = ("clean", "light")  # what is looked for unasked
-# Damage that users ask about and no bundle repairs, and why.
-_ELSEWHERE = {
-    "exposure": "of a picture alone, how it was meant to be exposed cannot be told well enough yet",
-    "blur": "none is shipped yet",
-    "holes": "none is shipped yet",
-    "rolling-shutter": "it needs two frames read in opposite directions: foveal.train.restore.self_drsc",
-}
-
-
-class FixError(FovealError, ValueError):
-    """A repair that nobody knows, or that cannot be done here."""
-
-
-def asked_fixes(fix: str) -> frozenset[str]:
-    """What the user asks to be repaired.
-
-    Args:
-        fix: "auto", or names of `foveal.runtime.repairs.FIXES` with commas between.
-
-    Returns:
-        The names; none for "auto".
-
-    Raises:
-        FixError: an unknown name, none, or one that no bundle repairs.
-    """
-    if fix == AUTO:
-        return frozenset()
-    names = [name.strip() for name in fix.split(",")]
-    for name in names:
-        if name in _ELSEWHERE:
-            raise FixError(f"no bundle repairs {name}: {_ELSEWHERE[name]}; take of {', '.join(FIXES)}")
-        if name not in FIXES:
-            raise FixError(f"fix must be auto, or of {', '.join(FIXES)} with commas between, got {fix!r}")
-    return frozenset(names)
 
 
 class Restorer:
@@ -80,7 +47,8 @@ class Restorer:
 
     Args:
         fix: "auto": what is found (JPEG, noise, darkness); or names with commas between: "jpeg", "noise", "rain",
-            "snow", "light".
+            "snow", "light", "holes", "blur" or "blur=SIGMA", "exposure=STOPS", "rolling-shutter"
+            (`foveal.runtime.asked`).
         strength: of cleaning, "auto" for as much as is needed, or 1 to 100.
         engine: name of an engine, or "auto" for the fastest here.
         threads: processor threads; all by default.
@@ -89,6 +57,8 @@ class Restorer:
             repaired (`foveal.runtime.fuse.fuse`).
         exposures: picture files of the same scene and size, exposed otherwise, which files are merged with before they
             are repaired (`foveal.runtime.fuse.merge`).
+        mask: where holes are: a picture file, white where it is to be filled, a folder of such files with the pictures'
+            names, or an array; None takes transparent pixels.
 
     Attributes:
         fix: what is repaired.
@@ -113,6 +83,7 @@ class Restorer:
         tile: int | str = "auto",
         infrared: str | Path | None = None,
         exposures: Sequence[str | Path] = (),
+        mask: str | Path | NDArray | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
@@ -120,13 +91,18 @@ class Restorer:
         self.fix, self.threads = fix, threads or cores()
         self._infrared, self._exposures = infrared, tuple(exposures)
         self.clean = checked_clean(strength)
-        self._asked = frozenset(FIXES[name] for name in asked)
+        self._mask = _checked_mask(mask, asked)
+        self._asked = frozenset((FIXES | FORMULAS)[name] for name in asked)
+        of = frozenset(asked) & {"jpeg", "noise"}
 
         def make(name: str) -> Repair:
+            if name in FORMULAS.values():
+                return _by_formula(name, asked, mask, of)
             bundle = Bundle.load(f"repair_{name}")
             if name == "clean":
-                of = asked & {"jpeg", "noise"} or frozenset({"jpeg", "noise"})
-                return Clean(bundle, engine, self.threads, tile, strength=self.clean, of=of)
+                return Clean(
+                    bundle, engine, self.threads, tile, strength=self.clean, of=of or frozenset({"jpeg", "noise"})
+                )
             return (Weather if name == "weather" else Light)(bundle, engine, self.threads, tile)
 
         self._repairs = [make(name) for name in ORDER if name in (self._asked or _AUTOMATIC)]
@@ -153,7 +129,7 @@ class Restorer:
         Returns:
             The name.
         """
-        return self._repairs[0].choice.engine("float")
+        return self._repairs[0].way.engine()
 
     def prepare(self) -> None:
         """Nothing is opened before a picture was looked at."""
@@ -162,10 +138,23 @@ class Restorer:
     def settings(self) -> str:
         """What was asked for, on which a result depends besides the bundles."""
         others = [*self._exposures, *([] if self._infrared is None else ["with", self._infrared])]
-        return " ".join(map(str, ["fix", self.fix, self.clean, *others]))
+        masks = [] if self._mask is None else ["mask", self._mask]
+        return " ".join(map(str, ["fix", self.fix, self.clean, *others, *masks]))
+
+    @property
+    def moves(self) -> bool:
+        """Whether it needs to know how the frames of a film move."""
+        return "shutter" in self._asked
 
     def look_over(
-        self, shots: Sequence[NDArray], *, alpha: bool = False, stated: float | None = None, still: bool = True
+        self,
+        shots: Sequence[NDArray],
+        *,
+        alpha: bool = False,
+        stated: float | None = None,
+        still: bool = True,
+        source: Path | None = None,
+        moves: Moves | None = None,
     ) -> tuple[Finding, ...]:
         """What is wrong with pictures that are to be treated alike, such as frames of a film.
 
@@ -174,13 +163,24 @@ class Restorer:
             alpha: their last channel is alpha.
             stated: level that a JPEG file states; None for another file.
             still: False for an animation, whose palette's dither is no noise: it is not cleaned.
+            source: file that they come from; None for pictures in memory.
+            moves: how the frames of a film move; None for pictures.
 
         Returns:
             What was found, in the order of the repairs.
         """
-        repairs = [repair for repair in self._repairs if still or repair.name != "clean"]
-        looks = (repair.look(shots, alpha, stated, asked=repair.name in self._asked) for repair in repairs)
-        return tuple(finding for finding in looks if finding is not None)
+        given = Given(alpha, stated, source, moves)
+        found: list[Finding] = []
+        for repair in self._repairs:
+            if repair.name == "clean" and not still:
+                continue
+            finding = repair.look(shots, replace(given, asked=repair.name in self._asked))
+            if finding is None:
+                continue
+            found.append(finding)
+            if repair.name == "holes":  # what they show is no part of the picture
+                shots = [finding.way.picture(one, alpha, None, lambda _: None) for one in shots]
+        return tuple(found)
 
     def __call__(self, image: Any, progress: Progress | None = None) -> Any:
         """Repair a picture.
@@ -201,7 +201,7 @@ class Restorer:
         taken = take(image)
         made = []
         for pixels in taken.frames:
-            findings = self.look_over([pixels], alpha=taken.alpha, stated=_stated(image))
+            findings = self.look_over([pixels], alpha=taken.alpha, stated=_stated(image), source=_file(image))
             step = counter(progress, pixels.shape[0] * pixels.shape[1], passes=max(1, len(findings)))
             made.append(np.concatenate(list(repaired(pixels, taken.alpha, findings, step))))
         return taken.give(made)
@@ -216,7 +216,7 @@ class Restorer:
             What was found, in the order of the repairs.
         """
         taken = take(image)
-        return self.look_over(taken.frames[:1], alpha=taken.alpha, stated=_stated(image))
+        return self.look_over(taken.frames[:1], alpha=taken.alpha, stated=_stated(image), source=_file(image))
 
     def plan(self, image: Any, *, file_format: str = "", look: bool = False) -> Plan:
         """What repairing a picture will take, if every repair that may be needed is.
@@ -238,7 +238,7 @@ class Restorer:
         alone = not self.combines  # else it is looked at when it is made
         still = not isinstance(image, tuple) and size.frames == 1 and size.file_format != "gif" and alone
         found = self.look(image) if look and still else None
-        ways = [(f.network, f.choice) for f in (self._repairs if found is None else found)]
+        ways = [one.way for one in (self._repairs if found is None else found)]
         plan = plan_repairs(ways, size, engine=self.engine(), threads=self.threads, file_format=file_format)
         if found is None:
             return replace(plan, notes=self.notes)
@@ -280,7 +280,9 @@ class Restorer:
 
         def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
             first = self._together(begun.frame.pixels, source, limit_pixels, notes)
-            findings.extend(self.look_over([first], alpha=begun.frame.alpha, stated=begun.stated, still=begun.still))
+            findings.extend(
+                self.look_over([first], alpha=begun.frame.alpha, stated=begun.stated, still=begun.still, source=source)
+            )
             step = begun.steps(max(1, len(findings)))
 
             def make(picture: Picture) -> Iterator[NDArray]:
@@ -301,8 +303,8 @@ class Restorer:
             frames=done.frames,
             megapixels=done.megapixels,
             seconds=done.seconds,
-            bundle="+".join(f.network.card.name for f in findings) or "nothing",
-            engine=" and ".join(dict.fromkeys(f.choice.engine("float") for f in findings)) or self.engine(),
+            bundle="+".join(f.way.name for f in findings) or "nothing",
+            engine=" and ".join(dict.fromkeys(f.way.engine() for f in findings)) or self.engine(),
             threads=self.threads,
             notes=tuple(dict.fromkeys([*self.notes, told(findings), *notes, *done.left_out])),
             clean=facts(findings),
@@ -337,8 +339,39 @@ def _stated(image: Any) -> float | None:
     return file_level(Path(image)) if isinstance(image, str | os.PathLike) else stated_level(image)
 
 
+def _file(image: Any) -> Path | None:
+    """The file of a picture that is given by its path."""
+    return Path(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _checked_mask(mask: str | Path | NDArray | None, asked: dict[str, str]) -> str | None:
+    """What a result depends on of a mask, for the record."""
+    if mask is None:
+        return None
+    if "holes" not in asked:
+        raise FixError("a mask says where holes are; add holes to fix (--fix holes), or leave the mask out")
+    if isinstance(mask, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()[:12]
+    path = Path(mask)
+    if not path.exists():
+        raise FixError(f"mask {path}: no such file or folder; name a picture that is white where it is to be filled")
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return f"{path} {max((one.stat().st_mtime_ns for one in files), default=0)}"
+
+
+def _by_formula(name: str, asked: dict[str, str], mask: str | Path | NDArray | None, of: frozenset[str]) -> Repair:
+    from foveal.runtime.formulas import Blur, Exposure, Holes, Shutter
+
+    if name == "holes":
+        return Holes(mask)
+    if name == "blur":
+        return Blur(asked["blur"], of)
+    return Exposure(asked["exposure"]) if name == "exposure" else Shutter(asked["rolling-shutter"])
+
+
 def _joined(repairs: list[Repair]) -> Card:
     """The cards of several bundles as one, on whose hashes a record of results depends."""
-    hashes = {f"{r.bundle.card.name}/{file}": h for r in repairs for file, h in r.bundle.card.sha256.items()}
-    name = "+".join(repair.bundle.card.name for repair in repairs)
+    cards = [repair.bundle.card for repair in repairs if repair.bundle is not None]
+    hashes = {f"{card.name}/{file}": h for card in cards for file, h in card.sha256.items()}
+    name = "+".join(repair.name if repair.bundle is None else repair.bundle.card.name for repair in repairs)
     return Card(name=name, scale=1, margin=0, trims=True, files={"float": name}, sha256=hashes, purpose="restoration")

@@ -16,8 +16,8 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Stre
 from foveal.images import PictureError
 from foveal.images.formats import FORMATS, READABLE
 from foveal.images.needs import readable
+from foveal.runtime.asked import FIXES
 from foveal.runtime.engines import EngineError
-from foveal.runtime.repairs import FIXES
 from foveal.serve.archive import zipped
 from foveal.serve.film import suffixes
 from foveal.serve.guard import COOKIE, guard

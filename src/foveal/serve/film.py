@@ -1,4 +1,4 @@
-"""What the server does with a film: check it, plan it, enlarge it, show a frame of it before and after.
+"""What the server does with a film: check it, plan it, enlarge or repair it, show a frame of it before and after.
 
 The width and height of a film are those that a player shows, after its rotation.
 """
@@ -15,7 +15,9 @@ from foveal import images
 from foveal._install import install_hint
 from foveal.runtime.film.encode import CONTAINERS, check
 from foveal.runtime.film.film import plan_film, upscale_film, usual, work_folder
+from foveal.runtime.film.restore import FilmRestorer, plan_restored, restore_film
 from foveal.runtime.film.source import FilmError, frames, header, rgb
+from foveal.runtime.restorer import Restorer
 from foveal.serve.limits import Limits, RefusedError
 
 if TYPE_CHECKING:
@@ -96,18 +98,22 @@ def checked_film(path: Path, name: str, suffix: str, limits: Limits) -> images.I
     return info
 
 
-def plan_of_film(upscaler: Upscaler, source: Path, info: images.Info) -> dict[str, Any]:
-    """Size and seconds of a result, and what will not be kept; nothing is enlarged for it.
+def plan_of_film(upscaler: Upscaler | Restorer, source: Path, info: images.Info) -> dict[str, Any]:
+    """Size and seconds of a result, and what will not be kept; of a repair, what was found.
 
     Args:
-        upscaler: what enlarges.
+        upscaler: what enlarges, or repairs.
         source: the film.
         info: its size and frames.
 
     Returns:
         Plain data, as of a picture's plan.
     """
-    plan = plan_film(upscaler, source, source.with_name(f"plan{source.suffix}"), probed=0)
+    target = source.with_name(f"plan{source.suffix}")
+    if isinstance(upscaler, Restorer):
+        plan = plan_restored(FilmRestorer(upscaler, source), source, target, probed=0)
+    else:
+        plan = plan_film(upscaler, source, target, probed=0)
     return {
         "width": info.width * upscaler.scale,
         "height": info.height * upscaler.scale,
@@ -120,11 +126,13 @@ def plan_of_film(upscaler: Upscaler, source: Path, info: images.Info) -> dict[st
     }
 
 
-def do_film(upscaler: Upscaler, source: Path, target: Path, tell: Callable[[float, float], None]) -> dict[str, Any]:
-    """Make a film larger.
+def do_film(
+    upscaler: Upscaler | Restorer, source: Path, target: Path, tell: Callable[[float, float], None]
+) -> dict[str, Any]:
+    """Make a film larger, or repair it.
 
     Args:
-        upscaler: what enlarges.
+        upscaler: what enlarges, or repairs.
         source: the film.
         target: film to write.
         tell: function called with frames done and in all; it may raise to stop the work.
@@ -133,7 +141,10 @@ def do_film(upscaler: Upscaler, source: Path, target: Path, tell: Callable[[floa
         Plain data, as of a picture's result.
     """
     check(target, usual(target))
-    result = upscale_film(upscaler, source, target, overwrite=True, progress=tell)
+    if isinstance(upscaler, Restorer):
+        result = restore_film(upscaler, source, target, overwrite=True, progress=tell)
+    else:
+        result = upscale_film(upscaler, source, target, overwrite=True, progress=tell)
     wide, high = result.width, result.height
     if header(source).rotation % 180:
         wide, high = high, wide

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 
-from foveal.runtime.repairs import FIXES
+from foveal.runtime.asked import FIXES
 from foveal.serve.limits import RefusedError
 from foveal.serve.wish import Restoration, Upscaling, Wish
 
@@ -33,7 +33,8 @@ def _restoration(
         Query(
             max_length=100,
             description="auto (JPEG, noise and darkness, where found), or with commas between, of "
-            f"{', '.join(FIXES)}. Rain and snow are removed if they are asked for.",
+            f"{', '.join(FIXES)}, holes (transparent pixels), blur or blur=SIGMA, exposure=STOPS. All but "
+            "JPEG, noise and light are repaired only if they are asked for.",
         ),
     ] = "auto",
     strength: Annotated[

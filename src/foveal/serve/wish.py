@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from foveal.images.formats import FORMATS, result_format
+from foveal.runtime.asked import FixError, asked_fixes, spelled
 from foveal.runtime.cleaning import AUTO, OFF, checked_clean
 from foveal.runtime.film.film import is_film
-from foveal.runtime.repairs import FIXES
-from foveal.runtime.restorer import Restorer, asked_fixes
+from foveal.runtime.restorer import Restorer
 from foveal.runtime.upscaler import Upscaler
 from foveal.serve.limits import RefusedError
 
@@ -105,10 +105,12 @@ class Restoration:
     def __post_init__(self) -> None:
         try:
             asked = asked_fixes(self.fix)
+            if "rolling-shutter" in asked:  # it would look at other clients' pictures
+                raise FixError("rolling-shutter looks at frames beside a file, and here are none; use `foveal restore`")
         except ValueError as error:
             raise RefusedError(422, str(error)) from None
         # One spelling of each wish, or a client could have an engine opened for every order of the names.
-        object.__setattr__(self, "fix", ",".join(name for name in FIXES if name in asked) or AUTO)
+        object.__setattr__(self, "fix", spelled(asked))
         if self.strength != AUTO:
             if not self.strength.isdecimal() or not 1 <= int(self.strength) <= 100:
                 raise RefusedError(422, f"strength must be auto, or from 1 to 100, got {self.strength!r}")
@@ -165,10 +167,13 @@ class Wish:
             info: its header.
 
         Raises:
-            RefusedError: a film to be repaired or turned into another format, or a crop outside the picture (422).
+            RefusedError: a film whose holes are to be filled, or that is to become another format, or a crop outside
+                the picture (422).
         """
-        if is_film(source) and isinstance(self.what, Restoration):
-            raise RefusedError(422, f"{name}: it is a film, and restore takes pictures; take its frames, or upscale it")
+        if is_film(source) and isinstance(self.what, Restoration) and "holes" in asked_fixes(self.what.fix):
+            raise RefusedError(
+                422, f"{name}: it is a film, and holes want transparent pixels; leave holes out, or `foveal restore`"
+            )
         if is_film(source) and self.format and self.crop is None:
             raise RefusedError(422, f"a film stays a {source.suffix[1:]} file; leave out format")
         if self.crop is None:

@@ -12,7 +12,6 @@ from foveal.images.formats import result_format, sniff
 from foveal.images.needs import readable
 from foveal.runtime.film.film import is_film
 from foveal.runtime.restorer import Restorer
-from foveal.runtime.upscaler import Upscaler
 from foveal.serve.document import check_document, do_pages
 from foveal.serve.film import checked_film, do_film, film_suffix, plan_of_film, poster
 from foveal.serve.limits import Limits, RefusedError
@@ -22,6 +21,8 @@ from foveal.serve.wish import Restoration, Upscaling, Wish
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from foveal.runtime.upscaler import Upscaler
 
 __all__ = ["PREVIEW_SIDE", "Studio", "checked", "preview"]
 
@@ -88,11 +89,8 @@ class Studio:
             self._made[use, what] = made
             return made
 
-    def _film_worker(self, use: str, what: Upscaling | Restoration) -> Upscaler:
-        worker = self._worker(use, what.of_film() if isinstance(what, Upscaling) else what)
-        if not isinstance(worker, Upscaler):
-            raise TypeError("a film is enlarged by an Upscaler; check the wish before the work")
-        return worker
+    def _film_worker(self, use: str, what: Upscaling | Restoration) -> Upscaler | Restorer:
+        return self._worker(use, what.of_film() if isinstance(what, Upscaling) else what)
 
     def plan(self, source: Path, info: images.Info, wish: Wish) -> dict[str, Any]:
         """Size and seconds of a result, and what will not be kept; of a repair, what was found.
@@ -107,7 +105,7 @@ class Studio:
         """
         if is_film(source) and wish.crop is None:
             upscaler = self._film_worker("plan", wish.what)
-            with self._planning[False]:
+            with self._planning[wish.looks]:
                 return {**plan_of_film(upscaler, source, info), "files": 1}
         made, scale = wish.format or result_format(info.format), wish.what.scale
         worker = self._worker("plan", wish.what)

@@ -16,11 +16,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from foveal.runtime.film.encode import CONTAINERS, Coding, Encoder, check, join, whole_segments
-from foveal.runtime.film.source import FilmError, Header, frames, header, rgb
+from foveal.runtime.film.source import FilmError, Header, Shot, frames, header, rgb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from foveal.runtime.film.restore import FilmRestorer
     from foveal.runtime.upscaler import Upscaler
@@ -151,14 +153,21 @@ def _ready(folder: Path, settings: dict[str, Any]) -> list[Path]:
     return whole_segments(folder) if fits else []
 
 
+def _made(upscaler: Upscaler | FilmRestorer, shot: Shot, film: Header) -> NDArray:
+    """The frame that a frame becomes."""
+    at = getattr(upscaler, "at", None)  # a restorer may have measured each frame before
+    pixels = rgb(shot, film)
+    return upscaler(pixels) if at is None else at(shot.pts, pixels)
+
+
 def _pace(upscaler: Upscaler | FilmRestorer, source: Path, film: Header, coding: Coding, probed: int) -> float:
     """Seconds a frame, from the first frames of the film: enlarged and encoded, once the engine is open."""
     shots = list(islice(frames(source), probed))
     encoder = Encoder(coding.context(film, upscaler.scale, upscaler.threads), film)
-    upscaler(rgb(shots[0], film))
+    _made(upscaler, shots[0], film)
     begun = time.perf_counter()
     for shot in shots:
-        encoder.add(upscaler(rgb(shot, film)), shot.pts, shot.duration)
+        encoder.add(_made(upscaler, shot, film), shot.pts, shot.duration)
     encoder.finish()
     return (time.perf_counter() - begun) / len(shots)
 
@@ -247,7 +256,7 @@ def upscale_film(
     for shot in frames(source, after=last):
         if encoder is None:
             encoder = Encoder(coding.context(film, upscaler.scale, upscaler.threads), film)
-        encoder.add(upscaler(rgb(shot, film)), shot.pts, shot.duration)
+        encoder.add(_made(upscaler, shot, film), shot.pts, shot.duration)
         done, held = done + 1, held + 1
         if held == SEGMENT:
             encoder.write(folder, number)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.runtime.film.film import PROBED, FilmPlan, FilmResult, plan_film, upscale_film
+from foveal.runtime.film.moves import FilmMoves
 from foveal.runtime.film.source import FilmError, header, rgb, spread
 from foveal.runtime.inputs import measure
 from foveal.runtime.repairing import facts, plan_repairs, repaired, told
@@ -63,7 +64,8 @@ class FilmRestorer:
             )
         film = header(source)
         shots = [rgb(shot, film) for shot in spread(source, film, LOOKED)]
-        self.findings = restorer.look_over(shots)
+        self._moves = FilmMoves(source, film) if restorer.moves else None
+        self.findings = restorer.look_over(shots, source=source, moves=self._moves)
         self.looked = len(shots)
         self.name, self.threads, self._restorer = settings_of(restorer), restorer.threads, restorer
 
@@ -77,6 +79,20 @@ class FilmRestorer:
             The same shape and dtype.
         """
         return np.concatenate(list(repaired(pixels, False, self.findings)))
+
+    def at(self, pts: int, pixels: NDArray) -> NDArray:
+        """Repair a frame of the film.
+
+        Args:
+            pts: its timestamp, by which its movement is known where the rolling shutter is repaired.
+            pixels: RGB, (H, W, 3), uint8 or uint16.
+
+        Returns:
+            The same shape and dtype.
+        """
+        if self._moves is not None:
+            self._moves.at = pts
+        return self(pixels)
 
     @property
     def says(self) -> str:
@@ -95,7 +111,7 @@ class FilmRestorer:
         Returns:
             The names.
         """
-        names = dict.fromkeys(finding.choice.engine("float") for finding in self.findings)
+        names = dict.fromkeys(finding.way.engine() for finding in self.findings)
         return " and ".join(names) or self._restorer.engine()
 
     def plan(self, size: tuple[int, int]) -> Plan:
@@ -107,7 +123,7 @@ class FilmRestorer:
         Returns:
             The plan; its notes say what was found.
         """
-        ways = [(finding.network, finding.choice) for finding in self.findings]
+        ways = [finding.way for finding in self.findings]
         plan = plan_repairs(ways, measure(size), engine=self._restorer.engine(), threads=self.threads)
         return replace(plan, notes=(*self._restorer.notes, self.says))
 
