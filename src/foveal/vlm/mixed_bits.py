@@ -121,6 +121,9 @@ def mixed_layer() -> type:
     from transformers.cache_utils import DynamicLayer
 
     class MixedLayer(DynamicLayer):
+        keys: Tensor
+        values: Tensor
+
         def __init__(self, keys: Tensor, values: Tensor, chosen: Tensor, real: Tensor, bits: tuple[int, int]) -> None:
             super().__init__()
             self.lazy_initialization(keys, values)

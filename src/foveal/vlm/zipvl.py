@@ -204,7 +204,7 @@ class Zipped(Accelerated):
         output = super()._after_decoder(module, args, output)
         if run is None or not chosen:
             return output
-        layers = getattr(run.cache, "layers", ())
+        layers: Any = getattr(run.cache, "layers", ())
         for number, mask in chosen.items():
             if number < len(layers) and type(layers[number]).__name__ == "DynamicLayer":
                 held = layers[number]
