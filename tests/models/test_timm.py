@@ -20,7 +20,7 @@ from foveal.nn.isotropic import Isotropic
 NAMES = {
     item.module.rpartition(".")[2]: name
     for name, item in reversed(models().items())
-    if item.module.startswith("foveal.models.backbone.")
+    if item.module.startswith("foveal.models.backbone.") and item.module not in foveal.models.timm.APART
 }
 # timm's own networks, which it tests itself
 OWN = {family: name for family, name in NAMES.items() if family not in {"mambaout", "efficientvim"}}

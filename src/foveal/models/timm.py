@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+# Networks without what timm's tools ask for: xT has a backbone of timm's for each region, and no map of the whole.
+APART = {"foveal.models.backbone.xt"}
+
 # timm reads this table of its entries' module. What depends on the network is filled in when it is built.
 default_cfgs: dict[str, dict[str, Any]] = {}
 _UNKNOWN = -1  # classes of weights that nobody named
@@ -144,7 +147,8 @@ def register() -> None:
 
     exported = list(__all__)
     for name, item in models().items():
-        if item.module.startswith("foveal.models.backbone.") and not is_model(name):
+        backbone = item.module.startswith("foveal.models.backbone.") and item.module not in APART
+        if backbone and not is_model(name):
             default_cfgs[name] = {**_INPUT, "num_classes": _UNKNOWN}
             entry = _entry(name)
             entry.__module__ = __name__

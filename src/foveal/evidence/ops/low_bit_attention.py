@@ -6,6 +6,7 @@ Outliers are as the paper draws them: in a few channels of queries and keys all 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,10 @@ from foveal.evidence.rehearsal import cached
 from foveal.evidence.rivals.small import small_vit
 from foveal.evidence.tasks import cifar10, distilling
 from foveal.ops.low_bit_attention import sage_attention2
-from foveal.record import bound, kept
+from foveal.record import bound, faster, kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SEEDS, TOKENS, DIM = 3, 1024, 64
 OUTLIERS, SIZE = 4, 8.0  # channels, and how many standard deviations away they are
@@ -66,6 +70,17 @@ def _in_a_vit(seed: int) -> float:
     return 100 * min(found)
 
 
+def _on_gpu(*, low_bit: bool) -> Callable[[], Tensor]:
+    q, k, v = (x.cuda() for x in _outliers(0))
+
+    def run() -> Tensor:
+        out = (sage_attention2 if low_bit else F.scaled_dot_product_attention)(q, k, v)
+        torch.cuda.synchronize()
+        return out
+
+    return run
+
+
 CLAIMS = (
     bound(
         "On outlier channels 4 bits with smoothing keep a cosine of at least 0.99 with full attention, the worst of 3.",
@@ -80,6 +95,14 @@ CLAIMS = (
         value=lambda: min(_error(seed, smooth=False)[1] / _error(seed, smooth=True)[1] for seed in range(SEEDS)),
         at_least=2.0,
         clause=1,
+    ),
+    faster(
+        "On a GPU 4 bits take less time than torch's fused attention.",
+        paper="3 times as fast as FlashAttention2, by the paper's kernels",
+        ours=partial(_on_gpu, low_bit=True),
+        theirs=partial(_on_gpu, low_bit=False),
+        needs=("gpu",),
+        clause=2,
     ),
     kept(
         "In every layer of a small trained ViT 4 bits keep a cosine of at least 0.99.",

@@ -342,5 +342,9 @@ METHOD = Method(
     summary="3×3 convolutions folded from six branches, and a few attention layers whose windows see twice as far.",
     paper=Paper("LIPT: Latency-aware Image Processing Transformer", "J. Qiao et al.", 2024, "arXiv:2404.06075"),
     models={"lipt_light": LIPT, "lipt_tiny": lipt_tiny, "lipt_base": lipt_base},
-    cases={"lipt_light": {"scale": 2, "dim": 4, "depth": 2, "window": 4}},
+    cases={
+        "lipt_light": {"scale": 2, "dim": 4, "depth": 2, "window": 4},
+        "lipt_tiny": {"scale": 3, "dim": 2, "depth": 2, "window": 2},
+        "lipt_base": {"scale": 1, "dim": 4, "depth": 1, "window": 4},
+    },
 )

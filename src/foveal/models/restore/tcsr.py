@@ -259,5 +259,8 @@ METHOD = Method(
         "arXiv:2303.14324",
     ),
     models={"tcsr_b": TCSR, "tcsr_l": tcsr_l},
-    cases={"tcsr_b": {"scale": 2, "dim": 8, "depths": (1, 1), "num_heads": 2, "kernel_size": 3}},
+    cases={
+        "tcsr_b": {"scale": 2, "dim": 8, "depths": (1, 1), "num_heads": 2, "kernel_size": 3},
+        "tcsr_l": {"scale": 1, "dim": 4, "depths": (1,), "num_heads": 1, "kernel_size": 3},
+    },
 )

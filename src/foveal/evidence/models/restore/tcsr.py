@@ -66,7 +66,9 @@ def _peak(side: int) -> float:
 
 def _memory(side: int) -> float:
     """Peak bytes, minus those of a small map, which is the fixed cost of a first call."""
-    return _peak(side // 8 if rehearsing() else side) - _peak(SMALL)
+    if rehearsing():
+        return _peak(side // 8)
+    return _peak(side) - _peak(SMALL)
 
 
 def _gain(seed: int) -> float:
