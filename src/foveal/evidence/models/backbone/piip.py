@@ -162,8 +162,6 @@ def _printed(build: Callable[[], nn.Module], side: int) -> float:
         elif isinstance(module, nn.LayerNorm | nn.Conv2d):
             more[0] += out.numel() * (2 if isinstance(module, nn.LayerNorm) else 1)
 
-    for module in model.modules():
-        module.register_forward_hook(seen)
     counted = count_macs(model, (1, 3, side, side))
     for module in model.modules():
         module.register_forward_hook(seen)
