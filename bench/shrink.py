@@ -446,7 +446,7 @@ def times(key: str, threads: int, seconds: float) -> dict[str, Any] | None:
     """Time every row of a model that is kept, in turn."""
     place = PLACE / key
     found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in place.glob("*/row.json")]
-    order = {"unto": 0, "peer": 1, "hous": 2, "ours": 3}
+    order = {"unto": 0, "cont": 1, "peer": 2, "hous": 3, "ours": 4}
     rows = sorted(
         found, key=lambda pair: (order.get(pair[1]["name"][:4], order.get(pair[1]["name"], 0)), pair[1]["name"])
     )
