@@ -490,7 +490,7 @@ def times(key: str, threads: int, seconds: float) -> dict[str, Any] | None:
 
 
 def to_markdown(found: dict[str, Any]) -> str:
-    text = ["# Five real models, shrunk", "", found["about"]]
+    text = ["# Real models, shrunk", "", found["about"]]
     for model in found["models"]:
         first = model["lines"][0]["quality"]
         also = f" {model['also']} |" if model["also"] else ""
