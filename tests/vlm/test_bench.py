@@ -33,14 +33,16 @@ def test_every_method_is_asked_and_a_stopped_run_goes_on(asker, tmp_path):
     kept = tmp_path / "answers.jsonl"
     lines = kept.read_text().splitlines()
     assert len(lines) == 1 + 10
-    kept.write_text("\n".join(lines[:8]) + "\n")
+    kept.write_text("\n".join(lines[:8]) + '\n{"text": "cut sho')
     told.clear()
     again = bench(asker, questions, ["fastv"], [0.5, 0.25], tmp_path, words=2, tell=told.append)
     assert kept.read_text().splitlines()[:8] == lines[:8]
     assert len(told) == 1
     assert [row.same for row in again] == [row.same for row in rows]
-    bench(asker, questions[:1], ["random"], [1.0], tmp_path, words=1)  # other arguments begin anew
-    assert len(kept.read_text().splitlines()) == 3
+    text = kept.read_text()
+    with pytest.raises(VlmError, match="holds answers of other questions, methods or shares; name another folder"):
+        bench(asker, questions[:1], ["random"], [1.0], tmp_path, words=1)
+    assert kept.read_text() == text
 
 
 def test_the_report(tmp_path):

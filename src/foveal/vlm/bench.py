@@ -147,16 +147,15 @@ def is_right(said: str, wanted: str) -> bool:
 
 
 def _kept(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Answers of an earlier run with the same settings; the file is begun anew otherwise."""
-    try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) == settings:
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        pass
+    """Answers of an earlier run with the same settings, without a last line that a stop cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    return []
+    begun = json.dumps(settings) + "\n"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if whole and whole[0] != begun:
+        raise VlmError(f"{path} holds answers of other questions, methods or shares; name another folder with -o")
+    path.write_text("".join(whole or [begun]), encoding="utf-8")
+    return [json.loads(line) for line in whole[1:]]
 
 
 def _row(method: str, keep: float, answers: list[dict[str, Any]], full: list[dict[str, Any]], wanted: list[str]) -> Row:
@@ -202,7 +201,7 @@ def bench(
         The untouched model's row and one for each method and share.
 
     Raises:
-        VlmError: no question, no share, or a method or share that cannot be.
+        VlmError: no question, no share, a method or share that cannot be, or a folder of another run.
     """
     if not questions or not keeps:
         raise VlmError(f"at least one question and one share are needed, got {len(questions)} and {len(keeps)}")

@@ -1,7 +1,7 @@
 """SageAttention2: attention with queries and keys of 4 bits and weights and values of 8, after means are taken off.
 
 *Source*: J. Zhang et al., "SageAttention2: Efficient Attention with Thorough Outlier Smoothing and Per-thread INT4
-Quantization", ICML 2025 (arXiv:2411.10958), sections 3.1 to 3.4; the authors' code is at
+Quantization", ICML 2025 (arXiv:2411.10958), read in abstract; the rest by the authors' code,
 https://github.com/thu-ml/SageAttention.
 
 A channel in which all tokens are large leaves 4-bit integers no room for the differences between tokens. Such channels

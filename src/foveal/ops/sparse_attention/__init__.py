@@ -1,7 +1,7 @@
 """SpargeAttn: attention that leaves out blocks of the map which the means of their tokens predict to be empty.
 
 *Source*: J. Zhang et al., "SpargeAttn: Accurate Sparse Attention Accelerating Any Model Inference", ICML 2025
-(arXiv:2502.18137), sections 3.2 to 3.6 and Algorithm 1; the authors' code is at https://github.com/thu-ml/SpargeAttn.
+(arXiv:2502.18137), read in abstract; the rest by the authors' code, https://github.com/thu-ml/SpargeAttn.
 
 Tokens are cut into blocks, Q_i of b_q queries and K_j of b_k keys. One small attention between the blocks' means tells
 how much each pair matters; the largest pairs, up to a share τ of every row, are computed. Blocks whose tokens do not
@@ -12,7 +12,7 @@ the product with the values is left out for a block whose scores all lie more th
 
 with shapes q (B, H, N, D), k (B, H, M, D), v (B, H, M, E), map M (B, H, ⌈N/b_q⌉, ⌈M/b_k⌉). `reference.py` has the
 equations one by one. Neighbours of a picture should be neighbours in the sequence: `grid` orders tokens along a
-Hilbert curve (section 3.7). With τ = 1 and without a margin the result is that of full attention.
+Hilbert curve. With τ = 1 and without a margin the result is that of full attention.
 
 *Differs from the paper*: there is no causal form. λ is applied to whole blocks of queries, where the paper's kernel
 does so for each warp, and a block that is passed over counts in no denominator, as in the authors' code. On the CPU
