@@ -86,6 +86,14 @@ def upscale(
     wrap: Annotated[
         bool, typer.Option("--wrap", help="The picture is a texture that tiles; so will the result.")
     ] = False,
+    perception: Annotated[
+        float,
+        typer.Option(
+            "--perception",
+            metavar="P",
+            help="How natural results look, 0 to 1, at the price of fidelity; 0 is the highest PSNR.",
+        ),
+    ] = 0.0,
     file_format: Annotated[
         str,
         typer.Option(
@@ -167,6 +175,7 @@ def upscale(
         clean: auto, off or a strength.
         content: auto or pixel.
         wrap: whether the picture is a texture that tiles.
+        perception: how natural results look, from 0 to 1.
         file_format: file format of the results.
         pages: keep or split.
         background: colour behind transparent pixels, for formats without transparency.
@@ -231,6 +240,7 @@ def upscale(
         "clean": clean,
         "content": content,
         "wrap": wrap,
+        "perception": perception,
     }
     with ExitStack() as stack:
         crew: RayCrew | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveal.runtime.between import checked_perception, looking
 from foveal.runtime.bundle import Bundle, choose, cleaner
 from foveal.runtime.card import BundleError, Purpose
 from foveal.runtime.cleaning import AUTO, OFF, Cleaner, Cleaning, Look, checked_clean, file_level, stated_level
@@ -68,6 +69,9 @@ class Upscaler:
             and for noise of 10 levels. With a `model` of another network nothing is cleaned.
         content: "pixel" for pixel art, which is made larger by rules, without a new colour; "auto" for all else.
         wrap: the picture is a texture that tiles, and so will the result.
+        perception: how natural results look, in [0, 1], at the price of fidelity: 0 for the highest PSNR, 1 for the
+            network trained for looks, between them the weights between the two. For quality "balanced"; pictures that
+            are cleaned are made as without it.
 
     Attributes:
         bundle: bundle that runs; of damaged pictures, the one for clean pictures.
@@ -91,12 +95,16 @@ class Upscaler:
         clean: str | int = AUTO,
         content: str = "auto",
         wrap: bool = False,
+        perception: float = 0.0,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         note = ""
+        if checked_perception(perception) and model is not None:
+            raise ValueError(f"perception={perception:g} is for shipped networks, got a model too; leave one of them out")
         if model is None:
             self.bundle, note = choose(scale, quality, purpose=purpose)
+            self.bundle = looking(self.bundle, perception)
         else:
             self.bundle = model if isinstance(model, Bundle) else Bundle.load(model)
         self.card = self.bundle.card
@@ -109,7 +117,7 @@ class Upscaler:
             raise ValueError(f"content must be one of {', '.join(CONTENTS)}, got {content!r}")
         self.clean, self.content, self.wrap = checked_clean(clean), content, wrap
         if model is None:
-            cleans = cleaner(self.card.scale, self.card.quality) if purpose == "super-resolution" else None
+            cleans = cleaner(self.card.scale, quality) if purpose == "super-resolution" else None
         else:
             cleans = self.bundle if self.card.levels else None
         if cleans is None and isinstance(self.clean, int):
