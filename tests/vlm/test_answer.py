@@ -7,8 +7,9 @@ from asked import llava_folder
 from documents import ROOT
 from PIL import Image
 
+from foveal.errors import FovealError
 from foveal.vlm import Asker, VlmError, ask
-from foveal.vlm.answer import Answer, read_picture
+from foveal.vlm.answer import Answer, read_film, read_picture, read_pictures
 from foveal.vlm.fastv import FastV
 from foveal.vlm.route import Route
 
@@ -117,3 +118,42 @@ def test_folders_that_hold_no_such_model_raise(tmp_path, folder):
     config.write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(VlmError, match=r"cannot be loaded \(.*\); it must hold config\.json, weights as \.safetensors"):
         Asker(tmp_path)
+
+
+def film(path, *, rotation=0):
+    """Ten grey frames, each 20 levels lighter than the one before."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as made:
+        video = made.add_stream("libx264" if rotation else "ffv1", rate=25)
+        video.codec_context.width, video.codec_context.height, video.codec_context.pix_fmt = 32, 16, "yuv444p"
+        if rotation:
+            video.set_display_rotation(rotation)
+        for level in range(0, 200, 20):
+            picture = np.full((16, 32, 3), level, np.uint8)
+            made.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        made.mux(video.encode())
+    return path
+
+
+def test_a_film_is_read_by_frames(tmp_path, asker):
+    path = film(tmp_path / "a.mkv")
+    levels = [int(np.asarray(frame)[8, 16, 0]) for frame in read_film(path, 5)]
+    assert np.allclose(levels, [20, 60, 100, 140, 180], atol=2)
+    assert len(read_film(path, 99)) == 10
+    mixed = read_pictures([path, DOGS], 2)
+    assert [picture.size for picture in mixed] == [(32, 16), (32, 16), read_picture(DOGS).size]
+    answer = asker([path], "what is this?", "fastv", 0.25, words=2, frames=3)
+    assert answer.route.tokens == (3 * 16 + 4, 3 * 16 + 4, 3 * 4 + 4)
+
+
+def test_a_film_is_turned_as_players_turn_it(tmp_path):
+    (frame,) = read_film(film(tmp_path / "a.mov", rotation=90), 1)
+    assert frame.size == (16, 32)
+
+
+def test_films_that_cannot_be_read(tmp_path):
+    with pytest.raises(VlmError, match="frames must be at least 1, got 0; 8 are usual"):
+        read_film(tmp_path / "a.mkv", 0)
+    (tmp_path / "a.mkv").write_bytes(b"none")
+    with pytest.raises(FovealError, match="it is no film that FFmpeg reads"):
+        read_pictures([tmp_path / "a.mkv"])

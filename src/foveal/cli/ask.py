@@ -1,4 +1,4 @@
-"""`foveal ask`: ask a vision-language model about pictures, with fewer visual tokens."""
+"""`foveal ask`: ask a vision-language model about pictures and films, with fewer visual tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ask"]
 
 def ask(
     asked: Annotated[
-        list[str], typer.Argument(metavar="PICTURE… QUESTION", help="Pictures, and the question in quotes.")
+        list[str], typer.Argument(metavar="PICTURE… QUESTION", help="Pictures or films, and the question in quotes.")
     ],
     model: Annotated[
         Path, typer.Option("--model", metavar="PATH", help="Folder of a model of transformers; nothing is fetched.")
@@ -30,21 +30,23 @@ def ask(
     compare: Annotated[
         bool, typer.Option("--compare", help="Ask the untouched model and random dropping too, side by side.")
     ] = False,
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames of a film that are read.")] = 8,
     words: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of the answer.")] = 64,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a vision-language model about pictures while it reads only a share of their tokens.
+    """Ask a vision-language model about pictures or films while it reads only a share of their tokens.
 
     The seconds to the first word, with the pictures' features, and those of the other words are given apart, with the
     tokens that each layer read and the bytes of the cache.
 
     Args:
-        asked: pictures, and the question last.
+        asked: pictures or films, and the question last.
         model: folder of the model.
         method: name of the method.
         keep: share of the visual tokens that stays.
         compare: ask the untouched model and random dropping too.
+        frames: number of frames of a film that are read.
         words: most tokens of the answer.
         threads: processor threads.
         as_json: print one JSON document.
@@ -66,14 +68,14 @@ def ask(
     import torch
 
     from foveal.errors import FovealError
-    from foveal.vlm.answer import Asker, read_picture
+    from foveal.vlm.answer import Asker, read_pictures
     from foveal.vlm.method import make
 
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         make(method, keep)  # what can be wrong is found before a model is loaded
-        shown = [read_picture(picture) for picture in pictures]
+        shown = read_pictures(pictures, frames)
         asker = Asker(model)
         names = ["full", *dict.fromkeys((method, "random"))] if compare else [method]
         if compare:

@@ -17,13 +17,16 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foveal.runtime.bundle import Bundle, available
 from foveal.runtime.card import BundleError
 from foveal.runtime.machine import cache_folder
+
+if TYPE_CHECKING:
+    from foveal.runtime.engines import FileKind
 
 __all__ = ["NATURAL", "between", "checked_perception", "looking"]
 
@@ -97,7 +100,8 @@ def between(first: Bundle, second: Bundle, share: float, folder: Path | None = N
                 f"{one.name} and {other.name} cannot be mixed: {word} is {getattr(one, word)} and "
                 f"{getattr(other, word)}; take two networks of one shape"
             )
-    kinds = [kind for kind in ("float", "uint8") if kind in one.files and kind in other.files]
+    both: tuple[FileKind, ...] = ("float", "uint8")
+    kinds = [kind for kind in both if kind in one.files and kind in other.files]
     name = f"{one.name}_to_{other.name}_{share:g}"
     place = (folder or cache_folder() / "between") / f"{name}_{first.fingerprint}_{second.fingerprint}"
     if (place / "card.json").is_file():

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["Answer", "Asker", "ask", "read_picture"]
+__all__ = ["FRAMES", "Answer", "Asker", "ask", "read_film", "read_picture", "read_pictures"]
+
+FRAMES = 8  # of a film
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -116,6 +118,51 @@ def read_picture(source: Any) -> Image:
     return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.ndim == 3 else pixels)).convert("RGB")
 
 
+def read_film(path: str | Path, count: int = FRAMES) -> list[Image]:
+    """Frames spread evenly over a film, as processors take them.
+
+    Args:
+        path: file.
+        count: number of frames.
+
+    Returns:
+        One to `count` pictures in RGB, in their order, turned as players turn them.
+
+    Raises:
+        VlmError: a count below 1.
+        FilmError: a film that cannot be read.
+    """
+    import numpy as np
+
+    from foveal.runtime.film.source import header, rgb, spread
+
+    if count < 1:
+        raise VlmError(f"frames must be at least 1, got {count}; {FRAMES} are usual")
+    film = header(Path(path))
+    return [read_picture(np.rot90(rgb(shot, film), film.rotation // 90)) for shot in spread(Path(path), film, count)]
+
+
+def read_pictures(sources: Sequence[Any], frames: int = FRAMES) -> list[Image]:
+    """Pictures, and the frames of films.
+
+    Args:
+        sources: paths of pictures or films, PIL images or arrays (H, W) or (H, W, C).
+        frames: number of frames of a film.
+
+    Returns:
+        Pictures in RGB, in the order given.
+    """
+    from foveal.runtime.film.film import is_film
+
+    found: list[Image] = []
+    for source in sources:
+        if isinstance(source, str | Path) and is_film(Path(source)):
+            found += read_film(source, frames)
+        else:
+            found.append(read_picture(source))
+    return found
+
+
 def _kind(folder: Path) -> str:
     """Type of the model in a folder, if it reads pictures and foveal knows it."""
     if not folder.is_dir():
@@ -171,12 +218,13 @@ class Asker:
                     "a tokenizer and the processor's configuration"
                 ) from error
 
-    def inputs(self, pictures: Sequence[Any], question: str) -> dict[str, Any]:
+    def inputs(self, pictures: Sequence[Any], question: str, *, frames: int = FRAMES) -> dict[str, Any]:
         """What the model reads.
 
         Args:
-            pictures: paths, PIL images or arrays (H, W) or (H, W, C).
+            pictures: paths of pictures or films, PIL images or arrays (H, W) or (H, W, C).
             question: the question.
+            frames: number of frames of a film, each of which the model reads as a picture.
 
         Returns:
             Arguments of the model.
@@ -188,7 +236,7 @@ class Asker:
             raise VlmError("no picture; name at least one before the question")
         if not question.strip():
             raise VlmError("the question is empty; ask something, such as 'What is this?'")
-        shown: Any = [read_picture(source) for source in pictures]
+        shown: Any = read_pictures(pictures, frames)
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": question}]
             messages = [{"role": "user", "content": content}]
@@ -215,16 +263,18 @@ class Asker:
         keep: float | None = None,
         *,
         words: int = 64,
+        frames: int = FRAMES,
         **options: Any,
     ) -> Answer:
         """Ask.
 
         Args:
-            pictures: paths, PIL images or arrays (H, W) or (H, W, C).
+            pictures: paths of pictures or films, PIL images or arrays (H, W) or (H, W, C).
             question: the question.
             method: "full" for the untouched model, the name of a method, or a method.
             keep: share of the visual tokens that is left behind the last cut; None for the method's own.
             words: most tokens of the answer.
+            frames: number of frames of a film.
             **options: fields of the method.
 
         Returns:
@@ -232,7 +282,7 @@ class Asker:
         """
         full = method == "full"
         reducer = None if full else make(method, keep, **options)
-        inputs = self.inputs(pictures, question)
+        inputs = self.inputs(pictures, question, frames=frames)
         with nullcontext() if reducer is None else accelerate(self.model, reducer) as fast:
             return self._answer(inputs, fast, method if isinstance(method, str) else repr(method), words)
 
@@ -284,20 +334,22 @@ def ask(
     keep: float | None = None,
     *,
     words: int = 64,
+    frames: int = FRAMES,
     **options: Any,
 ) -> Answer:
-    """Ask a model about pictures; `Asker` loads it once for several questions.
+    """Ask a model about pictures or films; `Asker` loads it once for several questions.
 
     Args:
-        pictures: paths, PIL images or arrays (H, W) or (H, W, C).
+        pictures: paths of pictures or films, PIL images or arrays (H, W) or (H, W, C).
         question: the question.
         model: folder of a model of transformers, with its processor.
         method: "full" for the untouched model, the name of a method, or a method.
         keep: share of the visual tokens that is left behind the last cut; None for the method's own.
         words: most tokens of the answer.
+        frames: number of frames of a film.
         **options: fields of the method.
 
     Returns:
         The answer.
     """
-    return Asker(model)(pictures, question, method, keep, words=words, **options)
+    return Asker(model)(pictures, question, method, keep, words=words, frames=frames, **options)
