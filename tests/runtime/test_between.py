@@ -76,5 +76,5 @@ def test_a_share_of_looks(tmp_path, monkeypatch):
 
 
 def test_looks_of_a_model_of_ones_own_are_refused():
-    with pytest.raises(ValueError, match=r"perception=0.5 is for shipped networks, got a model too; leave one of them"):
+    with pytest.raises(ValueError, match=r"perception=0.5 is for shipped networks, got a model too; leave one out"):
         Upscaler(model="fast_x4", perception=0.5)

@@ -101,7 +101,7 @@ class Upscaler:
             raise ValueError(f"threads must be at least 1, got {threads}")
         note = ""
         if checked_perception(perception) and model is not None:
-            raise ValueError(f"perception={perception:g} is for shipped networks, got a model too; leave one of them out")
+            raise ValueError(f"perception={perception:g} is for shipped networks, got a model too; leave one out")
         if model is None:
             self.bundle, note = choose(scale, quality, purpose=purpose)
             self.bundle = looking(self.bundle, perception)
