@@ -3,6 +3,7 @@
     python bench/foveate.py                              every method at 224 and 384 pixels, 1 and 8 at a time
     python bench/foveate.py --methods merge turbo --budgets 0.7 --sizes 224
     python bench/foveate.py --save results/foveate       also results/foveate.md and .json
+    python bench/foveate.py --where merge --save results/foveate_where    which operations take the rest
 
 ViT-S/16 (Swin-T for windows) in plain torch with fused attention, random weights: time does not depend on them, and
 which tokens go hardly does. All versions of a network are timed in turn with the whole one; a speed-up is the median of
@@ -101,6 +102,73 @@ def measure(arguments: argparse.Namespace, size: int, batch: int) -> list[dict[s
     return rows
 
 
+GROUPS = {
+    "products": ("aten::addmm", "aten::mm", "aten::bmm", "mkldnn::_linear_pointwise"),
+    "patches": ("aten::mkldnn_convolution", "mkldnn::_convolution_pointwise"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
+    "norms": ("aten::native_layer_norm", "aten::linalg_vector_norm"),
+    "activation": ("aten::gelu",),
+    "order": ("aten::sort", "aten::topk", "aten::max", "aten::argsort"),
+    "moves": (
+        "aten::gather", "aten::scatter_", "aten::scatter", "aten::scatter_add_", "aten::scatter_reduce",
+        "aten::index_add_", "aten::index", "aten::index_select", "aten::cat", "aten::copy_",
+    ),
+}  # fmt: skip
+
+
+def where(arguments: argparse.Namespace, size: int, batch: int) -> list[dict[str, Any]]:
+    """Milliseconds of an image by kind of operation: the whole network, and the method at each budget.
+
+    "Expected" in the table is the whole network's time times the share of its multiply-adds that is left.
+    """
+    import torch
+
+    from foveal.measure.cost import count_macs
+
+    rows: list[dict[str, Any]] = []
+    x = torch.randn(batch, 3, size, size)
+    kinds = {name: kind for kind, names in GROUPS.items() for name in names}
+    for budget in (None, *arguments.budgets):
+        network = build(arguments.where, size, budget)
+        with torch.inference_mode():
+            for _ in range(3):
+                network(x)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                for _ in range(arguments.pairs):
+                    network(x)
+        taken = dict.fromkeys([*GROUPS, "other"], 0.0)
+        for event in profile.key_averages():
+            # What an operation calls is counted there; these have nothing below them that is.
+            taken[kinds.get(event.key, "other")] += event.self_cpu_time_total / 1e3 / arguments.pairs / batch
+        rows.append(
+            {
+                "size": size,
+                "batch": batch,
+                "budget": budget,
+                "macs": count_macs(network, (1, 3, size, size)),
+                "ms": taken,
+            }
+        )
+    return rows
+
+
+def table_of_parts(rows: list[dict[str, Any]]) -> str:
+    """Where the time goes, as Markdown."""
+    kinds = [*GROUPS, "other"]
+    lines = [
+        f"| pixels | batch | budget | {' | '.join(kinds)} | all | expected |",
+        "|---|---|---|" + "---|" * (len(kinds) + 2),
+    ]
+    whole = rows[0]
+    for row in rows:
+        whole = row if row["budget"] is None else whole
+        total, expected = sum(row["ms"].values()), sum(whole["ms"].values()) * row["macs"] / whole["macs"]
+        values = " | ".join(f"{row['ms'][kind]:.2f}" for kind in kinds)
+        budget = "whole" if row["budget"] is None else f"{row['budget']:g}"
+        lines.append(f"| {row['size']} | {row['batch']} | {budget} | {values} | {total:.2f} | {expected:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as Markdown."""
     lines = [
@@ -127,6 +195,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=60.0, help="most seconds of timing for a size and batch")
+    parser.add_argument("--where", choices=BUDGETED, metavar="METHOD", help="profile this method instead")
     parser.add_argument("--save", type=Path, help="path without suffix for .md and .json")
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in MALLOC.items()):  # malloc reads them when a process starts
@@ -142,8 +211,13 @@ def main() -> None:
         f"{datetime.now(UTC).date().isoformat()} · {machine['processor']}, {machine['cores']} cores · "
         f"{arguments.threads} threads · ViT-S/16, Swin-T for sparsevit\n\n"
     )
-    rows = [row for size in arguments.sizes for batch in arguments.batches for row in measure(arguments, size, batch)]
-    text = heading + table(rows)
+    one = where if arguments.where else measure
+    rows = [row for size in arguments.sizes for batch in arguments.batches for row in one(arguments, size, batch)]
+    if arguments.where:
+        heading = heading.replace(
+            "ViT-S/16, Swin-T for sparsevit", f"{arguments.where}, ms an image, by torch's profiler"
+        )
+    text = heading + (table_of_parts if arguments.where else table)(rows)
     print(text)
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
