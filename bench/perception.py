@@ -74,7 +74,8 @@ def main() -> None:
     text = f"{datetime.now(UTC).date().isoformat()} · ×4 · at most {arguments.limit} pictures of a set\n\n"
     text += "| set | perception | PSNR, dB | features | LASI |\n|---|---|---|---|---|\n"
     for row in rows:
-        text += f"| {row['set']} | {row['perception']:g} | {row['psnr']:.2f} | {row['features']:.3f} | {row['lasi']:.4f} |\n"
+        text += f"| {row['set']} | {row['perception']:g} | {row['psnr']:.2f} | {row['features']:.3f} "
+        text += f"| {row['lasi']:.4f} |\n"
     print(text)
     if arguments.save:
         arguments.save.with_suffix(".md").write_text(text, encoding="utf-8")

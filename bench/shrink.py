@@ -3,7 +3,7 @@
     pip install '.[nncf]' torchao
     python bench/shrink.py --make lite0 resnet …       trains, quantises and scores; kept in the cache folder, goes on
     python bench/shrink.py --times                     times everything that is kept; needs a quiet machine, minutes
-    python bench/shrink.py --times --save results/shrink
+    python bench/shrink.py --times --save results/shrink    models that are not kept stay in the table as they were
 
 Models: `lite0`, EfficientNet-Lite0 with Lite2 as teacher; `resnet` and `vit`, trained here on CIFAR-10; `detector`,
 FastestDet on COCO; `upscaler`, the house's balanced_x4; `saliency`, a ViT-S. The examples build them and say where
@@ -494,7 +494,7 @@ def to_markdown(found: dict[str, Any]) -> str:
     for model in found["models"]:
         first = model["lines"][0]["quality"]
         also = f" {model['also']} |" if model["also"] else ""
-        text += ["", f"## {model['title']}", ""]
+        text += ["", f"## {model['title']}", "", model["where"], ""]
         text += [f"| | form | ms | spread | × best engine | × ORT fp32 | {model['unit']} | change |{also} MACs |"]
         text += ["|" + "---|" * (9 + bool(also))]
         for line in model["lines"]:
@@ -520,14 +520,18 @@ def table(given: argparse.Namespace) -> None:
             continue
         made.append(model)
     engines = {engine: library_version(engine) for engine in ("onnxruntime", "openvino")}
+    libraries = ", ".join(f"{name} {number}" for name, number in {"torch": torch.__version__, **engines}.items())
+    where = f"{datetime.now(UTC).date()}, {cpu_model()}, {given.threads} threads, one input a call; {libraries}."
+    made = [{**model, "where": where} for model in made]
+    if given.save and (kept := given.save.with_suffix(".json")).is_file():
+        now = {model["key"] for model in made}
+        made += [m for m in json.loads(kept.read_text(encoding="utf-8"))["models"] if m["key"] not in now]
+        made.sort(key=lambda model: list(REAL).index(model["key"]))
     about = (
-        f"{datetime.now(UTC).date()}, {cpu_model()}, {given.threads} threads, one input a call; "
-        f"torch {torch.__version__}, "
-        + ", ".join(f"{name} {number}" for name, number in engines.items())
-        + ". Median and quartiles; all files of a model are timed in turn in every engine installed, and the fastest "
-        "form of each row is shown. × best engine: against the untouched model in its fastest engine, the first line."
+        "Median and quartiles; all files of a model are timed in turn in every engine installed, and the fastest form "
+        "of each row is shown. × best engine: against the untouched model in its fastest engine, the first line."
     )
-    found = {"about": about, "processor": cpu_model(), "threads": given.threads, "engines": engines, "models": made}
+    found = {"about": about, "models": made}
     print(text := to_markdown(found))
     if given.save:
         given.save.parent.mkdir(parents=True, exist_ok=True)
