@@ -25,6 +25,10 @@ def vlm_bench(
         Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the report; a stopped run goes on there.")
     ] = Path("vlm-bench"),
     words: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")] = 16,
+    benchmark: Annotated[
+        str, typer.Option(metavar="NAME", help="video-mme: QUESTIONS is that set's file, its films stand beside it.")
+    ] = "",
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames of a film that are shown.")] = 8,
     threads: Threads = None,
 ) -> None:
     """Compare methods that drop visual tokens, on one model and your questions.
@@ -33,6 +37,10 @@ def vlm_bench(
     Every question is asked of the untouched model, of each method with each share, and of random dropping, in turn. The
     report has a page with a plot, Markdown and JSON.
 
+    With --benchmark video-mme, QUESTIONS is the file of that set (Parquet, JSON or JSON lines), films and subtitles
+    stand beside it in data and subtitle, and the report says what was right by duration, domain, field and task,
+    without and with subtitles.
+
     Args:
         questions: file of questions.
         model: folder of the model.
@@ -40,6 +48,8 @@ def vlm_bench(
         keep: shares of the visual tokens, with commas between.
         out: folder of the report.
         words: most tokens of an answer.
+        benchmark: "video-mme" for that set, "" for questions of your own.
+        frames: frames of a film that are shown.
         threads: processor threads.
 
     Raises:
@@ -70,6 +80,15 @@ def vlm_bench(
         for name in names:  # what can be wrong is found before a model is loaded
             for share in shares:
                 make(name, share)
+        if benchmark:
+            if benchmark != "video-mme":
+                raise VlmError(
+                    f"--benchmark takes video-mme, got {benchmark!r}; leave it out for questions of your own"
+                )
+            from foveal.vlm.video_mme_run import bench_films
+
+            print(bench_films(model, questions, names, shares, out, frames=frames, words=words, tell=print))
+            return
         asked = read_questions(questions)
         rows = bench(Asker(model), asked, names, shares, out, words=words, tell=print)
         page = write_bench(rows, out, model=model.name, count=len(asked), threads=torch.get_num_threads())

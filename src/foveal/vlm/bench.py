@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from foveal.vlm.answer import Answer, Asker
 
-__all__ = ["Question", "Row", "bench", "is_right", "read_questions", "to_markdown", "write_bench"]
+__all__ = ["Question", "Row", "bench", "is_right", "kept_answers", "read_questions", "to_markdown", "write_bench"]
 
 HEAD = (
     "method",
@@ -146,8 +146,19 @@ def is_right(said: str, wanted: str) -> bool:
     return bool(words) and _words(said)[: len(words)] == words
 
 
-def _kept(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Answers of an earlier run with the same settings, without a last line that a stop cut short."""
+def kept_answers(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answers of an earlier run with the same settings, without a last line that a stop cut short.
+
+    Args:
+        path: file of answers; one that holds the settings alone is begun if there is none.
+        settings: what must be the same, for JSON.
+
+    Returns:
+        The answers, in the order in which they were given.
+
+    Raises:
+        VlmError: a file of a run with other settings.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = json.dumps(settings) + "\n"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
@@ -216,7 +227,7 @@ def bench(
         "asked": [list(pair) for pair in asked],
         "words": words,
     }
-    done = _kept(folder / "answers.jsonl", settings)
+    done = kept_answers(folder / "answers.jsonl", settings)
     asker(questions[0].pictures, questions[0].question, "full", words=1)  # so that no first call is timed
     begun, before = time.perf_counter(), len(done)
     with (folder / "answers.jsonl").open("a", encoding="utf-8") as file:
