@@ -3,7 +3,7 @@
     python recipes/vivid_x4.py --data data/mixed/whole --steps 2000 --out runs/vivid_x4
     foveal export runs/vivid_x4 -o bundles/vivid_x4
 
-The critic is DeePSiM's (foveal.train.restore.deepsim), and sees luminance, its bicubic enlargement and what lies between;
+The critic is DeePSiM's (foveal.train.restore.deepsim), and sees luminance, its bicubic enlargement and the difference;
 it and the network are trained in turns. The network's loss is PIXELS · |error of luminance| + the critic's softplus.
 Patches come from where bicubic is most wrong. The weights are a running average. A checkpoint every 100 steps: the same
 command goes on. No network trained on other data is in the loss.
