@@ -100,16 +100,30 @@ def test_kendall_by_hand():
         kendall([1], [1, 2])
 
 
-def test_distilled_items_have_the_mean_of_all():
-    generator = np.random.default_rng(0)
-    tables = [{"z": generator.random(100) < share} for share in (0.2, 0.4, 0.6, 0.8)]
-    items = distil(tables, share=0.1)["z"]
-    assert len(items) == len(set(items)) == 10
-    assert items == sorted(items)
-    off = [abs(float(table["z"][items].mean() - table["z"].mean())) for table in tables]
-    assert max(off) <= 0.07
-    assert distil(tables, share=1.0)["z"] == list(range(100))
-    assert len(distil(tables, share=0.001)["z"]) == 1
+def test_the_whole_is_read_off_a_part():
+    generator, suite = np.random.default_rng(0), (benchmark("a"), benchmark("b", "texture"))
+    skills = np.linspace(0.1, 0.9, 12)
+    tables = [{name: generator.random(100) < skill for name in "ab"} for skill in skills]
+    part = distil(tables[::2], suite, share=0.1)
+    assert {name: len(items) for name, items in part.items.items()} == {"a": 10, "b": 10}
+    assert part.items["a"] == sorted(set(part.items["a"]))
+    asked = [{name: table[name][part.items[name]] for name in "ab"} for table in tables]
+    off = [part.score(one) - overall(table, suite) for one, table in zip(asked, tables, strict=True)]
+    assert np.abs(off[::2]).mean() < 10  # those that it was fitted to; one who always says the mean is 27 off
+    assert kendall([part.score(one) for one in asked[1::2]], skills[1::2]) > 0.8
+    assert distil(tables, suite, share=0.1, seed=1).items != part.items
+    assert len(distil(tables, suite, share=0.001).items["a"]) == 1
+
+
+def test_with_all_items_and_little_ridge_the_whole_is_itself():
+    generator, suite = np.random.default_rng(0), (benchmark("a"), benchmark("b", "texture"))
+    tables = [{name: generator.random(40) < skill for name in "ab"} for skill in (0.2, 0.4, 0.6, 0.8)]
+    part = distil(tables, suite, share=1.0, strength=1e-9)
+    assert part.items["a"] == list(range(40))
+    for table in tables:
+        assert part.score(table) == pytest.approx(overall(table, suite))
+    alike = distil([tables[0]] * 2, suite, share=1.0)
+    assert alike.score(tables[1]) == pytest.approx(overall(tables[0], suite))
 
 
 def test_a_capability_is_stood_for_by_what_ranks_like_it():
@@ -142,8 +156,9 @@ def test_a_capability_is_stood_for_by_what_ranks_like_it():
             lambda: evaluate(Model(), "m", [Benchmark("a", "x", lambda: Samples(PICTURES), ("cat", "dog"))]),
             "a has classes and no labels; give each picture the number of one",
         ),
-        (lambda: distil([{}]), r"distilling takes at least two models and a share in \(0, 1\], got 1 and 0.1"),
-        (lambda: distil([{}, {}], share=0.0), "got 2 and 0.0"),
+        (lambda: distil([{}], ()), r"distilling takes at least two models, a share in .* got 1, 0.08 and 0.3"),
+        (lambda: distil([{}, {}], (), share=0.0), "got 2, 0.0 and 0.3"),
+        (lambda: distil([{}, {}], (), strength=0.0), "got 2, 0.08 and 0.0"),
     ],
 )
 def test_errors(make, says):

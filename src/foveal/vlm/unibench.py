@@ -7,12 +7,12 @@ e of pictures (n, C) and t of texts,
     zero-shot         right if e·w_y > e·w_c for all c ≠ y,  w_c = normalised mean of t over the prompts of class c
     caption matching  right if e·t_0 > e·t_k for all k ≥ 1,  t_0 that of the right caption
     capability        mean over its benchmarks; the whole is the mean over the capabilities
-    distilled         for each benchmark the share of its items whose mean correctness follows that of all of them best
-                      over some models, item by item: argmin_i ‖ mean(chosen + i) − mean(all) ‖²
+    distilled         a drawn share of each benchmark's items; a model's whole is read off what it answers there, x, by
+                      ridge regression on m other models:  ȳ + (x − x̄)·Xᵀ(XXᵀ + λ tr(XXᵀ)/m)⁻¹(y − ȳ)
 
 *Differs from the paper*: a tie is wrong; the authors' code takes the first caption of a tie, the right one, so that a
 constant model matches all captions. Pairs of two pictures and two captions are not here. The authors distil by choosing
-whole benchmarks, one or two a capability; `representatives` does that. A tenth of a few small sets takes items.
+whole benchmarks; `representatives` chooses one a capability. A tenth of a few small sets takes items of all of them.
 *Provenance*: written from the paper and from what the authors' code does. `zero_shot` and `match` say of
 3,300 random embeddings, where there is no tie, what the authors' two handlers say.
 """
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     Correct = Mapping[str, NDArray[np.bool_]]
 
 __all__ = [
-    "Benchmark", "Embedder", "Samples", "aggregate", "distil", "evaluate", "kendall", "match", "overall",
+    "Benchmark", "Distilled", "Embedder", "Samples", "aggregate", "distil", "evaluate", "kendall", "match", "overall",
     "representatives", "zero_shot",
 ]  # fmt: skip
 
@@ -178,7 +178,7 @@ def evaluate(
         name: name under which results are cached; another one for other weights.
         benchmarks: the suite.
         cache: folder of results; None for none.
-        items: benchmark → numbers of the items to ask, as `distil` gives them; None for all.
+        items: benchmark → numbers of the items to ask, those of `distil`; None for all.
         batch: pictures at once.
 
     Returns:
@@ -257,31 +257,77 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float:
     return float((signs[0] * signs[1]).sum()) / (untied[0] * untied[1]) ** 0.5 if all(untied) else 0.0
 
 
-def distil(tables: Sequence[Correct], *, share: float = 0.1) -> dict[str, list[int]]:
-    """Items of each benchmark that stand for all of them.
+@dataclass(frozen=True)
+class Distilled:
+    """Items that stand for the suite, and how the whole is read off them.
+
+    Args:
+        items: benchmark → numbers of items, ascending, for `evaluate`.
+        weights: benchmark → weight of each of these items, (n,).
+        offset: score of a model that is wrong on all, percent.
+    """
+
+    items: Mapping[str, list[int]]
+    weights: Mapping[str, NDArray[np.float64]]
+    offset: float
+
+    def score(self, correct: Correct) -> float:
+        """The whole, estimated.
+
+        Args:
+            correct: what `evaluate` gave for `items`.
+
+        Returns:
+            Mean over the capabilities, percent.
+        """
+        return self.offset + sum(float(weight @ correct[name]) for name, weight in self.weights.items())
+
+
+def distil(
+    tables: Sequence[Correct],
+    benchmarks: Sequence[Benchmark],
+    *,
+    share: float = 0.08,
+    strength: float = 0.3,
+    seed: int = 0,
+) -> Distilled:
+    """Draw items and fit the whole to them.
 
     Args:
         tables: what `evaluate` gave for at least two models, not those that are to be ranked.
+        benchmarks: the suite.
         share: share of the items, in (0, 1]; at least one of each benchmark.
+        strength: λ.
+        seed: seed of the draw.
 
     Returns:
-        Benchmark → numbers of items, ascending.
+        Items and weights.
 
     Raises:
-        VlmError: fewer than two models, or a share outside (0, 1].
+        VlmError: fewer than two models, a share outside (0, 1], or a strength that is not positive.
     """
-    if len(tables) < 2 or not 0 < share <= 1:
-        raise VlmError(f"distilling takes at least two models and a share in (0, 1], got {len(tables)} and {share}")
-    chosen = {}
-    for name in tables[0]:
-        items = np.stack([np.asarray(table[name], float) for table in tables], 1)  # (n, models)
-        mean, total, taken = items.mean(0), np.zeros(len(tables)), np.zeros(len(items), bool)
-        for number in range(1, max(1, int(share * len(items))) + 1):
-            error = (((total + items) / number - mean) ** 2).sum(1)
-            best = int(np.where(taken, np.inf, error).argmin())
-            taken[best], total = True, total + items[best]
-        chosen[name] = [int(item) for item in np.flatnonzero(taken)]
-    return chosen
+    if len(tables) < 2 or not 0 < share <= 1 or not strength > 0:
+        raise VlmError(
+            "distilling takes at least two models, a share in (0, 1] and a positive strength, got "
+            f"{len(tables)}, {share} and {strength}"
+        )
+    draw, chosen, columns = np.random.default_rng(seed), {}, []
+    for benchmark in benchmarks:
+        count = len(tables[0][benchmark.name])
+        rows = np.sort(draw.permutation(count)[: max(1, int(share * count))])
+        chosen[benchmark.name] = [int(row) for row in rows]
+        columns.append(np.stack([table[benchmark.name][rows] for table in tables]) / len(rows))
+    x, y = np.concatenate(columns, 1), np.array([overall(table, benchmarks) for table in tables])
+    middle, sizes = x.mean(0), [column.shape[1] for column in columns]
+    gram = (x - middle) @ (x - middle).T
+    ridge = strength * np.trace(gram) / len(tables) or 1.0  # models that answer alike
+    weights = (x - middle).T @ np.linalg.solve(gram + ridge * np.eye(len(tables)), y - y.mean())
+    parts = np.split(weights, np.cumsum(sizes)[:-1])
+    return Distilled(
+        chosen,
+        {name: part / size for name, part, size in zip(chosen, parts, sizes, strict=True)},
+        float(y.mean() - middle @ weights),
+    )
 
 
 def representatives(tables: Sequence[Correct], benchmarks: Sequence[Benchmark]) -> dict[str, str]:
@@ -322,7 +368,8 @@ def _run(seed: int, *, count: int = 12) -> Any:
     zero = Benchmark("z", "objects", lambda: Samples(pictures, np.arange(count) % 3), ("cat", "dog", "cow"))
     pair = Benchmark("c", "relation", lambda: Samples(pictures, captions=(("a on b", "b on a"),) * count))
     tables = [evaluate(_Drawn(seed + i), "drawn", (zero, pair)) for i in range(3)]
-    return np.array([overall(table, (zero, pair)) for table in tables] + distil(tables, share=0.2)["z"])
+    part = distil(tables, (zero, pair), share=0.2, seed=seed)
+    return np.array([overall(table, (zero, pair)) for table in tables] + part.items["z"])
 
 
 METHOD = Method(

@@ -1,4 +1,4 @@
-"""Eight benchmarks of six capabilities from real pictures on this machine, and small models with embeddings.
+"""Nine benchmarks of six capabilities from real pictures on this machine, and small models with embeddings.
 
     objects     imagenette, ten classes; cifar10, ten classes
     corruption  imagenette_noise, imagenette_blur: pictures that no model was trained on in this form
@@ -10,7 +10,7 @@
 
 All pictures are 64×64. Texts are embedded by what is made: a fixed random vector for each word, each pair of words and
 each word in a half of the text. Models are ridge regressions from frozen features to the embedding of a caption:
-EfficientNet-Lite0's stages, small pixels, histograms, and random convolutions, each with several numbers of pairs.
+EfficientNet-Lite0's stages, small pixels, and random convolutions, each with several numbers of pairs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["EXTRACTORS", "NEEDS", "Probe", "embed", "suite", "zoo"]
 benchmarks.SETS.setdefault("coco256", ("coco256",))
 NEEDS = ("minutes", "imagenette", "lite0", "cifar10_train", "cifar10_test", "bccd", "coco256")
 SIDE, DIM = 64, 256
-COUNT = {"train": 800, "val": 400}  # pictures of a set, where there are as many
+COUNT = {"train": 800, "val": 800}  # pictures of a set, where there are as many
 PAIRS = (40, 120, 400, 1200, 6000)  # of a training
 THINGS = (
     "tench", "springer", "cassette player", "chain saw", "church", "horn", "garbage truck", "gas pump", "golf ball",
@@ -198,7 +198,7 @@ def suite() -> tuple[Benchmark, ...]:
     """The benchmarks, of pictures that nothing is trained on.
 
     Returns:
-        Eight of six capabilities.
+        Nine of six capabilities.
     """
     photo = ("a photo of a {}.", "a picture with a {}.")
     kinds = tuple(CELLS.values())
@@ -262,25 +262,20 @@ def embed(texts: Sequence[str]) -> Tensor:
     return F.normalize(torch.stack(found), dim=1)
 
 
-def _stage(number: int, pictures: Tensor) -> Tensor:
-    """Lite0's features behind a stage, their mean in 2×2 parts: (n, 3, 64, 64) to (n, 4C)."""
+def _stages(pictures: Tensor) -> list[Tensor]:
+    """Lite0's features behind stages 1 to 6, their mean in 2×2 parts: (n, 3, 64, 64) to (n, 4C) each."""
     net: Any = mosaics.lite0()
-    found = []
+    found: list[list[Tensor]] = [[] for _ in range(6)]
     for part in (2 * pictures - 1).contiguous(memory_format=torch.channels_last).split(50):
-        x = net.bn1(net.conv_stem(part))
-        for block in net.blocks[: number + 1]:
+        x = net.blocks[0](net.bn1(net.conv_stem(part)))
+        for made, block in zip(found, net.blocks[1:], strict=True):
             x = block(x)
-        found.append(F.adaptive_avg_pool2d(x, 2).flatten(1))
-    return torch.cat(found)
+            made.append(F.adaptive_avg_pool2d(x, 2).flatten(1))
+    return [torch.cat(made) for made in found]
 
 
 def _pixels(side: int, pictures: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(pictures, side).flatten(1)
-
-
-def _histogram(pictures: Tensor) -> Tensor:
-    levels = (pictures * 7.999).long()
-    return torch.cat([F.one_hot(levels[:, c].flatten(1), 8).float().mean(1) for c in range(3)], 1)
 
 
 def _convolutions(pictures: Tensor) -> Tensor:
@@ -289,29 +284,32 @@ def _convolutions(pictures: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(F.conv2d(pictures - 0.5, kernel, stride=4).relu(), 2).flatten(1)
 
 
-EXTRACTORS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{f"stage{number}": partial(_stage, number) for number in range(1, 7)},
+STAGES = tuple(f"stage{number}" for number in range(1, 7))
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "pixels4": partial(_pixels, 4),
     "pixels8": partial(_pixels, 8),
-    "histogram": _histogram,
     "convolutions": _convolutions,
 }
+EXTRACTORS = (*STAGES, *OTHERS)
+_FOUND: dict[tuple[str, str], Tensor] = {}  # features of pictures that several models of the zoo see
+
+
+def _extracted(extractor: str, pictures: NDArray[np.uint8]) -> dict[str, Tensor]:
+    """Features of an extractor, and those that come with them."""
+    x = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        if extractor in OTHERS:
+            return {extractor: OTHERS[extractor](x)}
+        return dict(zip(STAGES, _stages(x), strict=True))
 
 
 def _features(extractor: str, pictures: NDArray[np.uint8], *, keep: bool) -> Tensor:
-    data = np.ascontiguousarray(pictures)
-    if keep:
-        known = _FOUND.get((extractor, key := sha256(data.tobytes()).hexdigest()))
-        if known is not None and not rehearsing():
-            return known
-    with torch.no_grad():
-        made = EXTRACTORS[extractor](torch.from_numpy(data.copy()).permute(0, 3, 1, 2).float() / 255)
-    if keep and not rehearsing():
-        _FOUND[extractor, key] = made
-    return made
-
-
-_FOUND: dict[tuple[str, str], Tensor] = {}  # features of pictures that several models of the zoo see
+    if not keep:
+        return _extracted(extractor, pictures)[extractor]
+    key = sha256(pictures.tobytes()).hexdigest()
+    if (extractor, key) not in _FOUND:
+        _FOUND.update({(name, key): found for name, found in _extracted(extractor, pictures).items()})
+    return _FOUND[extractor, key]
 
 
 class Probe:
