@@ -265,7 +265,7 @@ def letter(answer: str, options: Sequence[str] = ()) -> str:
         options: the options, "A. …"; an answer without a letter may be the text of one.
 
     Returns:
-        Letter; "" for an answer that names no option, or two of them.
+        Letter, that at the beginning if there is one; "" for an answer that names no option, or two.
     """
     text = answer.strip().strip("*`\"' ")
     texts = {option[0]: option[2:].strip(" .").lower() for option in options}
