@@ -295,14 +295,19 @@ class Budget:
         if (routes := recorded()) is not None:
             light = small.card.parameters * len(small.ways) / (large.card.parameters * len(large.ways))
             routes.append(shared.route(light))
-        scale = large.card.scale
+        scale, most = large.card.scale, {True: max(pixels.shape), False: max(pixels.shape)}
         try:
             for blocks in shared.allotment.bands:
                 top, bottom = blocks[0][0].top, blocks[0][0].top + blocks[0][0].height
                 band = rows_of(out, top, bottom, pixels, scale)
                 for first, *others in blocks:
                     for part in (first, *others):
-                        _run(pixels, large if part.large else small, part, band, top, alpha=alpha, note=note)
+                        side = _run(
+                            pixels, large if part.large else small, part, band, top, most[part.large], alpha=alpha
+                        )
+                        if side < most[part.large]:
+                            note(f"out of memory: went on with tiles of {side}")
+                        most[part.large] = side
                     if step is not None:
                         left, right = first.left, first.left + first.width
                         step((scale * left, scale * top, scale * right, scale * bottom))
@@ -315,26 +320,32 @@ class Budget:
             raise
 
 
-def _run(
-    pixels: NDArray, network: Network, part: Part, band: NDArray, top: int, *, alpha: bool, note: Callable[[str], None]
-) -> None:
-    """Run one rectangle into its band, which begins at row `top` of the picture; in smaller ones if memory is short."""
-    height, width, scale, multiple = *pixels.shape[:2], network.card.scale, network.card.multiple
-    side = max(part.height, part.width)
-    while True:
-        core = (round_up(min(side, part.height), multiple), round_up(min(side, part.width), multiple))
-        grid = grid_of(height, width, core, network.card)
-        try:
-            for y in range(part.top, part.top + part.height, core[0]):
-                for x in range(part.left, part.left + part.width, core[1]):
-                    rows = min(core[0], part.top + part.height - y)
-                    columns = min(core[1], part.left + part.width - x)
-                    made = band[scale * (y - top) : scale * (y - top + rows), scale * x : scale * (x + columns)]
-                    run_tiles(pixels, network, grid, [Piece(y, x, (0, rows), (0, columns))], [made], alpha=alpha)
-        except MemoryError:
-            if side <= SMALLEST_TILE:
-                raise
-            side = max(SMALLEST_TILE, side // 2)
-            note(f"out of memory: went on with tiles of {side}")
-        else:
-            return
+def _run(pixels: NDArray, network: Network, part: Part, band: NDArray, top: int, most: int, *, alpha: bool) -> int:
+    """Run one rectangle into its band, which begins at row `top` of the picture.
+
+    Args:
+        pixels: (H, W, C).
+        network: network to run.
+        part: the rectangle.
+        band: result of its band.
+        top: first row of the band in the picture.
+        most: largest side of a tile.
+        alpha: the last channel is alpha.
+
+    Returns:
+        The same, or what memory sufficed for.
+    """
+    (height, width), scale, multiple = pixels.shape[:2], network.card.scale, network.card.multiple
+    core = tuple(round_up(min(most, side), multiple) for side in (part.height, part.width))
+    grid = grid_of(height, width, (core[0], core[1]), network.card)
+    try:
+        for y in range(part.top, part.top + part.height, core[0]):
+            for x in range(part.left, part.left + part.width, core[1]):
+                rows, columns = min(core[0], part.top + part.height - y), min(core[1], part.left + part.width - x)
+                made = band[scale * (y - top) : scale * (y - top + rows), scale * x : scale * (x + columns)]
+                run_tiles(pixels, network, grid, [Piece(y, x, (0, rows), (0, columns))], [made], alpha=alpha)
+    except MemoryError:
+        if max(core) <= SMALLEST_TILE:
+            raise
+        return _run(pixels, network, part, band, top, max(SMALLEST_TILE, max(core) // 2), alpha=alpha)
+    return most

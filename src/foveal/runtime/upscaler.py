@@ -134,7 +134,8 @@ class Upscaler:
         if self.budget < 1:
             if content == "pixel":
                 raise ValueError(f"budget={budget:g} shares work between networks, pixel art takes none; leave it out")
-            self._budget = Budget(self.budget, self.bundle, cleans, engine, self.threads, tile)
+            damaged = None if self.clean == OFF else cleans
+            self._budget = Budget(self.budget, self.bundle, damaged, engine, self.threads, tile)
         setting = OFF if content == "pixel" else self.clean
         self._cleaning = Cleaning(cleans, setting, lambda b: Cleaner(b, engine, self.threads, tile, mirrored=mirrored))
 
