@@ -37,6 +37,9 @@ def test_meshes_divide_the_tiles():
     assert mesh_for((270, 480), (270, 240)) == Mesh((270, 480), (17, 15), (4, 4))
     assert mesh_for((20, 9), (20, 9)) == Mesh((20, 9), (20, 9), (0, 0))
     assert mesh_for((64, 64), (64, 64), 3).cell == (18, 18)
+    assert mesh_for((20_000, 20_000), (256, 250)) == Mesh((20_000, 20_000), (64, 63), (2, 2)), (
+        "coarser in a large picture"
+    )
 
 
 def test_shapes_stay_compact():

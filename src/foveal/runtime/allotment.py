@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["CELL", "Allotment", "Mesh", "Part", "allot", "mesh_for", "work"]
 
 CELL = 16  # side of a cell, in pixels of the source, roughly
+MOST = 100_000  # cells of a picture, roughly
 # What is done around the networks, in multiply-adds that take as long (native int8 on Zen 4, roughly): to every pixel
 # of a tile (cutting it out, holding it within its local range, depth to space), and to every tile.
 PIXEL, TILE = 12e3, 50e6
@@ -132,7 +133,10 @@ def mesh_for(size: tuple[int, int], tile: tuple[int, int], multiple: int = 1) ->
     Returns:
         The mesh.
     """
-    powers = [max(0, round(log2(side / CELL))) for side in tile]
+    least = CELL
+    while size[0] * size[1] > MOST * least**2:  # coarser, so that memory does not grow with the picture
+        least *= 2
+    powers = [max(0, round(log2(side / least))) for side in tile]
     cells = [round_up(ceil(side / 2**power), multiple) for side, power in zip(tile, powers, strict=True)]
     return Mesh(size, (cells[0], cells[1]), (powers[0], powers[1]))
 
