@@ -78,3 +78,9 @@ def test_a_share_of_looks(tmp_path, monkeypatch):
 def test_looks_of_a_model_of_ones_own_are_refused():
     with pytest.raises(ValueError, match=r"perception=0.5 is for shipped networks, got a model too; leave one out"):
         Upscaler(model="fast_x4", perception=0.5)
+
+
+def test_looks_and_a_budget_do_not_go_together(monkeypatch):
+    monkeypatch.setattr("foveal.runtime.upscaler.looking", lambda bundle, _: bundle)
+    with pytest.raises(ValueError, match=r"budget=0.5 and perception=0.3 do not go together; leave one out"):
+        Upscaler(perception=0.3, budget=0.5)

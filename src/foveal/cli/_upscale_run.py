@@ -36,6 +36,7 @@ class Wishes:
         quiet: whether to print nothing but problems.
         json: whether standard output is reserved for JSON.
         dry_run: whether to plan only, and so to look at every picture for that.
+        map_file: PNG that shows where the work of a budget went; None for none.
     """
 
     overwrite: bool
@@ -46,6 +47,7 @@ class Wishes:
     quiet: bool
     json: bool
     dry_run: bool = False
+    map_file: Path | None = None
 
 
 class Run:
@@ -275,17 +277,20 @@ class Run:
         return done
 
     def _one(self, job: Job, plan: Plan, show: Show) -> bool:
+        from foveal.cli._route_map import mapped
+
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-            result = self.upscaler.upscale_file(
-                job.source,
-                job.target,
-                overwrite=self.wishes.overwrite or self.wishes.resume,
-                limit_pixels=self.wishes.limit_pixels,
-                background=self.wishes.background,
-                page=job.page,
-                progress=show.step,
-            )
+            with mapped(self.wishes.map_file, job, self.wishes.limit_pixels):
+                result = self.upscaler.upscale_file(
+                    job.source,
+                    job.target,
+                    overwrite=self.wishes.overwrite or self.wishes.resume,
+                    limit_pixels=self.wishes.limit_pixels,
+                    background=self.wishes.background,
+                    page=job.page,
+                    progress=show.step,
+                )
         except Exception as error:  # one bad file, however bad, does not stop the others
             self.fail(job, error, show)
             return False

@@ -94,6 +94,20 @@ def upscale(
             help="How natural results look, 0 to 1, at the price of fidelity; 0 is the highest PSNR.",
         ),
     ] = 0.0,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget",
+            metavar="SHARE",
+            help="Share of the network's work, in (0, 1]; below 1 a smaller network makes the places that need least.",
+        ),
+    ] = 1.0,
+    map_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", metavar="FILE", help="Write where the work of --budget went as a PNG.", show_default=False
+        ),
+    ] = None,
     file_format: Annotated[
         str,
         typer.Option(
@@ -154,6 +168,9 @@ def upscale(
     A JPEG below quality 95, a picture that was one, and a noisy picture are cleaned as much as they need; clean
     pictures are left as they are. --dry-run reads each picture and reports what was found and what will be done.
 
+    With --budget 0.5 a picture takes half of the work that its network would do: places with detail go to that network,
+    the others to the next smaller one, and the line of the picture says how much went where. At 1 nothing changes.
+
     With --ray each machine runs as many workers as it has processors for, with --threads (4 by default) each. All
     machines must see the pictures and the results under the same paths. The pictures of a worker that dies are given to
     others.
@@ -176,6 +193,8 @@ def upscale(
         content: auto or pixel.
         wrap: whether the picture is a texture that tiles.
         perception: how natural results look, from 0 to 1.
+        budget: share of the network's work.
+        map_file: PNG that shows where the work went.
         file_format: file format of the results.
         pages: keep or split.
         background: colour behind transparent pixels, for formats without transparency.
@@ -241,6 +260,7 @@ def upscale(
         "content": content,
         "wrap": wrap,
         "perception": perception,
+        "budget": budget,
     }
     with ExitStack() as stack:
         crew: RayCrew | None = None
@@ -264,6 +284,13 @@ def upscale(
             )
             films = [job for job in jobs if job.film]
             stills = [job for job in jobs if not job.film]
+            if films and budget < 1:
+                _stop(
+                    f"{films[0].source} is a film, and --budget would share each of its frames otherwise, which "
+                    "flickers; leave --budget out, or say --quality fast"
+                )
+            if map_file is not None:
+                _check_map(map_file, budget, len(jobs), ray=bool(ray), wrap=wrap, overwrite=overwrite)
             if films and ray:
                 _stop(f"{films[0].source} is a film, and --ray spreads pictures; leave --ray out")
             filmer = upscaler
@@ -288,6 +315,7 @@ def upscale(
             quiet=quiet,
             json=json,
             dry_run=dry_run,
+            map_file=map_file,
         )
         started = time.monotonic()
         run = CrewRun(upscaler, wishes, passed_over, crew, options) if crew else Run(upscaler, wishes, passed_over)
@@ -321,6 +349,18 @@ def _crew(address: str, threads: int | None) -> RayCrew:
     from foveal.runtime.ray_batch import RayCrew
 
     return RayCrew(address, threads)
+
+
+def _check_map(path: Path, budget: float, pictures: int, *, ray: bool, wrap: bool, overwrite: bool) -> None:
+    """Stop where no map can be drawn."""
+    if budget == 1:
+        _stop(f"--map {path} shows where the work of --budget went; give a budget below 1, such as --budget 0.5")
+    if pictures != 1 or ray or wrap:
+        _stop(f"--map {path} takes one picture, without --ray and --wrap, got {pictures}; name one, or leave --map out")
+    if path.suffix.lower() != ".png":
+        _stop(f"--map writes a PNG, got {path}; end its name in .png")
+    if path.exists() and not overwrite:
+        _stop(f"--map {path}: exists already; --overwrite replaces it")
 
 
 def _stop(message: str) -> NoReturn:

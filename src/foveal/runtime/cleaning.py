@@ -19,6 +19,7 @@ import numpy as np
 
 from foveal.images.degradation import Degradation, examine
 from foveal.images.jpeg_level import jpeg_file_level, table_level
+from foveal.runtime.bundle import cleaner
 from foveal.runtime.engine_choice import EngineChoice
 from foveal.runtime.engines import EngineError
 from foveal.runtime.inputs import take
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
     from foveal.runtime.engines import Engine, FileKind, PixelKind
     from foveal.runtime.inputs import Size
 
-__all__ = ["AUTO", "OFF", "Cleaner", "Cleaning", "Look", "checked_clean", "decide", "file_level", "stated_level"]
+__all__ = [
+    "AUTO",
+    "OFF",
+    "Cleaner",
+    "Cleaning",
+    "Look",
+    "checked_clean",
+    "chosen_cleaner",
+    "decide",
+    "file_level",
+    "stated_level",
+]
 
 AUTO, OFF = "auto", "off"
 FULL = 50  # strength of a JPEG of quality 50, and of noise of 10 levels
@@ -171,6 +183,34 @@ def stated_level(image: Any) -> float | None:
     if getattr(image, "format", None) != "JPEG" or not isinstance(tables, dict) or len(tables.get(0, ())) != 64:
         return None
     return table_level(np.array(tables[0]).reshape(8, 8))
+
+
+def chosen_cleaner(bundle: Bundle, clean: str | int, *, named: bool, purpose: str) -> Bundle | None:
+    """The bundle that damaged pictures take.
+
+    Args:
+        bundle: bundle for clean pictures.
+        clean: "auto", "off" or a strength of 1 to 100.
+        named: whether the user named the bundle, instead of its scale and quality.
+        purpose: purpose asked for.
+
+    Returns:
+        The bundle; None where there is none.
+
+    Raises:
+        ValueError: a strength where there is none.
+    """
+    card = bundle.card
+    if named:
+        found = bundle if card.levels else None
+    else:
+        found = cleaner(card.scale, card.quality) if purpose == "super-resolution" else None
+    if found is None and isinstance(clean, int):
+        instead = "leave out the model" if named else "take scale 4"
+        raise ValueError(
+            f"clean={clean} asks for cleaning, and none comes with {card.name}; {instead}, or leave out clean"
+        )
+    return found
 
 
 class Cleaner:

@@ -18,7 +18,7 @@ from foveal.runtime.tiles import SMALLEST_TILE, Grid, Piece
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Progress", "Step", "counter", "enlarge"]
+__all__ = ["Progress", "Step", "counter", "enlarge", "rows_of", "run_tiles"]
 
 # Called with megapixels of the result that are done, those in all, and the part just finished as (left, top, right,
 # bottom) in pixels of the result.
@@ -66,13 +66,13 @@ def enlarge(
         try:
             bottom, pieces = grid.band(top)
             if blend is None:
-                band = _rows_of(out, top, bottom, image, scale)
+                band = rows_of(out, top, bottom, image, scale)
                 for batch in grid.batches(pieces):
                     parts = []
                     for piece in batch:
                         first, last = (scale * (piece.left + edge) for edge in piece.columns)
                         parts.append(band[:, first:last])
-                    _tiles(image, network, grid, batch, parts, alpha=alpha)
+                    run_tiles(image, network, grid, batch, parts, alpha=alpha)
                     _report(step, batch, top, bottom, scale)
             else:
                 adding = blend.extended(min(height, bottom + grid.margin) * scale)
@@ -81,7 +81,7 @@ def enlarge(
                     _report(step, batch, top, bottom, scale)
                 first, last = adding.top // scale, height if bottom == height else bottom - grid.margin
                 if last > first:
-                    band = _rows_of(out, first, last, image, scale)
+                    band = rows_of(out, first, last, image, scale)
                     store(adding.take(last * scale, _hidden(image[first:last], scale)), band)
                 blend = adding
         except MemoryError:
@@ -99,8 +99,19 @@ def enlarge(
             yield band
 
 
-def _rows_of(out: NDArray | None, top: int, bottom: int, image: NDArray, scale: int) -> NDArray:
-    """The part of `out` for some rows of the picture, or an array of its own."""
+def rows_of(out: NDArray | None, top: int, bottom: int, image: NDArray, scale: int) -> NDArray:
+    """The part of `out` for some rows of the picture, or an array of its own.
+
+    Args:
+        out: array for the whole result, or None.
+        top: first row of the picture.
+        bottom: row after the last.
+        image: the picture.
+        scale: s.
+
+    Returns:
+        (s·rows, s·W, C).
+    """
     if out is not None:
         return out[top * scale : bottom * scale]
     return np.empty(((bottom - top) * scale, image.shape[1] * scale, image.shape[2]), image.dtype)
@@ -112,10 +123,19 @@ def _hidden(under: NDArray, scale: int) -> NDArray[np.float32]:
     return values.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _tiles(
+def run_tiles(
     image: NDArray, network: Network, grid: Grid, batch: list[Piece], parts: list[NDArray], *, alpha: bool
 ) -> None:
-    """Tiles of any picture."""
+    """Run tiles of any picture.
+
+    Args:
+        image: picture, (H, W, C), C from 1 to 4.
+        network: network to run.
+        grid: the picture's grid.
+        batch: tiles to run together.
+        parts: array for each tile's result.
+        alpha: the last channel is alpha.
+    """
     if alpha:
         for piece, part in zip(batch, parts, strict=True):
             tile_with_alpha(image, network, grid, piece, part)
@@ -132,7 +152,7 @@ def _add_tiles(image: NDArray, network: Network, grid: Grid, batch: list[Piece],
     wide = [widened(piece, grid) for piece in batch]
     spans = [(scale * (piece.rows[1] - piece.rows[0]), scale * (piece.columns[1] - piece.columns[0])) for piece in wide]
     parts = [np.empty((*span, image.shape[2]), np.float32) for span in spans]
-    _tiles(image, network, grid, wide, list(parts), alpha=alpha)
+    run_tiles(image, network, grid, wide, list(parts), alpha=alpha)
     for piece, reach, part in zip(batch, wide, parts, strict=True):
         weights = (
             ramp(piece.top + piece.rows[0], piece.top + piece.rows[1], grid.height, grid.margin, scale),

@@ -45,9 +45,10 @@ def settings_of(upscaler: Upscaler | Restorer, *, background: tuple[int, int, in
         files = json.dumps(sorted(bundle.card.sha256.items()))
         clean = f" clean {upscaler.clean} {hashlib.sha256(files.encode()).hexdigest()[:12]}"
     wrap = " wrapped" if upscaler.wrap else ""
+    shared = getattr(upscaler, "shared_with", "")  # an upscaler's with a budget
     if asked := getattr(upscaler, "settings", ""):  # a restorer's
         clean = f" {asked}"
-    return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}{below}{clean}{wrap}"
+    return f"{upscaler.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}{below}{clean}{wrap}{shared}"
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:

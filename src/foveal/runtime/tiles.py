@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from foveal.runtime.card import Card
 
-__all__ = ["SMALLEST_TILE", "Grid", "Piece", "cut", "make_grid"]
+__all__ = ["SMALLEST_TILE", "Grid", "Piece", "cut", "grid_of", "make_grid", "round_up"]
 
 SMALLEST_TILE = 16
 # Batches up to this many input pixels: enough to drown the cost of a call, little enough to stay small in memory.
@@ -129,19 +129,28 @@ class Grid:
             yield pieces[first : first + self.batch]
 
 
-def _up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not below a value.
+
+    Args:
+        value: a length.
+        multiple: at least 1.
+
+    Returns:
+        The multiple.
+    """
     return -(-value // multiple) * multiple
 
 
 def _start(first: int, tile: int, length: int, multiple: int) -> int:
     """Where a tile that should start at `first` starts, so that it ends with the picture (rounded up to `multiple`)."""
-    return max(0, min(first, _up(length, multiple) - tile))
+    return max(0, min(first, round_up(length, multiple) - tile))
 
 
 def _core(length: int, target: int, slack: bool, multiple: int) -> int:
     """Side of equal tiles near `target`: at most that, or within a half of it with `slack`."""
     count = max(1, ceil(length / target - 0.5)) if slack else ceil(length / target)
-    return _up(ceil(length / count), multiple)
+    return round_up(ceil(length / count), multiple)
 
 
 def make_grid(height: int, width: int, tile: int, card: Card, *, automatic: bool = False, pixel_bytes: int = 3) -> Grid:
@@ -171,10 +180,28 @@ def make_grid(height: int, width: int, tile: int, card: Card, *, automatic: bool
         row_bytes = width * card.scale**2 * pixel_bytes
         rows = max(SMALLEST_TILE, min(tile, _BAND_BYTES // row_bytes))
     core = (_core(height, rows, automatic, card.multiple), _core(width, columns, automatic, card.multiple))
+    return grid_of(height, width, core, card)
+
+
+def grid_of(height: int, width: int, core: tuple[int, int], card: Card) -> Grid:
+    """A grid of tiles of a given size.
+
+    Args:
+        height: height of the picture, in pixels.
+        width: width of the picture.
+        core: (rows, columns) of every core, multiples of the card's `multiple`.
+        card: card of the bundle to run.
+
+    Returns:
+        The grid.
+    """
     # A network that trims takes exactly its margin; another is given whole multiples so that its phases stay in place.
-    margin = card.margin if card.trims else _up(card.margin, card.multiple)
-    least = _up(card.minimum, card.multiple)
-    side = (max(least, _up(core[0] + 2 * margin, card.multiple)), max(least, _up(core[1] + 2 * margin, card.multiple)))
+    margin = card.margin if card.trims else round_up(card.margin, card.multiple)
+    least = round_up(card.minimum, card.multiple)
+    side = (
+        max(least, round_up(core[0] + 2 * margin, card.multiple)),
+        max(least, round_up(core[1] + 2 * margin, card.multiple)),
+    )
     batch = max(1, _BATCH_PIXELS // (side[0] * side[1]))
     return Grid(height, width, core, side, margin, card.trims, card.multiple, batch)
 

@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.runtime.between import checked_perception, looking
-from foveal.runtime.bundle import Bundle, choose, cleaner
+from foveal.runtime.budget import Budget, checked_budget
+from foveal.runtime.bundle import Bundle, choose
 from foveal.runtime.card import BundleError, Purpose
-from foveal.runtime.cleaning import AUTO, OFF, Cleaner, Cleaning, Look, checked_clean, file_level, stated_level
+from foveal.runtime.cleaning import (
+    AUTO,
+    OFF,
+    Cleaner,
+    Cleaning,
+    Look,
+    checked_clean,
+    chosen_cleaner,
+    file_level,
+    stated_level,
+)
 from foveal.runtime.engine_choice import EngineChoice
 from foveal.runtime.enlarge import Progress, Step, counter
 from foveal.runtime.file_work import Begun, work_on_file
@@ -28,8 +39,8 @@ from foveal.runtime.network import Network
 from foveal.runtime.pixel_art import PIXEL_ART_REACH, enlarge_pixel_art
 from foveal.runtime.plan import Plan, make_plan
 from foveal.runtime.result import Result
+from foveal.runtime.running import Running
 from foveal.runtime.throughput import Throughput, learn_file_seconds
-from foveal.runtime.tiled import network_name, tiled
 from foveal.runtime.tiles import make_grid
 from foveal.runtime.wrapping import unwrapped, wrapped
 
@@ -72,8 +83,11 @@ class Upscaler:
         perception: how natural results look, in [0, 1], at the price of fidelity: 0 for the highest PSNR, 1 for the
             network trained for looks, between them the weights between the two. For quality "balanced"; pictures that
             are cleaned are made as without it.
+        budget: share of the network's work that a picture may take, in (0, 1]: below 1 the next smaller network makes
+            the places that need least. Animations and documents of several pages take the network alone.
 
     Attributes:
+        budget: the share.
         bundle: bundle that runs; of damaged pictures, the one for clean pictures.
         card: its card.
         threads: processor threads.
@@ -96,6 +110,7 @@ class Upscaler:
         content: str = "auto",
         wrap: bool = False,
         perception: float = 0.0,
+        budget: float = 1.0,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
@@ -116,33 +131,38 @@ class Upscaler:
         if content not in CONTENTS:
             raise ValueError(f"content must be one of {', '.join(CONTENTS)}, got {content!r}")
         self.clean, self.content, self.wrap = checked_clean(clean), content, wrap
-        if model is None:
-            cleans = cleaner(self.card.scale, quality) if purpose == "super-resolution" else None
-        else:
-            cleans = self.bundle if self.card.levels else None
-        if cleans is None and isinstance(self.clean, int):
-            instead = "take scale 4" if model is None else "leave out the model"
-            raise ValueError(
-                f"clean={self.clean} asks for cleaning, and none comes with {self.card.name}; {instead}, or leave out "
-                "clean"
-            )
+        self.budget = checked_budget(budget)
+        cleans = chosen_cleaner(self.bundle, self.clean, named=model is not None, purpose=purpose)
         self.threads = threads or cores()
         self._note = note
         self._choice = EngineChoice(self.bundle, engine, self.threads, tile)
         mirrored = quality == "best"
         self._network = Network(self.card, self._choice.open, mirrored=mirrored)
+        self._budget: Budget | None = None
+        if self.budget < 1:
+            if perception:
+                raise ValueError(f"budget={budget:g} and perception={perception:g} do not go together; leave one out")
+            if content == "pixel":
+                raise ValueError(f"budget={budget:g} shares work between networks, pixel art takes none; leave it out")
+            damaged = None if self.clean == OFF else cleans
+            self._budget = Budget(self.budget, self.bundle, damaged, engine, self.threads, tile)
         setting = OFF if content == "pixel" else self.clean
         self._cleaning = Cleaning(cleans, setting, lambda b: Cleaner(b, engine, self.threads, tile, mirrored=mirrored))
 
     @property
     def name(self) -> str:
-        """What enlarges: the bundle, and whether its mirror images take part."""
-        return _PIXEL_ART if self.content == "pixel" else network_name(self._network)
+        """What enlarges: the bundle, whether its mirror images take part, and the budget."""
+        return _PIXEL_ART if self.content == "pixel" else self._way(Look()).name
 
     @property
     def cleaner(self) -> Bundle | None:
         """The bundle that damaged pictures take; None where nothing is cleaned."""
         return self._cleaning.bundle
+
+    @property
+    def shared_with(self) -> str:
+        """What results depend on by the budget; "" without one."""
+        return "" if self._budget is None else self._budget.settings
 
     @property
     def scale(self) -> int:
@@ -152,7 +172,8 @@ class Upscaler:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences the user should read about the choice of bundle and engine; they hold for every picture."""
-        return tuple(dict.fromkeys(filter(None, (self._note, *self._choice.notes, *self._cleaning.notes))))
+        more = () if self._budget is None else self._budget.notes
+        return tuple(dict.fromkeys(filter(None, (self._note, *self._choice.notes, *self._cleaning.notes, *more))))
 
     def engine(self, kind: PixelKind | None = None) -> str:
         """Name of the engine, chosen now if it was not before.
@@ -196,13 +217,18 @@ class Upscaler:
         yield self._choice
         if self._cleaning.bundle is not None and not self._cleaning.cleaner.why_not():
             yield self._cleaning.cleaner.choice
+        if self._budget is not None:
+            yield from self._budget.choices()
 
-    def _way(self, look: Look) -> tuple[Network, EngineChoice]:
-        """The network that a picture takes, and the engine that runs it."""
+    def _way(self, look: Look, *, still: bool = True) -> Running:
+        """What enlarges a picture; frames of an animation must be treated alike, and are not shared."""
         if look.level is None:
-            return self._network, self._choice
-        cleaner = self._cleaning.cleaner
-        return cleaner.network(look.level), cleaner.choice
+            network, choice = self._network, self._choice
+        else:
+            cleaner = self._cleaning.cleaner
+            network, choice = cleaner.network(look.level), cleaner.choice
+        small = self._budget.way(look) if self._budget and still else None
+        return Running(network, choice, small, self._budget)
 
     def __call__(self, image: Any, progress: Progress | None = None) -> Any:
         """Enlarge a picture.
@@ -235,7 +261,7 @@ class Upscaler:
                 out = np.empty(large, pixels.dtype)
             step = counter(progress, large[0] * large[1])
             look = self._cleaning.look(pixels, taken.alpha, stated)
-            for _ in self._bands(pixels, taken.alpha, step, look, out=out):
+            for _ in self._bands(pixels, taken.alpha, step, self._way(look), out=out):
                 pass
             made.append(out)
         return taken.give(made)
@@ -245,36 +271,22 @@ class Upscaler:
         pixels: NDArray,
         alpha: bool,
         step: Step | None,
-        look: Look,
+        running: Running,
         *,
         out: NDArray | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> Iterator[NDArray]:
         """A picture in memory, (H, W, C), band by band to (s·H, s·W, C); `note` takes what the user should know."""
         if self.content != "pixel" and not self.wrap:
-            yield from self._tiled(pixels, alpha, step, look, out=out, note=note)
+            yield from running.bands(pixels, alpha=alpha, step=step, out=out, note=note)
             return
         if self.content == "pixel":
             border = PIXEL_ART_REACH if self.wrap else 0
             bands = enlarge_pixel_art(wrapped(pixels, border), self.scale)
         else:
-            border = self._way(look)[0].card.margin + REACH
-            bands = self._tiled(wrapped(pixels, border), alpha, None, look, note=note)
+            border = running.network.card.margin + REACH
+            bands = running.bands(wrapped(pixels, border), alpha=alpha, note=note)
         yield from unwrapped(bands, border, pixels.shape[:2], self.scale, out=out, step=step)
-
-    def _tiled(
-        self,
-        pixels: NDArray,
-        alpha: bool,
-        step: Step | None,
-        look: Look,
-        *,
-        out: NDArray | None = None,
-        note: Callable[[str], None] = lambda _: None,
-    ) -> Iterator[NDArray]:
-        """The same by the network, tile by tile."""
-        network, choice = self._way(look)
-        yield from tiled(pixels, network, choice, alpha=alpha, step=step, out=out, note=note)
 
     def plan(self, image: Any, *, file_format: str = "", look: bool = False) -> Plan:
         """What enlarging a picture will take, measured on this machine if it was not yet (about a second).
@@ -297,7 +309,8 @@ class Upscaler:
         size = measure(image)
         seen = self._cleaning.foresee(image, size, closely=look)
         pixel_bytes = size.channels * size.dtype.itemsize
-        network, choice = self._way(seen)
+        running = self._way(seen, still=size.frames == 1 and size.file_format != "gif")
+        network, choice = running.network, running.choice
         kind = network.kind(size.dtype)
         drawn = self.content == "pixel"
         throughput = Throughput(256, _PIXEL_ART_SECONDS, 0.0) if drawn else choice.throughput(kind)
@@ -317,7 +330,10 @@ class Upscaler:
             file_format=file_format or size.file_format,
             notes=(*self.notes, *(self._cleaning.said(seen, all_of_it=True) if look else ())),
         )
-        name = self.name if drawn else network_name(network)
+        if self._budget and running.small:
+            spent = throughput.seconds * len(network.ways) * grid.pixels / 1e6
+            plan = self._budget.planned(plan, spent, network, choice, running.small, take(image) if look else None)
+        name = self.name if drawn else running.name
         return replace(plan, bundle=name, engine=engine, clean=self._cleaning.told(seen))
 
     def upscale_file(
@@ -354,19 +370,19 @@ class Upscaler:
 
         source, target = Path(source), Path(target)
         notes: list[str] = []
-        look, kind = Look(), self._network.kind(np.dtype(np.uint8))
-        before = 0.0
+        look, running = Look(), self._way(Look())
+        kind, before = self._network.kind(np.dtype(np.uint8)), 0.0
 
         def begin(begun: Begun) -> Callable[[Picture], Iterator[NDArray]]:
-            nonlocal look, kind, before
+            nonlocal look, running, kind, before
             if begun.still:
                 look = self._cleaning.look(begun.frame.pixels, begun.frame.alpha, begun.stated)
-            network = self._way(look)[0]
-            kind, before = network.kind(begun.frame.pixels.dtype), network.seconds
+            running = self._way(look, still=begun.still)
+            kind, before = running.network.kind(begun.frame.pixels.dtype), running.seconds
             step = begun.steps(1)
 
             def make(picture: Picture) -> Iterator[NDArray]:
-                return self._bands(picture.pixels, picture.alpha, step, look, note=notes.append)
+                return self._bands(picture.pixels, picture.alpha, step, running, note=notes.append)
 
             return make
 
@@ -374,9 +390,8 @@ class Upscaler:
             source, target, self.scale, begin, page=page, overwrite=overwrite, limit_pixels=limit_pixels,
             background=background, progress=progress,
         )  # fmt: skip
-        network, choice = self._way(look)
         if done.megapixels >= 1:
-            spent = network.seconds - before
+            spent = running.seconds - before
             learn_file_seconds(format_for(target).name, (done.seconds - spent) / done.megapixels)
         return Result(
             source=source,
@@ -386,8 +401,8 @@ class Upscaler:
             frames=done.frames,
             megapixels=done.megapixels,
             seconds=done.seconds,
-            bundle=self.name if self.content == "pixel" else network_name(network),
-            engine=self.engine() if self.content == "pixel" else choice.engine(kind),
+            bundle=self.name if self.content == "pixel" else running.name,
+            engine=self.engine() if self.content == "pixel" else running.choice.engine(kind),
             threads=self.threads,
             notes=tuple(dict.fromkeys([*self.notes, *self._cleaning.said(look), *notes, *done.left_out])),
             clean=self._cleaning.told(look),

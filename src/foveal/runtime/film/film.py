@@ -130,6 +130,15 @@ def work_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}.segments")
 
 
+def _check_budget(upscaler: Upscaler | FilmRestorer, source: Path) -> None:
+    budget = getattr(upscaler, "budget", 1.0)
+    if budget < 1:
+        raise FilmError(
+            f"{source}: a budget of {budget:g} would share each frame otherwise, which flickers; take an Upscaler "
+            'without one, or of quality="fast"'
+        )
+
+
 def _settings(upscaler: Upscaler | FilmRestorer, source: Path, film: Header, coding: Coding) -> dict[str, Any]:
     """Everything that the segments depend on."""
     state = source.stat()
@@ -190,6 +199,7 @@ def plan_film(
     Raises:
         FilmError: no film.
     """
+    _check_budget(upscaler, source)
     film, coding = header(source), coding or usual(target)
     one = upscaler.plan((film.width, film.height))
     ready = SEGMENT * len(_ready(work_folder(target), _settings(upscaler, source, film, coding)))
@@ -242,6 +252,7 @@ def upscale_film(
     coding = coding or usual(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: exists already; --overwrite (overwrite=True) replaces it")
+    _check_budget(upscaler, source)
     check(target, coding)
     film = header(source)
     settings, folder = _settings(upscaler, source, film, coding), work_folder(target)
