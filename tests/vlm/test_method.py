@@ -42,7 +42,7 @@ def test_methods_are_made_by_their_names():
 def test_wrong_methods_raise():
     with pytest.raises(VlmError, match="no method is called 'fastw'; did you mean fastv"):
         make("fastw")
-    with pytest.raises(VlmError, match="no method is called 'zebra'; there are fastv, feather, random"):
+    with pytest.raises(VlmError, match="no method is called 'zebra'; there are dynamic_llava, fastv, feather"):
         make("zebra")
     with pytest.raises(VlmError, match="fastv has no option 'depth'; it has keep, layer, rotary"):
         make("fastv", 0.5, depth=3)

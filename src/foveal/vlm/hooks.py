@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from foveal.vlm.tap import Tap
 
-__all__ = ["Accelerated", "accelerate"]
+__all__ = ["Accelerated", "accelerate", "shortenable"]
 
 _ACCELERATED: WeakSet[nn.Module] = WeakSet()
 
@@ -52,6 +52,19 @@ class _Pass:
 def _cached(kwargs: dict[str, Any]) -> Any:
     """The cache among a layer's arguments; its name changed in transformers 5.24."""
     return kwargs.get("cache", kwargs.get("past_key_values"))
+
+
+def shortenable(cache: Any) -> None:
+    """Refuse a cache whose layers cannot lose tokens.
+
+    Args:
+        cache: cache of transformers.
+
+    Raises:
+        VlmError: a quantised cache.
+    """
+    if any(hasattr(layer, "_quantized_keys") for layer in cache.layers):
+        raise VlmError("a quantised cache cannot be shortened; use a dynamic or static one, or drop tokens at a layer")
 
 
 class Accelerated:
@@ -346,10 +359,7 @@ class Accelerated:
         """Drop tokens from the caches after a prefill."""
         if run.cache is None:
             return
-        if any(hasattr(layer, "_quantized_keys") for layer in run.cache.layers):
-            raise VlmError(
-                "a quantised cache cannot be shortened; use a dynamic or static one, or drop tokens at a layer"
-            )
+        shortenable(run.cache)
         seen, chosen = self._chosen(run, 0, hidden)
         if torch.equal(chosen, seen.visual):
             return

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.vlm.method import VlmError
+
 __all__ = ["Ledger", "Stage", "assemble", "follow", "marked", "shorten_layer", "shortened", "take", "unpadded"]
 
 
@@ -240,6 +242,25 @@ class Ledger:
             self.seen -= number
             self.past = self.seen
 
+    def check_crop(self, number: int) -> None:
+        """Refuse to forget tokens that some layers no longer hold.
+
+        Args:
+            number: number of last tokens.
+
+        Raises:
+            VlmError: one of them was dropped.
+        """
+        last = torch.arange(self.seen - number, self.seen)
+        for stage in self.stages:
+            if stage.slots is not None and number:
+                held = stage.slots if stage.valid is None else stage.slots.masked_fill(~stage.valid, -1)
+                if not bool((held[:, -number:] == last.to(held.device)).all()):
+                    raise VlmError(
+                        f"the last {number} tokens cannot be taken back, as layers have dropped some of them; "
+                        "write without guessed tokens, or keep all words"
+                    )
+
     def clear(self) -> None:
         """Forget everything."""
         self.stages = [Stage() for _ in self.stages]
@@ -296,6 +317,7 @@ class _Shortened:
             self.ledger.reorder(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
+        self.ledger.check_crop(abs(tokens_to_remove))
         super().crop(tokens_to_remove)  # type: ignore[misc]
         self.ledger.crop(abs(tokens_to_remove))
 

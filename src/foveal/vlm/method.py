@@ -25,6 +25,7 @@ __all__ = ["Cut", "Reducer", "Seen", "VlmError", "count", "list_methods", "make"
 
 # Name that users type → module and class. A method is imported when it is first used.
 METHODS = {
+    "dynamic_llava": ("foveal.vlm.dynamic_llava", "DynamicLLaVA"),
     "fastv": ("foveal.vlm.fastv", "FastV"),
     "feather": ("foveal.vlm.feather", "Feather"),
     "random": ("foveal.vlm.random", "Random"),
