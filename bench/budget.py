@@ -97,20 +97,21 @@ def measure(name: str, high: NDArray[np.uint8], arguments: argparse.Namespace) -
     make = partial(Upscaler, arguments.scale, threads=arguments.threads, engine=arguments.engine, clean="off")
     versions = {"full": make(), "fast": make("fast")}
     versions |= {f"budget {budget:g}": make(budget=budget) for budget in arguments.budgets}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for version, upscale in versions.items():
         for random in (False, True) if version.startswith("budget") else (False,):
             gain = drawn if random else difficulty.expected_gain
             with patch.object(difficulty, "expected_gain", gain), recording() as routes:
                 found = psnr(upscale(low), high, shave=arguments.scale)
-            row = {"picture": name, "size": [*high.shape[1::-1]], "version": version + (", random" if random else "")}
+            called = version + (", random" if random else "")
+            row: dict[str, Any] = {"picture": name, "size": [*high.shape[1::-1]], "version": called}
             if routes:
                 row |= {"area": float((routes[0].work == 1).mean()), "counted": routes[0].share}
             rows.append({**row, "psnr": found, "loss": rows[0]["psnr"] - found if rows else 0.0})
     if arguments.timing:
         calls = [partial(upscale, low) for upscale in versions.values()]
         times = interleaved(calls, pairs=arguments.pairs, most=arguments.seconds)
-        timed = dict(zip(versions, times, strict=True))
+        timed: dict[str, list[float]] = dict(zip(versions, times, strict=True))
         for row in rows:
             if (taken := timed.get(row["version"])) is not None:
                 share = ratio(taken, timed["full"])
