@@ -4,8 +4,8 @@ A picture holds 4×4 cells of 8×8 pixels, each a circle, square, triangle or cr
 network, trained to name single cells and then frozen, makes a feature of each. A question of two words asks the shape
 of a cell, its colour, or the colour of the cell to its right, and the fusion of both answers among ten words. The
 rival is concatenated self-attention of equal width and as many layers. Both get a start without which they learn to
-look up places too slowly: a cell's word is its position, and the rival's queries and keys start as what they are made
-of, as the weights of the readings do by the method's own start.
+look up places too slowly: a cell's word starts as its position, the sum of a row's and a column's vector, and the
+rival's queries and keys start as what they are made of, as the weights of the readings do by the method's own start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SIDE, PATCH, FEATURES = 4, 8, 32  # cells of a side, pixels of a cell's side, channels of a cell's feature
 CELLS, KINDS, SHAPES, ANSWERS = SIDE**2, 3, 4, 10
 COLOURS = ((1, 0.2, 0.2), (0.2, 0.8, 0.2), (0.25, 0.35, 1), (0.95, 0.9, 0.2), (0.9, 0.3, 0.9), (0.9, 0.9, 0.9))
-DIM, LAYERS, TOKENS, STEPS, ROWS, TESTED = 48, 4, (2, 8), 500, 128, 4000
+DIM, LAYERS, TOKENS, STEPS, ROWS, TESTED = 48, 4, (2, 6), 450, 128, 4000
 RATE = 6e-3
 DATA = f"{TESTED} questions about pictures of 16 shapes, {STEPS} steps of {ROWS} questions"
 STATED = {"dim": 768, "text": 32, "picture": 196, "layers": 8}  # shapes that multiply-adds are counted for
@@ -65,7 +65,8 @@ class _Answerer(nn.Module):
     def __init__(self, *, full: bool) -> None:
         super().__init__()
         self.picture = nn.Linear(FEATURES, DIM)
-        self.place = nn.Parameter(torch.randn(CELLS, DIM))
+        rows, columns = torch.randn(2, SIDE, DIM)
+        self.place = nn.Parameter((rows[:, None] + columns).flatten(0, 1))
         self.words = nn.Embedding(KINDS + CELLS, DIM)
         with torch.no_grad():
             self.words.weight[KINDS:] = self.place
