@@ -187,7 +187,7 @@ SIDE, SHOWN, PARTS = 3, 2, 4  # cells of a side of a mosaic, pictures among them
 DIM, HIDDEN, LAYERS = 64, 128, 4  # of the small LLaVA
 START, HOLE, ASK, CLASS, PLACE = 1, 2, 3, 4, 14  # token ids; HOLE stands for a visual token
 CELLS = SIDE**2
-BASE, MORE, ROWS = 200, 200, 16  # steps on everything, and then in each way; mosaics of a step
+BASE, MORE, ROWS = 200, 300, 16  # steps on everything, and then in each way; mosaics of a step
 TESTED, WEIGHT = 500, 10.0  # mosaics; factor on the rates, smaller than with 576 tokens, whose shares vary less
 DATA = f"{TESTED} mosaics of {SHOWN} test pictures of Imagenette, 7 empty cells; {BASE} + {MORE} steps of {ROWS} each"
 
