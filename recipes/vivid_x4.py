@@ -43,6 +43,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     start = Bundle.load("balanced_x4")
     words = {"scale": 4, **start.card.model["arguments"]}
+    recipe = json.dumps({"model": start.card.model["name"], "scale": 4, "arguments": start.card.model["arguments"]})
 
     def build() -> Any:
         net: Any = foveal.create_model(start.card.model["name"], **words)
@@ -94,8 +95,8 @@ def main() -> None:
                 average.lerp_(value, 1 - AVERAGE)
         if (step + 1) % EVERY == 0 or step + 1 == given.steps:
             torch.save({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, kept)
-            save_file({k: v.contiguous() for k, v in mean.state_dict().items()}, given.out / "model.safetensors")
-            (given.out / "recipe.json").write_text(json.dumps({"model": start.card.model["name"], "arguments": words}))
+            weights = {name: value.contiguous() for name, value in mean.state_dict().items()}
+            save_file(weights, given.out / "model.safetensors", metadata={"recipe": recipe})
             pace = (time.monotonic() - clock) / (step + 1 - begun)
             print(
                 f"step {step + 1}: loss {loss.item():.4f}, critic {wrong.item():.3f}, {pace:.2f} s a step", flush=True
