@@ -1,7 +1,7 @@
 """Joint Adaptive Representations: text and picture are fused in a few tokens that read both anew, again and again.
 
 *Source*: AJ Piergiovanni, A. Angelova, "Joint Adaptive Representations for Image-Language Learning", 2023
-(arXiv:2305.19924), section 2. For text X_t, (B, L, D), and picture X_v, (B, M, D), the state f is a compact set of
+(arXiv:2305.19924). For text X_t, (B, L, D), and picture X_v, (B, M, D), the state f is a compact set of
 K = K_t + K_v tokens. Each of R iterations weighs all features by what the state knows of both modalities, sums them up,
 and lets a transformer work on the compact set alone:
 
@@ -13,12 +13,12 @@ and lets a transformer work on the compact set alone:
 Multiply-adds of an iteration: 2·(K_t·L + K_v·M)·D + 2·K·D² to read, and the layers at K tokens; concatenated
 self-attention works at L + M tokens instead.
 
-*Differs from the paper*: the paper gives the mechanism, few of its formulas and no code. Decided here: features are
+*Differs from the paper*: only abstract and introduction could be read, and there is no code. Decided here: features are
 weighed by their product with a projection of the state, a row of weights for each token of the state; the weights of
 the first iteration see the means of both modalities; every iteration has weights of its own; W starts as the identity
 and W₀ as the sum of the means, so that likeness is what is looked for at first. Adaptive sampling of pretraining data
 is not part of it.
-*Provenance*: written from the paper's description; there is no official code.
+*Provenance*: written from the paper's description of the mechanism, not from its formulas.
 """
 
 from __future__ import annotations
