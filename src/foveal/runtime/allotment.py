@@ -12,7 +12,7 @@ than wide, up to a block. For a price λ of work, the best that can be done with
 where gain(R) is the squared error that the larger network is expected to save, and large(R) what it computes for R,
 margins included: a large rectangle pays for its margins once. 0 leaves R to the smaller network, which makes every
 block that is not one large rectangle. λ is the least price at which all blocks together stay within the limit. What
-is left then goes to the rectangles that save most for their work.
+is left then goes to the rectangles that save most of those that it pays for.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MOST = 100_000  # cells of a picture, roughly
 # long for as much, within an eighth, for tiles of balanced_x4 from 16 to 256 pixels a side and of fast_x4 from 64.
 PIXEL, TILE = 14e3, 30e6
 _PRICES, _PASSES, _DECADES = 8, 3, 7  # prices tried at once, how often the search narrows, and how wide it begins
-_LEFTOVERS = 4  # rectangles that are added in the end
+_LEFTOVERS = 8  # rectangles that are added in the end
 _LARGE, _ROWS, _COLUMNS = 1, 2, 3  # what is done with a rectangle; 0 leaves it to the smaller network
 
 _Shape = tuple[int, int]  # of a rectangle, in powers of two of cells
@@ -281,16 +281,16 @@ def _shapes(rows: int, columns: int) -> list[_Shape]:
 
 
 def _leftovers(tree: _Tree, taken: NDArray[np.bool_], left: float) -> Iterator[_Place]:
-    """Rectangles that save most for their work, one after the other, out of what nobody has taken; marks them."""
+    """The rectangles that save most of what can be afforded, one after the other, out of what is free; marks them."""
     for _ in range(_LEFTOVERS):
         best: tuple[float, _Shape, int] | None = None
         for shape in tree.shapes:
             large = tree.large[shape]
             free = (large > 0) & (large <= left) & (tree.over(taken, shape) == 0)
-            rate = np.where(free, tree.gain[shape] / np.maximum(large, 1), 0.0)
-            index = int(rate.argmax())
-            if rate.flat[index] > (best[0] if best else 0.0):
-                best = float(rate.flat[index]), shape, index
+            gain = np.where(free, tree.gain[shape], 0.0)
+            index = int(gain.argmax())
+            if gain.flat[index] > (best[0] if best else 0.0):
+                best = float(gain.flat[index]), shape, index
         if best is None:
             return
         _, (i, j), index = best
