@@ -135,9 +135,7 @@ def test_distillation_brings_attention_closer():
 
 
 def test_errors():
-    with pytest.raises(
-        VlmError, match=r"sizes must be at least 1 pixel, got a picture of \(0, 4\), tiles of 336 and"
-    ):
+    with pytest.raises(VlmError, match=r"sizes must be at least 1 pixel, got a picture of \(0, 4\), tiles of 336 and"):
         levels((0, 4))
     pyramid = levels((16, 16), tile=4, base=8)
     with pytest.raises(VlmError, match=r"the levels have grids \[\(2, 2\), \(4, 4\)\], got tiles of \[\(2, 2\)\]; cut"):
