@@ -2,8 +2,8 @@
 
 A canvas shows eight discs, one of each colour, with a digit of MNIST at its own 28 pixels, and 24 digits without a
 disc; asked is which digit is on a disc of a colour. The encoder, a small network of convolutions, has learnt from tiles
-of all levels what is in each quarter of them, and stays as it is. The reader, four layers whose words attend to visual
-tokens, has learnt on the coarse level, on full tiling and on tiles drawn at random, so that it knows full tiling, the
+of all levels what is in each quarter of them, and stays as it is. The reader, two layers whose words attend to visual
+tokens, has learnt on the coarse level, on full tiling and on what is not empty of it, so that it knows full tiling, the
 rival, and has never seen what the pyramid chooses. It stays as it is too: the pyramid is a way to ask it. A tile of
 nothing but background is encoded once for all.
 """
@@ -33,9 +33,9 @@ COLOURS = torch.tensor([
     [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 0.5, 0], [0.6, 0.6, 0.6],
 ])  # fmt: skip
 MARKED, PLAIN, DIGITS = len(COLOURS), 24, 10
-DIM, HEADS, DEPTH, PICKED = 64, 4, 4, (1, 3)
+DIM, HEADS, DEPTH, PICKED = 64, 4, 2, (1,)
 SINGLE, SEEN = (400, 64), (250, 24)  # steps and rows of the encoder, on digits and on tiles
-READ, FOCUS = (400, 8), (150, 16)  # of the reader and of the module
+READ, FOCUS = (800, 32), (150, 32)  # of the reader and of the module
 COUNT = {"train": 200, "test": 80}  # canvases
 DATA = (
     f"{COUNT['test']} canvases of 2,048×2,048 with {MARKED} marked handwritten digits of MNIST's test part; reader "
@@ -115,16 +115,17 @@ def _lesson(step: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(tiles), torch.stack(colours).float(), torch.stack(digits)
 
 
-def _crops(step: int) -> tuple[Tensor, Tensor]:
-    """Middles of cells, (n, 3, 32, 32), and digits, (n,)."""
+def _crops(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Middles of cells, (n, 3, 32, 32), digits, (n,), and colours, (n,), 8 for none."""
     digits, labels = _digits("train")
     generator = torch.Generator().manual_seed(step)
     which = torch.randint(len(labels), (4 if rehearsing() else SINGLE[1],), generator=generator)
     grounds = torch.cat((0.7 * COLOURS, torch.zeros(1, 3)))
-    ground = grounds[torch.randint(len(grounds), which.shape, generator=generator)][..., None, None]
+    colours = torch.randint(len(grounds), which.shape, generator=generator)
+    ground = grounds[colours][..., None, None]
     top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
     strokes = F.pad(digits[which], (left, 4 - left, top, 4 - top))[:, None]
-    return ground * (1 - strokes) + strokes, labels[which]
+    return ground * (1 - strokes) + strokes, labels[which], colours
 
 
 @cached(maxsize=1)
@@ -134,15 +135,21 @@ def _encoder() -> _Encoder:
 
     def loss(net: Any, given: tuple[Tensor, ...]) -> Tensor:
         said = net.head(net(given[0]))
-        colours = F.binary_cross_entropy_with_logits(said[..., :MARKED], given[1])
+        rare = torch.tensor(8.0)  # few quarters show a colour
+        colours = F.binary_cross_entropy_with_logits(said[..., :MARKED], given[1], pos_weight=rare)
         return colours + F.cross_entropy(said[..., MARKED:].flatten(0, 1), given[2].flatten(), ignore_index=-1)
 
     def train() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, single = _Encoder(), nn.Linear(DIM, DIGITS)
+            model, single = _Encoder(), nn.Linear(DIM, DIGITS + MARKED + 1)
         first = nn.Sequential(model.body, nn.Flatten(), single)
-        short_run(first, _crops, lambda net, x: F.cross_entropy(net(x[0]), x[1]), steps=SINGLE[0], lr=4e-3)
+
+        def alone(net: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+            said = net(given[0])
+            return F.cross_entropy(said[:, :DIGITS], given[1]) + F.cross_entropy(said[:, DIGITS:], given[2])
+
+        short_run(first, _crops, alone, steps=SINGLE[0], lr=4e-3)
         return short_run(model, _lesson, loss, steps=SEEN[0], lr=4e-3)
 
     key = f"encoder of tiles, {SINGLE[0]} steps of {SINGLE[1]}, then {SEEN[0]} of {SEEN[1]}"
@@ -186,6 +193,9 @@ class _Layer(nn.Module):
         self.norm, self.before = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
         self.query, self.key, self.value, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
         self.mlp = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM))
+        for net in (self.query, self.key):  # at first, like attends to like
+            nn.init.eye_(net.weight)
+            nn.init.zeros_(net.bias)
 
     def forward(self, words: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.before(tokens)
@@ -220,34 +230,42 @@ class _Reader(nn.Module):
         return self.head(words), seen
 
 
-def _batch(seed: int, step: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, which are shown, those of the coarse view, and digits of canvases: coarse, in full, or some tiles."""
+def _batch(seed: int, step: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens that are shown of canvases, those of the coarse view, and digits: coarse, in full, or what is not empty.
+
+    Full tiling is shown in every eighth step, to an eighth of the canvases, for it is long.
+    """
     made, said = _canvases("train")
     generator = torch.Generator().manual_seed(100_000 * seed + step)
-    which = torch.randint(len(said), (4 if rehearsing() else rows,), generator=generator)
+    full = step % 8 == 7
+    count = 4 if rehearsing() else rows // 8 if full else rows
+    which = torch.randint(len(said), (count,), generator=generator)
     overview, coarse, fine = made[0][which], made[1][which].flatten(1, 3), made[-1][which].flatten(1, 3)
     rough = torch.cat((overview, coarse), 1)
-    if step % 3 == 0:
-        return rough, torch.ones(rough.shape[:2], dtype=torch.bool), rough, said[which]
-    there = torch.ones(fine.shape[:2], dtype=torch.bool)
-    if step % 3 == 1:  # a twentieth of the tiles, and the marked ones
-        there = torch.rand(len(which), fine.shape[1] // 4, generator=generator).lt(0.05).repeat_interleave(4, 1)
-        blank = fine[:, :1] if rehearsing() else _tokens(torch.zeros(1, 3, TILE, TILE))[:, :1]
-        there |= (fine != blank).any(2) & torch.rand(there.shape, generator=generator).lt(0.9)
-    seen = torch.cat((torch.ones(overview.shape[:2], dtype=torch.bool), there), 1)
-    return torch.cat((overview, fine), 1), seen, rough, said[which]
+    if step % 8 in (2, 5):
+        return rough, rough, said[which]
+    if not full:
+        empty = fine.median(1, keepdim=True).values  # most tiles are
+        most = int(torch.randint(MARKED + PLAIN, 3 * (MARKED + PLAIN), (1,), generator=generator))
+        found = (fine - empty).norm(dim=2).topk(most, 1).indices
+        fine = fine.gather(1, found[..., None].expand(-1, -1, DIM))
+    return torch.cat((overview, fine), 1), rough, said[which]
 
 
 @cached(maxsize=4)
 @torch.inference_mode(False)
 def _reader(seed: int) -> _Reader:
     def loss(net: Any, given: tuple[Tensor, ...]) -> Tensor:
-        answers, _ = net(net.asked(len(given[0])), *given[:2])
-        return F.cross_entropy(answers.flatten(0, 1), given[3].flatten())
+        real = torch.ones(given[0].shape[:2], dtype=torch.bool)
+        answers, _ = net(net.asked(len(real)), given[0], real)
+        return F.cross_entropy(answers.flatten(0, 1), given[2].flatten())
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _Reader()
+    # words begin where the encoder's own lessons put colours, as those of CLIP's texts would
+    colours = _encoder().head.weight[:MARKED]
+    model.words.data.copy_(8 * F.normalize(colours, dim=1))
     short_run(model, lambda step: _batch(seed, step, READ[1]), loss, steps=READ[0], lr=3e-3, clip=1.0)
     return model.requires_grad_(False)
 
@@ -260,7 +278,7 @@ def _focus(seed: int) -> RegionFocus:
     module = RegionFocus(list(reader.layers), PICKED)
 
     def loss(net: Any, given: tuple[Tensor, ...]) -> Tensor:
-        rough = given[2]
+        rough = given[1]
         words, real = reader.asked(len(rough)), torch.ones(rough.shape[:2], dtype=torch.bool)
         with torch.no_grad():
             _, theirs = reader(words, rough, real)
