@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveal.vlm.longvivit import Contrast, VideoEncoder, draw, inflate, nce, tubes
+from foveal.vlm.longvivit import Contrast, VideoEncoder, draw, inflate, info_nce, tubes
 from foveal.vlm.method import VlmError
 
 
@@ -98,7 +98,7 @@ def test_nce_by_hand():
     # cosines times 2: [[2, 1.2], [0, 1.6]]
     rows = math.log(1 + math.exp(1.2 - 2)) + math.log(1 + math.exp(0 - 1.6))
     columns = math.log(1 + math.exp(0 - 2)) + math.log(1 + math.exp(1.2 - 1.6))
-    assert float(nce(video, text, 2.0)) == pytest.approx((rows + columns) / 4)
+    assert float(info_nce(video, text, 2.0)) == pytest.approx((rows + columns) / 4)
 
 
 def test_tubes_are_dropped_in_training_only():
@@ -111,7 +111,7 @@ def test_tubes_are_dropped_in_training_only():
     value = model.eval()(video, words)
     assert counts == [4, 16]
     torch.testing.assert_close(
-        value, nce(model.video(video), F.normalize(model.text(words), dim=1), 14.0), rtol=1e-5, atol=0
+        value, info_nce(model.video(video), F.normalize(model.text(words), dim=1), 14.0), rtol=1e-5, atol=0
     )
     value.backward()
     assert model.scale.grad is not None

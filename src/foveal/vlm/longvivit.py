@@ -39,7 +39,7 @@ from foveal.vlm.method import VlmError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Contrast", "VideoEncoder", "draw", "inflate", "nce", "tubes"]
+__all__ = ["Contrast", "VideoEncoder", "draw", "inflate", "info_nce", "tubes"]
 
 
 def tubes(video: Tensor, size: tuple[int, int]) -> Tensor:
@@ -87,7 +87,7 @@ def draw(count: int, total: int, ratio: float = 0.75, *, generator: torch.Genera
     return order[:, : total - int(ratio * total + 1e-9)].sort(1).values
 
 
-def nce(video: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+def info_nce(video: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
     """Each video against all captions, and each caption against all videos.
 
     Args:
@@ -226,7 +226,9 @@ class Contrast(nn.Module):
         kept = None
         if self.training and self.ratio:
             kept = draw(len(video), self.video.count, self.ratio, generator=generator).to(video.device)
-        return nce(self.video(video, kept), F.normalize(self.text(caption), dim=1), self.scale.exp().clamp(max=100))
+        return info_nce(
+            self.video(video, kept), F.normalize(self.text(caption), dim=1), self.scale.exp().clamp(max=100)
+        )
 
 
 def _small() -> VideoEncoder:
