@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from foveal.models import create_model, list_models
     from foveal.runtime import Upscaler
     from foveal.runtime.restorer import Restorer
+    from foveal.shrink.swap.swap import swap
     from foveal.shrink.tokens.foveate import foveate
 
-__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "foveate", "list_models", "shrink", "vlm"]
+__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "foveate", "list_models", "shrink", "swap", "vlm"]
 
 _HOME = {
     "Restorer": "foveal.runtime.restorer",
@@ -27,6 +28,7 @@ _HOME = {
     "create_model": "foveal.models",
     "foveate": "foveal.shrink.tokens.foveate",
     "list_models": "foveal.models",
+    "swap": "foveal.shrink.swap.swap",
 }
 
 _PACKAGES = ("shrink", "vlm")  # the first is a verb too

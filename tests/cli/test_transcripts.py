@@ -36,6 +36,7 @@ ALSO = {
     "measure": ((r"quartiles [\d.]+ to [\d.]+", "quartiles"), (r"[\d.]+ MiB", "MEMORY")),
     "serve": ((r":\d+/", ":PORT/"),),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
+    "swap": ((r"TIME  \d\.\d\d( \(not faster\))?", "TIME  SHARE"), (r"\d of (\d layers)", r"N of \1")),
     "run": ((r"(?<=\.png) +\w+ +0\.\d\d\b", " LABEL"),),
     "ask": ((r"(?m)^\w+( \w+){3}$", "ANSWER"),),
     "train": (
@@ -48,6 +49,7 @@ ALSO = {
     "export": ((r"torch TIME(, \w+ TIME)+", "TIMES"),),
     # What a row's claims gave is derived from the records, which change.
     "catalogue": (
+        (r"(?<=\S) {2,}", "  "),  # columns grow with the longest title
         (r"(written|runs|works) +\d+/\d+", "RESULTS"),
         (r"\d+ (of 349 [\w ]+:) .*|\d+ (more are)", r"N \1\2"),
     ),

@@ -53,7 +53,9 @@ def catalogue(
         $ foveal catalogue --family backbone-conv
         name        title                                                             family         status  claims
         GhostNetV3  GhostNetV3: Exploring the Training Strategies for Compact Models  backbone-conv  runs    5/9
+        ...
         MambaOut    MambaOut: Do We Really Need Mamba for Vision?                     backbone-conv  runs    11/14
+        ...
         2 of 349 methods of the literature: 2 runs
         19 more are planned; --all lists them too
     """

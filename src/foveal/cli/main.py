@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "upscale": ("foveal.cli.upscale:upscale", "Upscale pictures and films two, three or four times."),
     "restore": ("foveal.cli.restore:restore", "Repair damaged, noisy and dark pictures at their own size."),
     "shrink": ("foveal.cli.shrink:shrink", "Make a model cheaper, every step measured on this machine."),
+    "swap": ("foveal.cli.swap:swap", "Time cheaper operators in the place of a network's layers."),
     "run": ("foveal.cli.run:run", "Run a classifier's bundle on pictures."),
     "ask": ("foveal.cli.ask:ask", "Ask a vision-language model that reads fewer visual tokens."),
     "vlm-bench": ("foveal.cli.vlm_bench:vlm_bench", "Compare methods that drop visual tokens, on your questions."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli._named import arguments_of, library_of
 from foveal.cli._options import Threads, stop
 
 if TYPE_CHECKING:
@@ -234,18 +235,10 @@ def _model(name: str, weights: Path | None, arguments: list[str], counts: list[i
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise ShrinkError(f"{weights}: cannot be read as weights ({error}); give a .safetensors file") from error
-    given: dict[str, Any] = {}
-    for text in arguments:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ShrinkError(f"--arg must be NAME=VALUE, got {text!r}")
-        try:
-            given[key] = json.loads(value)
-        except ValueError:
-            given[key] = value
+    given = arguments_of(arguments)
     errors = []
     for count in counts:
-        origin = Origin(_library(name), name, {"num_classes": count} | given)
+        origin = Origin(library_of(name), name, {"num_classes": count} | given)
         try:
             network = build(origin)
             network.load_state_dict(tensors)
@@ -254,23 +247,6 @@ def _model(name: str, weights: Path | None, arguments: list[str], counts: list[i
             continue
         return network.eval(), origin
     raise ShrinkError(f"{weights} does not fit {name}: {errors[0]}")
-
-
-def _library(name: str) -> str:
-    import timm
-    from torchvision.models import list_models as of_torchvision
-
-    from foveal.models import list_models
-    from foveal.shrink.step import ShrinkError
-
-    for library, known in (
-        ("foveal", name in list_models()),
-        ("timm", timm.is_model(name)),
-        ("torchvision", name in of_torchvision()),
-    ):
-        if known:
-            return library
-    raise ShrinkError(f"no model is called {name!r} in foveal, timm or torchvision, and it is no folder")
 
 
 def _outputs(network: nn.Module, framing: Framing) -> int:

@@ -35,6 +35,7 @@ STEPS = {
     "tune": "foveal.shrink.tune:Tune",
     "fold": "foveal.shrink.fold.step:Fold",
     "prune": "foveal.shrink.prune.structure:Prune",
+    "swap": "foveal.shrink.swap.swap:Swap",
     "lowrank": "foveal.shrink.lowrank.step:LowRank",
     "quantise": "foveal.shrink.quantize.int8:Quantise",
     "merge": "foveal.shrink.tokens.merge:Merge",
@@ -45,7 +46,7 @@ STEPS = {
     "sparsevit": "foveal.shrink.tokens.sparsevit:SparseViT",
 }
 _TRAINS = {"Distil", "Tune"}
-_CUTS = {"Prune", "LowRank", "Fold"}
+_CUTS = {"Prune", "LowRank", "Fold", "Swap"}
 
 
 def untouched(x: Tensor) -> Tensor:  # noqa: ARG001 - a teacher's signature
