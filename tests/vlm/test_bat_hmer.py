@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from foveal.evidence.tasks.formulas import SYMBOLS, formula
-from foveal.vlm.bat_hmer import RELATIONS, BatHmer, Layout, TreeDecoder, grow, loss, mirror, steps
+from foveal.vlm.bat_hmer import BatHmer, TreeDecoder, loss
+from foveal.vlm.layout import RELATIONS, Layout, grow, mirror, steps
 from foveal.vlm.method import VlmError
 
 SIZES = {"hidden": 8, "embed": 6, "relation_embed": 4, "attention": 5, "reach": 3}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveal.evidence.rehearsal import cached, rehearsing
 from foveal.measure import benchmarks
-from foveal.vlm.bat_hmer import RELATIONS, Layout
+from foveal.vlm.layout import RELATIONS, Layout
 
 __all__ = ["NEEDS", "SYMBOLS", "formula", "picture", "pictures"]
 

@@ -20,7 +20,8 @@ from foveal.evidence.short_run import short_run
 from foveal.evidence.tasks import formulas
 from foveal.evidence.trained_once import trained_once
 from foveal.record import bound, equal, kept
-from foveal.vlm.bat_hmer import RELATIONS, BatHmer, Layout, TreeDecoder, grow, loss, mirror, steps
+from foveal.vlm.bat_hmer import BatHmer, TreeDecoder, loss
+from foveal.vlm.layout import RELATIONS, Layout, grow, mirror, steps
 
 FIRST, STEPS, ROWS, LR = 400, 500, 32, 4e-3  # steps of the encoder on single symbols, then of everything
 DIM, GROWTH = 96, 16
