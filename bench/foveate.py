@@ -5,9 +5,10 @@
     python bench/foveate.py --save results/foveate       also results/foveate.md and .json
     python bench/foveate.py --where merge --save results/foveate_where    which operations take the rest
 
-ViT-S/16 (Swin-T for windows) in plain torch with fused attention, random weights: time does not depend on them, and
-which tokens go hardly does. All versions of a network are timed in turn with the whole one; a speed-up is the median of
-the paired ratios. Realised is (measured − 1) / (counted − 1). malloc keeps freed memory, as `foveal.train` has it.
+ViT-S/16 (Swin-T for windows, Vim-S for state space) in plain torch with fused attention, random weights: time does not
+depend on them, and which tokens go hardly does. All versions of a network are timed in turn with the whole one; a
+speed-up is the median of the paired ratios. Realised is (measured − 1) / (counted − 1). malloc keeps freed memory, as
+`foveal.train` has it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from token_merging import MALLOC
 
 # Methods by budget, and steps with settings of their own.
-BUDGETED = ("merge", "drop", "turbo", "sparsevit")
+BUDGETED = ("merge", "drop", "turbo", "sparsevit", "topvim")
 STEPS = ("tokenlearner", "sit", "mone")
 
 
@@ -38,6 +39,8 @@ def build(method: str, size: int, budget: float | None) -> Any:
     torch.manual_seed(0)
     if method == "sparsevit":
         network = timm.create_model("swin_tiny_patch4_window7_224", img_size=size, window_size=size // 32).eval()
+    elif method == "topvim":
+        network = foveal.create_model("vim_small", grid=(size // 16, size // 16)).eval()
     else:
         network = timm.create_model("vit_small_patch16_224", img_size=size).eval()
     if budget is None:
@@ -67,7 +70,8 @@ def measure(arguments: argparse.Namespace, size: int, batch: int) -> list[dict[s
     rows = []
     for wholes, methods in (
         ("sparsevit", ["sparsevit"]),
-        ("merge", [m for m in arguments.methods if m != "sparsevit"]),
+        ("topvim", ["topvim"]),
+        ("merge", [m for m in arguments.methods if m not in ("sparsevit", "topvim")]),
     ):
         versions = [
             (method, budget)
@@ -209,13 +213,13 @@ def main() -> None:
     machine = describe()
     heading = (
         f"{datetime.now(UTC).date().isoformat()} · {machine['processor']}, {machine['cores']} cores · "
-        f"{arguments.threads} threads · ViT-S/16, Swin-T for sparsevit\n\n"
+        f"{arguments.threads} threads · ViT-S/16, Swin-T for sparsevit, Vim-S for topvim\n\n"
     )
     one = where if arguments.where else measure
     rows = [row for size in arguments.sizes for batch in arguments.batches for row in one(arguments, size, batch)]
     if arguments.where:
         heading = heading.replace(
-            "ViT-S/16, Swin-T for sparsevit", f"{arguments.where}, ms an image, by torch's profiler"
+            "ViT-S/16, Swin-T for sparsevit, Vim-S for topvim", f"{arguments.where}, ms an image, by torch's profiler"
         )
     text = heading + (table_of_parts if arguments.where else table)(rows)
     print(text)

@@ -3,6 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from documents import ROOT
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -56,6 +57,12 @@ def test_it_is_a_step_that_says_what_it_chose():
 def test_every_method_is_a_step_with_keep():
     for name in METHODS:
         assert step_class(name)(keep=0.5).keep == 0.5
+
+
+def test_every_method_is_in_the_docs():
+    for page in ("foveate", "shrink"):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert [name for name in METHODS if f"\n| `{name}` | " not in text] == []
 
 
 def test_the_size_of_the_pictures():

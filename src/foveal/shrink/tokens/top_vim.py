@@ -14,7 +14,8 @@ u · delta / (delta + s).
 
 *Differs from the paper*: a dropped position takes the step of a zero input, softplus(bias), so the scan equals the one
 over all positions with the inputs of the dropped ones masked. Vim's convolution along the route closes the gaps: zeros
-in them cost a small Vim at 60% of its tokens two points more. PlainMamba's convolution, over the map, sees zeros.
+in them cost a small Vim at 60% of its tokens two points more. PlainMamba's convolution, over the map, sees zeros. Until
+tokens go, blocks run as they are, so that keep = 1 is exact.
 *Provenance*: written from the paper.
 """
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +31,21 @@ from torch import Tensor, nn
 
 from foveal.cases import Transform
 from foveal.models.backbone.plainmamba import PlainMambaMixer
+from foveal.nn.gather import put, routed, take, top
+from foveal.nn.isotropic import Isotropic
 from foveal.nn.mamba import Mamba
 from foveal.nn.snake import moves
 from foveal.ops import selective_scan
 from foveal.ops.scan2d import routes
 from foveal.record import Method, Paper
-from foveal.shrink.tokens.network import Tokens
+from foveal.runtime.route import Route, recorded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from foveal.shrink.step import Inputs
 
-__all__ = ["PrunedTokens", "ToPViM", "aligned_scan", "keep_tokens", "mix", "score_tokens"]
+__all__ = ["PrunedTokens", "ToPViM", "aligned_scan", "mix", "score_tokens"]
 
 
 def score_tokens(y: Tensor) -> Tensor:
@@ -53,19 +58,6 @@ def score_tokens(y: Tensor) -> Tensor:
         Scores, (B, N), at least 0.
     """
     return y.clamp_min(0).mean(1)
-
-
-def keep_tokens(score: Tensor, count: int) -> Tensor:
-    """Indices of the most important tokens.
-
-    Args:
-        score: scores, (B, N).
-        count: number of tokens to keep per sequence.
-
-    Returns:
-        Indices, ascending, (B, count).
-    """
-    return score.topk(count, dim=1).indices.sort(1).values
 
 
 def aligned_scan(
@@ -105,22 +97,6 @@ def aligned_scan(
     return torch.addcmul(y, u, D[:, None])
 
 
-def _rows(places: Tensor, length: int) -> Tensor:
-    """Positions (B, M) as row numbers of all sequences concatenated: copying rows is faster than gathering elements."""
-    return (places + torch.arange(places.shape[0], device=places.device)[:, None] * length).flatten()
-
-
-def _take(values: Tensor, places: Tensor) -> Tensor:
-    """(B, N, E) to (B, M, E)."""
-    return values.flatten(0, 1).index_select(0, _rows(places, values.shape[1])).view(*places.shape, -1)
-
-
-def _spread(values: Tensor, places: Tensor, length: int) -> Tensor:
-    """(B, M, E) to (B, N, E), zero where nothing was kept."""
-    whole = values.new_zeros(values.shape[0] * length, values.shape[2])
-    return whole.index_copy(0, _rows(places, length), values.flatten(0, 1)).view(values.shape[0], length, -1)
-
-
 def _along_tokens(mixer: Mamba, x: Tensor, places: Tensor, length: int, align: bool) -> Tensor:
     """The scans of a Mamba mixer at kept tokens, before its gate; (B, M, E) to the same."""
     found: list[Tensor] = []
@@ -139,8 +115,8 @@ def _along_tokens(mixer: Mamba, x: Tensor, places: Tensor, length: int, align: b
 def _over_map(mixer: PlainMambaMixer, x: Tensor, places: Tensor, size: tuple[int, int], align: bool) -> Tensor:
     """The scans of a PlainMamba mixer at kept tokens, before its gate; (B, M, E) to the same."""
     scan, length = mixer.scan, size[0] * size[1]
-    plane = _spread(x, places, length).unflatten(1, size).permute(0, 3, 1, 2)
-    u = F.silu(_take(mixer.conv2d(plane).flatten(2).transpose(1, 2), places))
+    plane = put(x.new_zeros(x.shape[0], length, x.shape[2]), places, x).unflatten(1, size).permute(0, 3, 1, 2)
+    u = F.silu(take(mixer.conv2d(plane).flatten(2).transpose(1, 2), places))
     delta, weights_in, weights_out = (t.transpose(1, 2) for t in scan.project(u.transpose(1, 2)))
     route = routes("snake", *size, device=x.device)
     count = route.shape[0]
@@ -153,13 +129,13 @@ def _over_map(mixer: PlainMambaMixer, x: Tensor, places: Tensor, size: tuple[int
     def ordered(values: Tensor) -> Tensor:
         """(B, M, …) or (B·K, M, …) to (B·K, …, M)."""
         every = values if values.shape[0] == order.shape[0] else values.repeat_interleave(count, 0)
-        return _take(every, order).transpose(1, 2)
+        return take(every, order).transpose(1, 2)
 
     delta, weights_in = F.softplus(delta), weights_in.repeat_interleave(count, 0) + theta
     idle = F.softplus(scan.dt_proj.bias) if align else None
     matrices = -scan.A_log.exp(), ordered(weights_in), ordered(weights_out), scan.D
     y = aligned_scan(ordered(u), ordered(delta), *matrices, times=times, idle=idle)
-    return _take(y.transpose(1, 2), order.argsort(-1)).unflatten(0, (-1, count)).sum(1)
+    return take(y.transpose(1, 2), order.argsort(-1)).unflatten(0, (-1, count)).sum(1)
 
 
 def mix(
@@ -209,87 +185,109 @@ class ToPViM:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be in (0, 1], got {self.keep}; 0.7 keeps 70% of the patches each time")
 
-    def apply(self, model: nn.Module, data: Inputs | None = None) -> PrunedTokens:  # noqa: ARG002 - nothing is calibrated
-        """Let a network drop tokens between its blocks. The result can be trained further, as in the paper.
+    def apply(self, model: nn.Module, data: Inputs | None = None) -> nn.Module:  # noqa: ARG002 - nothing is calibrated
+        """Let a network drop tokens between its blocks, in place. It can be trained further, as in the paper.
 
         Args:
             model: network, one of `vim_*` or `plainmamba_*`.
             data: not used.
 
         Returns:
-            Pruned network that shares the parameters of `model`.
+            The same network.
 
         Raises:
             TypeError: a network that is neither a Vim nor a PlainMamba.
-            ValueError: too few blocks for `after`, or blocks that cannot run on a part of the map.
+            ValueError: a network that drops tokens already, too few blocks for `after`, or blocks that cannot run on a
+                part of the map.
         """
-        blocks = model.blocks if isinstance(model, Tokens) else ()
-        mixers = [getattr(block, "mixer", None) for block in blocks]
-        if not (mixers and all(isinstance(mixer, Mamba | PlainMambaMixer) for mixer in mixers)):
-            raise TypeError(f"model must be a Vim or a PlainMamba, got {type(model).__name__}; build one by its name")
-        if self.after[-1] >= len(mixers):
-            raise ValueError(
-                f"after must stay below the {len(mixers)} blocks, got {self.after}; the last has no use of it"
-            )
+        blocks: Any = getattr(model, "blocks", None)
+        if isinstance(blocks, PrunedTokens):
+            raise ValueError(f"model drops tokens already, by {blocks.config}; apply ToPViM to a fresh network")
+        if not isinstance(model, Isotropic):
+            raise TypeError(_misses(model, "the patches, blocks and head of foveal.nn.isotropic.Isotropic"))
         for number, block in enumerate(blocks, 1):
+            mixer = getattr(block, "mixer", None)
+            if not isinstance(mixer, Mamba | PlainMambaMixer):
+                raise TypeError(
+                    _misses(model, f"a Mamba or PlainMamba mixer in block {number}, a {type(block).__name__}")
+                )
+            if isinstance(mixer, PlainMambaMixer) and mixer.scan.released:
+                raise ValueError("pruning needs scans that follow the routes; build the network with released=False")
             if number >= self.after[0] and getattr(block, "convolve", None) is not None:
                 raise ValueError(f"block {number} convolves the whole map; prune after {number + 1} or later")
-        if any(isinstance(mixer, PlainMambaMixer) and mixer.scan.released for mixer in mixers):
-            raise ValueError("pruning needs scans that follow the routes; build the network with released=False")
-        return PrunedTokens(model, self)  # type: ignore[arg-type]
+        if self.after[-1] >= len(blocks):
+            raise ValueError(
+                f"after must stay below the {len(blocks)} blocks, got {self.after}; the last has no use of it"
+            )
+        model.blocks = PrunedTokens(blocks, self, class_token=model.cls_token is not None)  # type: ignore[assignment]
+        return model
+
+
+def _misses(model: nn.Module, part: str) -> str:
+    return f"model must be a Vim or a PlainMamba, got {type(model).__name__} without {part}; build one by its name"
+
+
+def _class_token_in_the_middle(own: Tensor) -> Tensor:
+    """Order of tokens, (B, M), that puts the one that `own`, (B, M), marks where the head looks for it."""
+    at, rows = own.int().argmax(1, keepdim=True), torch.arange(own.shape[1], device=own.device)
+    half = (own.shape[1] - 1) // 2
+    patch = rows - (rows > half).int()
+    return torch.where(rows == half, at, patch + (patch >= at))
 
 
 class PrunedTokens(nn.Module):
-    """A network that drops tokens between its blocks, (B, in_channels, H, W) to (B, num_classes), see `ToPViM.apply`.
+    """The blocks of a Vim or PlainMamba as one module that makes tokens fewer, (B, N, C) to (B, M, C).
+
+    Names of parameters are those of the blocks, so state dicts fit. A network that goes through it as through a list
+    finds it alone in there: one by one, blocks drop nothing.
 
     Args:
-        model: network to prune; its parameters are shared, not copied.
-        config: pruning schedule.
+        blocks: blocks of the network; they are shared, not copied.
+        config: after which blocks tokens are dropped, and how many.
+        class_token: whether a class token stands in the middle of the patches.
     """
 
-    def __init__(self, model: Tokens, config: ToPViM) -> None:
+    def __init__(self, blocks: nn.Module, config: ToPViM, *, class_token: bool) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.config, self.own = config, int(class_token)
+        for name, block in blocks.named_children():
+            self.add_module(name, block)
+        self.train(blocks.training)
 
-    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last tokens, normalised.
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield self
 
-        Args:
-            x: pictures, (B, in_channels, H, W).
-
-        Returns:
-            Kept tokens, (B, M, C), including the class token, and their positions among all, ascending, (B, M).
-        """
-        return self._through(x)[:2]
-
-    def _through(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Tokens, positions, and the position of the class token if there is one."""
-        model, config = self.model, self.config
-        tokens, size = model.embed(x)
-        length, own = tokens.shape[1], model.num_prefix_tokens
-        middle, left = (length - own) // 2, length - own
-        places = torch.arange(length, device=x.device).expand(tokens.shape[0], -1)
-        for number, block in enumerate(model.blocks, 1):
-            if number < config.after[0]:
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        batch, length = tokens.shape[:2]
+        middle, routes = (length - self.own) // 2, recorded()
+        places = torch.arange(length, device=tokens.device).expand(batch, -1)
+        gone, blocks_on, counts = False, torch.zeros(batch, length, device=tokens.device), []
+        for number, module in enumerate(self._modules.values(), 1):
+            block: Any = module
+            count = places.shape[1]
+            if routes is not None:
+                counts.append(float(count))
+                blocks_on = routed(lambda blocks: blocks + 1, blocks_on, places)
+            drops = self.config.keep < 1 and number in self.config.after
+            if not (drops or gone):
                 tokens = block(tokens, size)
                 continue
-            out, y = mix(block.mixer, block.norm(tokens), places, size, length, config.align)  # type: ignore[arg-type, operator]
-            tokens = tokens + block.drop_path(out)  # type: ignore[operator]
-            if number in config.after:
+            out, y = mix(block.mixer, block.norm(tokens), places, size, length, self.config.align)
+            tokens = tokens + block.drop_path(out)
+            if drops:
                 score = score_tokens(y)
-                if own:
+                if self.own:
                     score = score.masked_fill(places == middle, torch.inf)
-                left = math.ceil(config.keep * left)
-                chosen = keep_tokens(score, left + own)
-                places = places.gather(1, chosen)
-                tokens = _take(tokens, chosen)
-        return model.norm(tokens), places, middle
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens, places, middle = self._through(x)
-        if self.model.num_prefix_tokens:
-            tokens = _take(tokens, (places == middle).int().argmax(1, keepdim=True))
-        return self.model.forward_head(tokens)
+                # `gather.kept` in what ONNX has for free sizes; less a little, because 0.07 · 100 is above 7
+                chosen = top(score, self.own + math.ceil(self.config.keep * (count - self.own) - 1e-6))
+                places, tokens, gone = places.gather(1, chosen), take(tokens, chosen), True
+        if routes is not None:
+            work = blocks_on[:, torch.arange(length) != middle] if self.own else blocks_on
+            work = work.view(batch, *size).cpu() / len(counts)
+            routes.append(Route(work.numpy(), tuple(counts), (float(length),) * len(counts)))
+        if self.own and gone:
+            tokens = take(tokens, _class_token_in_the_middle(places == middle))
+        return tokens
 
 
 def _tiny(seed: int) -> nn.Module:
@@ -311,7 +309,8 @@ METHOD = Method(
             _tiny,
             lambda seed: torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(seed)),
             ToPViM(after=(1, 2), keep=1.0).apply,
-            twice="model must be a Vim or a PlainMamba, got PrunedTokens",
+            tolerance=0.0,
+            twice="model drops tokens already",
         )
     },
     paper=Paper("Exploring Token Pruning in Vision State Space Models", "Z. Zhan et al.", 2024, "arXiv:2409.18962"),

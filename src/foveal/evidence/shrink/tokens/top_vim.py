@@ -16,10 +16,11 @@ from foveal.evidence.timing import call, seconds
 from foveal.measure.cost import count_macs
 from foveal.models.backbone.plainmamba import PlainMambaMixer, plainmamba_l3
 from foveal.models.backbone.vim import vim
+from foveal.nn.gather import top
 from foveal.nn.mamba import Mamba
 from foveal.ops.selective_scan.reference import selective_scan_reference
 from foveal.record import equal, grows, kept, smaller
-from foveal.shrink.tokens.top_vim import ToPViM, keep_tokens, mix
+from foveal.shrink.tokens.top_vim import ToPViM, mix
 
 STEPS, FURTHER = 400, 200  # training of the full network, then of each pruned one, as in the paper
 
@@ -28,7 +29,7 @@ def _pruned_mixer(kind: str, *, masked: bool) -> Tensor:
     """A mixer on 60% of the tokens, or on all of them with the input of the others set to zero."""
     torch.manual_seed(0)
     size, length = (5, 7), 35
-    places = keep_tokens(torch.rand(2, length), 21)
+    places = top(torch.rand(2, length), 21)
     mixer: Mamba | PlainMambaMixer
     mixer = Mamba(12, state=4, bidirectional=True) if kind == "vim" else PlainMambaMixer(12, state=4)
     tokens = torch.randn(2, length, 12)
