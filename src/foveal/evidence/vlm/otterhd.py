@@ -6,9 +6,9 @@ batch is drawn. Besides the answers it is taught to read: the patch that holds t
 Tried with one seed, it was still at chance after 300 steps without this lesson, and after 900 with all sides from the
 start. Pictures and digits of the test are never trained on, and chance is 25 %, one of four options.
 
-The gap between 96 and 48 pixels is not lost detail alone. With seed 0 the model answers at chance at 48 and at 72, whose
-layouts it does not learn. A classifier of single patches reads 95 % of the signs at 96 pixels, and of scenes reduced to
-72, 48, 32 or 24 and enlarged to 96 again 94, 89, 79 and 65 %: half the side costs about 6 points of detail.
+The gap between 96 and 48 pixels is not lost detail alone. With seed 0 the model answers at chance at 48 and at 72,
+whose layouts it does not learn. A classifier of single patches reads 95 % of the signs at 96 pixels, and of scenes
+reduced to 72, 48, 32 or 24 and enlarged to 96 again 94, 89, 79 and 65 %: half the side costs about 6 points of detail.
 
 Data: `imagenette`, and `mnist.npz` as Keras distributes it, in a data folder.
 """
