@@ -70,7 +70,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, others: Tensor, keys: Tensor | None = None, heads: Tensor | None = None) -> Tensor:
         number, size = self.num_heads, x.shape[2] // self.num_heads
-        q, kv, mixed = (self.q.weight, self.q.bias), (self.kv.weight, self.kv.bias), self.proj.weight
+        q: tuple[Tensor, Tensor] = self.q.weight, self.q.bias
+        kv: tuple[Tensor, Tensor] = self.kv.weight, self.kv.bias
+        mixed: Tensor = self.proj.weight
         if heads is not None and heads.dtype == torch.bool:
             used = heads.any(0)
             chosen, heads = used.nonzero()[:, 0], None if bool((heads == used).all()) else heads[:, used]
