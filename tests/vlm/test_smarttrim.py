@@ -25,9 +25,11 @@ def given(batch=5):
     return torch.randint(9, (batch, 4), generator=generator), torch.randn(batch, 13, 6, generator=generator)
 
 
+@pytest.mark.parametrize("group", [2, 5])
 @torch.no_grad()
-def test_what_is_dropped_need_not_be_computed():
+def test_what_is_dropped_need_not_be_computed(group):
     model, asked = trimmed(), given()
+    model.group = group  # two groups and a rest, sorted, or one
     ours, shares = model(asked), model.shares
     theirs = model.masked(asked, _hard)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -35,7 +37,7 @@ def test_what_is_dropped_need_not_be_computed():
     assert 0.1 < shares[0].mean() < 0.9
     assert 0.1 < shares[1].mean() < 0.9
     assert shares[0].unique().numel() > 1  # each input keeps its own number
-    # one by one, when heads are not computed either
+    # one by one, when no head is computed that does not count
     for row in range(5):
         alone = model(tuple(part[row : row + 1] for part in asked))
         torch.testing.assert_close(alone[0], theirs[row], rtol=1e-4, atol=1e-5)
@@ -77,6 +79,42 @@ def test_attention_is_that_of_a_loop_over_heads():
         out = weights / weights.sum(2, keepdim=True) @ v[..., at] * heads[:, head, None, None]
         plain = plain + out @ attention.proj.weight[:, at].T
     torch.testing.assert_close(attention(x, others, keys, heads), plain)
+
+
+@pytest.mark.parametrize("rows", [[[1, 0, 1], [1, 0, 0]], [[0, 1, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]])
+@torch.no_grad()
+def test_heads_that_no_row_uses_are_left_out(rows, monkeypatch):
+    torch.manual_seed(0)
+    attention, x, others = _Attention(12, 3), torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    heads, seen = torch.tensor(rows, dtype=torch.bool), []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def spied(q, *rest):
+        seen.append(q.shape[1])
+        return attend(q, *rest)
+
+    expected = attention(x, others, None, heads.float())
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spied)
+    torch.testing.assert_close(attention(x, others, None, heads), expected)
+    used = int(heads.any(0).sum())
+    assert seen == [used] * bool(used)
+
+
+@torch.no_grad()
+def test_groups_are_of_inputs_that_keep_about_as_many(monkeypatch):
+    model, asked = trimmed(), given()
+    model.group, short, counts = 2, model._short, []
+
+    def spied(streams):
+        both = torch.cat((streams[1][:, 0], streams[0][:, 0]), 1)
+        counts.extend(_hard(model.tokens[0][1](streams[1], both)).sum(1).tolist())
+        return short(streams)
+
+    monkeypatch.setattr(model, "_short", spied)
+    model(asked)
+    assert len(counts) == 5
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 1
 
 
 def test_every_parameter_learns():

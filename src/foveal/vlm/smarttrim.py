@@ -12,7 +12,8 @@ tokens c, its own, and ĉ, the other modality's:
                loss = task(trimmed) + task(full) + KL(full ‖ trimmed) + β ((γ − π̄_tokens)² + (γ − π̄_heads)²)
                γ falls from 1 to the budget in the first part of the training
 
-π̄ is a mean over a batch and all layers, so that hard inputs may keep more and easy ones less.
+π̄ is a mean over a batch and all layers, so that hard inputs may keep more and easy ones less. A batch is computed in
+groups of inputs that keep about as many tokens, each as long as its longest and without the heads that none of it uses.
 
 Shapes: B batch, N tokens of a modality, C channels, H heads, D channels of a head.
 
@@ -57,7 +58,10 @@ def budget(done: float, target: float, *, ramp: float = 0.5) -> float:
 
 
 class _Attention(nn.Module):
-    """Attention of tokens (B, N, C) to others (B, M, C), whose keys (B, M) and heads (B, H) may have weights."""
+    """Attention of tokens (B, N, C) to others (B, M, C), whose keys (B, M) and heads (B, H) may have weights.
+
+    With boolean heads, the weights of those that no row uses are left out of the computation.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -65,26 +69,28 @@ class _Attention(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, others: Tensor, keys: Tensor | None = None, heads: Tensor | None = None) -> Tensor:
-        chosen = heads[0].nonzero()[:, 0] if heads is not None and len(x) == 1 and heads.dtype == torch.bool else None
-        if chosen is None:
-            q, kv, mixed, number = self.q(x), self.kv(others), self.proj.weight, self.num_heads
-        else:  # one input: only the weights of its heads
-            size, number = self.proj.weight.shape[1] // self.num_heads, len(chosen)
+        number, size = self.num_heads, x.shape[2] // self.num_heads
+        q: tuple[Tensor, Tensor] = self.q.weight, self.q.bias
+        kv: tuple[Tensor, Tensor] = self.kv.weight, self.kv.bias
+        mixed: Tensor = self.proj.weight
+        if heads is not None and heads.dtype == torch.bool:
+            used = heads.any(0)
+            chosen, heads = used.nonzero()[:, 0], None if bool((heads == used).all()) else heads[:, used]
+            number = len(chosen)
             if not number:
                 return self.proj.bias.expand_as(x)
-            rows = (chosen[:, None] * size + torch.arange(size, device=x.device)).flatten()
-            both = torch.cat((rows, rows + x.shape[2]))
-            q = F.linear(x, self.q.weight[rows], self.q.bias[rows])
-            kv = F.linear(others, self.kv.weight[both], self.kv.bias[both])
-            mixed = self.proj.weight[:, rows]
+            if number < self.num_heads:
+                rows = (chosen[:, None] * size + torch.arange(size, device=x.device)).flatten()
+                both = torch.cat((rows, rows + x.shape[2]))
+                q, kv, mixed = (q[0][rows], q[1][rows]), (kv[0][both], kv[1][both]), mixed[:, rows]
         # (B, H, N, D)
-        q = q.unflatten(2, (number, -1)).transpose(1, 2)
-        k, v = (part.unflatten(2, (number, -1)).transpose(1, 2) for part in kv.chunk(2, 2))
+        queries = F.linear(x, *q).unflatten(2, (number, size)).transpose(1, 2)
+        k, v = (part.unflatten(2, (number, size)).transpose(1, 2) for part in F.linear(others, *kv).chunk(2, 2))
         mask = None
         if keys is not None:
             mask = (keys if keys.dtype == torch.bool else (keys + 1e-6).log())[:, None, None]
-        out = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
-        if heads is not None and chosen is None:
+        out = F.scaled_dot_product_attention(queries, k, v, mask).transpose(1, 2)
+        if heads is not None:
             out = out * heads[:, None, :, None]
         return F.linear(out.flatten(2), mixed, self.proj.bias)
 
@@ -220,7 +226,8 @@ class Trimmed(nn.Module):
     """An encoder with trimmers; made by `smart_trim`.
 
     In training mode `forward` draws what stays, computes everything under masks and leaves the shares in `shares`; in
-    eval mode dropped tokens are not computed. `full` is the encoder as it was.
+    eval mode dropped tokens are not computed, nor are heads that no input of a group uses. A group holds `group` inputs
+    that keep about as many tokens before the first layer. `full` is the encoder as it was.
 
     Args:
         encoder: encoder, which is trained along.
@@ -229,6 +236,7 @@ class Trimmed(nn.Module):
     """
 
     tau: float = 1.0
+    group: int = 32
 
     def __init__(self, encoder: CrossEncoder, *, hidden: int, bias: float) -> None:
         super().__init__()
@@ -281,7 +289,7 @@ class Trimmed(nn.Module):
             kept = [torch.cat((old[:, :1], old[:, 1:] * now[:, 1:]), 1) for old, now in zip(kept, new, strict=True)]
             if new[0].dtype == torch.bool:
                 kept = [part.bool() for part in kept]
-            whose = [draw(behead[i](both[i])) for i in range(2)]  # type: ignore[index]
+            whose = [draw(behead[i](both[i])).to(firsts[0].dtype) for i in range(2)]  # type: ignore[index]
             streams = [layer[i](streams[i], streams[1 - i], kept[i], kept[1 - i], whose[i]) for i in range(2)]  # type: ignore[index]
             tokens.append(torch.cat(kept, 1).float())
             heads.append(torch.cat(whose, 1).float())
@@ -292,6 +300,15 @@ class Trimmed(nn.Module):
         if self.training:
             return self.masked(given, lambda logits: sampled(logits, self.tau))
         streams = self.encoder.embed(given)
+        both = torch.cat((streams[1][:, 0], streams[0][:, 0]), 1)
+        order = _hard(self.tokens[0][1](streams[1], both)).sum(1).argsort(stable=True)  # type: ignore[index]
+        parts = [self._short([x[rows] for x in streams]) for rows in order.split(self.group)]
+        logits, tokens, heads = (torch.cat(part)[order.argsort()] for part in zip(*parts, strict=True))
+        self.shares = tokens, heads
+        return logits
+
+    def _short(self, streams: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and shares from embedded tokens; what is dropped is not computed."""
         real: list[Tensor | None] = [None, None]  # rows keep unequal numbers of tokens
         whole = sum(x.shape[1] for x in streams)
         tokens, heads = streams[0].new_zeros(len(streams[0])), streams[0].new_zeros(len(streams[0]))
@@ -311,8 +328,7 @@ class Trimmed(nn.Module):
             heads += torch.cat(whose, 1).sum(1)
             streams = [layer[i](streams[i], streams[1 - i], real[i], real[1 - i], whose[i]) for i in range(2)]  # type: ignore[index]
         depth = len(self.tokens)
-        self.shares = tokens / (depth * whole), heads / (depth * 4 * self.encoder.num_heads)
-        return self.encoder.answer(streams)
+        return self.encoder.answer(streams), tokens / (depth * whole), heads / (depth * 4 * self.encoder.num_heads)
 
 
 def _hard(logits: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Evidence for the dynamic image pyramid: handwritten digits on coloured discs, lost in canvases of 2,048 pixels.
 
 A canvas shows eight discs, one of each colour, with a digit of MNIST at its own 28 pixels, and 24 digits without a
-disc; asked is which digit is on a disc of a colour. The encoder, a small network of convolutions, has learnt from tiles
-of all levels what is in each quarter of them, and stays as it is. The reader, two layers whose words attend to visual
+disc; asked is which digit is on the disc of a colour. Discs are seen at every level, digits can be read at the finest
+alone. The encoder, a small network of convolutions, has learnt from tiles of all levels which colours a quarter of them
+shows, and from the finest ones which digit; it then stays as it is. The reader, two layers whose words attend to visual
 tokens, has learnt on the coarse level, on full tiling and on what is not empty of it, so that it knows full tiling, the
-rival, and has never seen what the pyramid chooses. It stays as it is too: the pyramid is a way to ask it. A tile of
-nothing but background is encoded once for all.
+rival, and has never seen what the pyramid chooses. It stays as it is too: the pyramid is a way to ask it. Seeds are
+those of the reader and the module. A tile of nothing but background is encoded once for all.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ COLOURS = torch.tensor([
 ])  # fmt: skip
 MARKED, PLAIN, DIGITS = len(COLOURS), 24, 10
 DIM, HEADS, DEPTH, PICKED = 64, 4, 2, (1,)
-SINGLE, SEEN = (400, 64), (250, 24)  # steps and rows of the encoder, on digits and on tiles
-READ, FOCUS = (800, 32), (150, 32)  # of the reader and of the module
+SEEN = 400  # steps of the encoder
+LESSON = ((2, 20, 0.8), (4, 5, 0.3), (8, 5, 0.1))  # cells of a side, tiles of a step, share of cells with digits
+READ, FOCUS = (400, 32), (150, 32)  # of the reader and of the module
 COUNT = {"train": 200, "test": 80}  # canvases
 DATA = (
     f"{COUNT['test']} canvases of 2,048×2,048 with {MARKED} marked handwritten digits of MNIST's test part; reader "
@@ -54,32 +56,41 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x).float() / 255, torch.from_numpy(labels).long()
 
 
-def _cell(digit: Tensor, colour: int, shift: tuple[int, int]) -> Tensor:
-    """A digit on a disc, or without one for colour 8, (3, 64, 64)."""
-    made = torch.zeros(3, CELL, CELL)
-    at = torch.arange(CELL) - CELL / 2 + 0.5
-    top, left = 18 + shift[0], 18 + shift[1]
-    if colour < MARKED:
-        disc = (at[:, None] - shift[0]) ** 2 + (at - shift[1]) ** 2 < 24**2
-        made = disc * (0.7 * COLOURS[colour])[:, None, None]
-    spot = made[:, top : top + 28, left : left + 28]
-    spot.copy_(spot * (1 - digit) + digit)  # white strokes
-    return made
-
-
-def _put(cells: int, marked: int, plain: int, part: str, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A square of cells, (3, 64 · cells, …), and which digit is on each colour's disc or on none, or −1, (…, …, 9)."""
+def _cells(which: Tensor, colours: Tensor, part: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Digits on discs, or without one for colour 8, anywhere in their cells, (n, 3, 64, 64), and which they are."""
     digits, labels = _digits(part)
-    canvas, said = torch.zeros(3, CELL * cells, CELL * cells), torch.full((cells, cells, MARKED + 1), -1)
-    places = draw.permutation(cells**2)[: marked + plain]
-    colours = [*draw.permutation(MARKED)[:marked], *[MARKED] * plain][: cells**2]
-    for place, colour in zip(places, colours, strict=True):
-        which, (row, column) = int(draw.integers(len(digits))), divmod(int(place), cells)
-        shift = (int(draw.integers(-6, 7)), int(draw.integers(-6, 7)))
-        made = _cell(digits[which], int(colour), shift)
-        canvas[:, CELL * row : CELL * (row + 1), CELL * column : CELL * (column + 1)] = made
-        said[row, column, int(colour)] = labels[which]
-    return canvas, said
+    shifts = torch.randint(-6, 7, (2, len(which), 1), generator=generator)
+    at = torch.arange(CELL) - CELL / 2 + 0.5
+    down, along = (at - shift for shift in shifts)  # (n, 64)
+    disc = (down[:, :, None] ** 2 + along[:, None] ** 2 < 24**2)[:, None]
+    made = disc * torch.cat((0.7 * COLOURS, torch.zeros(1, 3)))[colours][:, :, None, None]
+    spots = digits[which][:, None]
+    for cell, spot, (top, left) in zip(made, spots, (18 + shifts[..., 0].T).tolist(), strict=True):
+        under = cell[:, top : top + 28, left : left + 28]
+        under.copy_(under * (1 - spot) + spot)  # white strokes
+    return made, labels[which]
+
+
+def _assembled(cells: Tensor, colours: Tensor, part: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Squares of cells, (n, 3, 64 · k, 64 · k), and what is where.
+
+    Args:
+        cells: mask of those that show a digit, (n, k, k).
+        colours: of their discs, one for each that does.
+        part: of MNIST.
+        generator: draws the digits.
+
+    Returns:
+        Pixels, and the digit on each colour's disc or on none, −1 elsewhere, (n, k, k, 9).
+    """
+    count = len(_digits(part)[0])
+    made, labels = _cells(torch.randint(count, colours.shape, generator=generator), colours, part, generator)
+    found = torch.zeros(*cells.shape, 3, CELL, CELL)
+    found[cells] = made
+    said = torch.full((*cells.shape, MARKED + 1), -1)
+    said[(*cells.nonzero(as_tuple=True), colours)] = labels
+    # (n, k, k, 3, 64, 64) to (n, 3, k · 64, k · 64)
+    return found.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3), said
 
 
 class _Encoder(nn.Module):
@@ -91,8 +102,8 @@ class _Encoder(nn.Module):
         def step(before: int, behind: int) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(before, behind, 3, 2, 1), nn.BatchNorm2d(behind), nn.ReLU())
 
-        self.body = nn.Sequential(step(3, 12), step(12, 24), step(24, 48), step(48, DIM), step(DIM, DIM))
-        self.out = nn.Sequential(nn.Conv2d(DIM, DIM, 2, 2), nn.ReLU(), nn.Conv2d(DIM, DIM, 1))
+        self.body = nn.Sequential(step(3, 16), step(16, 32), step(32, 48), step(48, DIM), step(DIM, DIM))
+        self.out = nn.Sequential(nn.Conv2d(DIM, DIM, 2, 2), nn.BatchNorm2d(DIM), nn.ReLU(), nn.Conv2d(DIM, DIM, 1))
         self.head = nn.Linear(DIM, MARKED + DIGITS)  # for its own lessons only
 
     def forward(self, tiles: Tensor) -> Tensor:
@@ -102,57 +113,41 @@ class _Encoder(nn.Module):
 
 def _lesson(step: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tiles of all levels, (n, 3, 128, 128), colours of a quarter, (n, 4, 8), and its digit, (n, 4), −1 if not one."""
-    draw, tiles, colours, digits = np.random.default_rng(step), [], [], []
-    for number in range(4 if rehearsing() else SEEN[1]):
-        cells = (2, 2, 4, 8)[number % 4]  # of a tile's side at the fine, middle and coarse level
-        marked, plain = (int(draw.integers(1, most + 1)) for most in ((2, 2), (5, 5), (8, 8))[cells // 3])
-        canvas, there = _put(cells, marked, plain, "train", draw)
-        tiles.append(F.avg_pool2d(canvas, cells // 2))
-        half = cells // 2
-        said = there.view(2, half, 2, half, MARKED + 1).transpose(1, 2).flatten(2).flatten(0, 1)
-        digits.append(said.amax(1).where((said >= 0).sum(1) == 1, -1))
-        colours.append((said.unflatten(1, (-1, MARKED + 1)).amax(1) >= 0)[:, :MARKED])
-    return torch.stack(tiles), torch.stack(colours).float(), torch.stack(digits)
-
-
-def _crops(step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Middles of cells, (n, 3, 32, 32), digits, (n,), and colours, (n,), 8 for none."""
-    digits, labels = _digits("train")
     generator = torch.Generator().manual_seed(step)
-    which = torch.randint(len(labels), (4 if rehearsing() else SINGLE[1],), generator=generator)
-    grounds = torch.cat((0.7 * COLOURS, torch.zeros(1, 3)))
-    colours = torch.randint(len(grounds), which.shape, generator=generator)
-    ground = grounds[colours][..., None, None]
-    top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
-    strokes = F.pad(digits[which], (left, 4 - left, top, 4 - top))[:, None]
-    return ground * (1 - strokes) + strokes, labels[which], colours
+    tiles, colours, digits = [], [], []
+    for cells, count, often in LESSON:  # of a tile's side at the fine, middle and coarse level
+        there = torch.rand(1 if rehearsing() else count, cells, cells, generator=generator) < often
+        drawn = torch.randint(2 * MARKED, (int(there.sum()),), generator=generator).clamp(max=MARKED)
+        canvas, said = _assembled(there, drawn, "train", generator)
+        if cells > 2:
+            canvas = F.interpolate(canvas, (TILE, TILE), mode="bilinear", antialias=True)
+        tiles.append(canvas)
+        half = cells // 2
+        # (n, k, k, 9) to (n, 4, k² / 4, 9)
+        said = said.unflatten(2, (2, half)).unflatten(1, (2, half)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        one = (said >= 0).flatten(2).sum(2) == 1
+        digits.append(said.flatten(2).amax(2).where(one & (cells == 2), -1))
+        colours.append((said.amax(2) >= 0)[..., :MARKED])
+    return torch.cat(tiles), torch.cat(colours).float(), torch.cat(digits)
 
 
 @cached(maxsize=1)
 @torch.inference_mode(False)
 def _encoder() -> _Encoder:
-    """First taught single digits, then tiles."""
+    """Taught what colours of discs a quarter of a tile shows, and at the finest level which digit."""
 
     def loss(net: Any, given: tuple[Tensor, ...]) -> Tensor:
         said = net.head(net(given[0]))
-        rare = torch.tensor(8.0)  # few quarters show a colour
-        colours = F.binary_cross_entropy_with_logits(said[..., :MARKED], given[1], pos_weight=rare)
-        return colours + F.cross_entropy(said[..., MARKED:].flatten(0, 1), given[2].flatten(), ignore_index=-1)
+        colours = F.binary_cross_entropy_with_logits(said[..., :MARKED], given[1])
+        return 4 * colours + F.cross_entropy(said[..., MARKED:].flatten(0, 1), given[2].flatten(), ignore_index=-1)
 
     def train() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, single = _Encoder(), nn.Linear(DIM, DIGITS + MARKED + 1)
-        first = nn.Sequential(model.body, nn.Flatten(), single)
+            model = _Encoder()
+        return short_run(model, _lesson, loss, steps=SEEN, lr=4e-3, weight_decay=0.01)
 
-        def alone(net: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
-            said = net(given[0])
-            return F.cross_entropy(said[:, :DIGITS], given[1]) + F.cross_entropy(said[:, DIGITS:], given[2])
-
-        short_run(first, _crops, alone, steps=SINGLE[0], lr=4e-3)
-        return short_run(model, _lesson, loss, steps=SEEN[0], lr=4e-3)
-
-    key = f"encoder of tiles, {SINGLE[0]} steps of {SINGLE[1]}, then {SEEN[0]} of {SEEN[1]}"
+    key = f"encoder of tiles, {SEEN} steps of {LESSON}"
     made: Any = trained_once(_Encoder, train, modules=["foveal.evidence.vlm.lrs_vqa_dip"], key=key)
     return made.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
@@ -171,16 +166,18 @@ def _tokens(tiles: Tensor) -> Tensor:
 @torch.inference_mode(False)
 def _canvases(part: str) -> tuple[list[Tensor], Tensor]:
     """Tokens of the overview, (n, 4, 64), and of each level's tiles, (n, rows, columns, 4, 64); digits, (n, 8)."""
-    count = 4 if rehearsing() else COUNT[part]
-    draw, overview = np.random.default_rng(len(part)), Level((TILE, TILE), TILE)
+    count = 2 if rehearsing() else COUNT[part]
+    generator, overview = torch.Generator().manual_seed(len(part)), Level((TILE, TILE), TILE)
     found: list[list[Tensor]] = [[] for _ in range(1 + len(PYRAMID))]
-    said = []
+    said, k = [], SIDE // CELL
     for _ in range(count):
-        canvas, there = _put(SIDE // CELL, MARKED, PLAIN, part, draw)
+        cells = torch.rand(k * k, generator=generator).argsort() < MARKED + PLAIN
+        colours = torch.rand(MARKED + PLAIN, generator=generator).argsort().clamp(max=MARKED)
+        canvas, there = _assembled(cells.view(1, k, k), colours, part, generator)
         for kept_, level in zip(found, (overview, *PYRAMID), strict=True):
-            tiles = cut(canvas[None], level)[0]
+            tiles = cut(canvas, level)[0]
             kept_.append(_tokens(tiles.flatten(0, 1)).unflatten(0, level.grid))
-        said.append(there[..., :MARKED].amax((0, 1)))
+        said.append(there[..., :MARKED].amax((0, 1, 2)))
     made = [torch.stack(each) for each in found]
     return [made[0][:, 0, 0], *made[1:]], torch.stack(said)
 
