@@ -31,7 +31,6 @@ whom, tails zeroed before positions are added, σ, ¼, V = 1,024, D = 12, β = 0
 
 from __future__ import annotations
 
-from math import ceil, log2
 from typing import Any
 
 import torch
@@ -103,16 +102,12 @@ def coarse(mask: Tensor, length: Tensor) -> Tensor:
     Returns:
         (B, H, W): M blurred by a Gaussian of σ_l, 0 beyond the border, over its own maximum. From 48 tokens on, M.
     """
-    sigma = ((100 / (length + 2) - 2) * max(mask.shape[1:]) / 256).clamp(min=0)
-    blurred = mask
-    for axis in (1, 2):
-        at = torch.arange(mask.shape[axis], device=mask.device)
-        apart = (at[:, None] - at).to(mask) ** 2
-        weight = torch.exp(-apart / (2 * sigma.clamp(min=1e-3)[:, None, None] ** 2).to(mask))  # (B, n, n)
-        reach = torch.arange(-2 * len(at), 2 * len(at) + 1, device=mask.device).to(mask) ** 2
-        total = torch.exp(-reach / (2 * sigma.clamp(min=1e-3)[:, None] ** 2).to(mask)).sum(1)
-        weight = weight / total[:, None, None]
-        blurred = weight @ blurred if axis == 1 else blurred @ weight
+    sigma = ((100 / (length + 2) - 2) * max(mask.shape[1:]) / 256).clamp(min=1e-3)[:, None, None]
+    weights = []
+    for count in mask.shape[1:]:
+        at = torch.arange(count, device=mask.device)
+        weights.append(torch.exp((-((at[:, None] - at) ** 2) / (2 * sigma**2)).to(mask)))  # (B, n, n)
+    blurred = weights[0] @ mask @ weights[1]
     return blurred / blurred.amax((1, 2), keepdim=True).clamp(min=1e-6)
 
 
@@ -190,13 +185,7 @@ def run_length_bits(mask: Tensor) -> Tensor:
 
 
 class Each(nn.Module):
-    """A linear layer for each place, (B, N, C) to (B, N, C').
-
-    Args:
-        places: N.
-        in_channels: C.
-        out_channels: C'.
-    """
+    """A linear layer for each of N places, (B, N, C) to (B, N, C')."""
 
     def __init__(self, places: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -208,12 +197,7 @@ class Each(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each behind a norm; (B, N, C) to the same.
-
-    Args:
-        dim: C.
-        num_heads: attention heads.
-    """
+    """Attention and a feed-forward network, each behind a norm; (B, N, C) to the same."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -373,10 +357,6 @@ class MaskTokenizer(nn.Module):
         self.codebook[dead] = z.flatten(0, 1)[at]
         return len(at)
 
-    def bits(self, length: int) -> int:
-        """Bits of a mask of so many tokens."""
-        return length * ceil(log2(len(self.codebook)))
-
 
 def _case(seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
@@ -394,7 +374,7 @@ def _plainly(z: Tensor, codebook: Tensor) -> Tensor:
     codes, loss = [], z.new_zeros(())
     for latent in z.flatten(0, 1).unbind():
         unit = latent / latent.norm()
-        near = min(vectors, key=lambda e: float((unit - e).norm()))
+        near = min(vectors, key=lambda e: float((unit - e).detach().norm()))
         codes.append(unit + (near - unit).detach())
         loss = loss + (near - unit.detach()).square().sum() + 0.01 * (unit - near.detach()).square().sum()
     return torch.stack(codes).view_as(z) + loss / z.numel()
