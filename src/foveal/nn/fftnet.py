@@ -1,7 +1,7 @@
 """FFTNet's mixer: tokens are mixed by a filter of their frequencies that depends on the mean token, not by attention.
 
 *Source*: J. Fein-Ashley, "The FFT Strikes Back: An Efficient Alternative to Self-Attention", 2025 (arXiv:2502.18394,
-versions 1 and 2), section 3. For N tokens x of C channels in h heads, all transforms along the tokens and unitary,
+versions 1 and 2). For N tokens x of C channels in h heads, all transforms along the tokens and unitary,
 
     z = F x                                           N // 2 + 1 frequencies k, the other half mirrors them
     z ← W_base ⊙ (1 + ΔW) ⊙ z,  ΔW = MLP(mean x)       one real gain per head and frequency
@@ -11,13 +11,12 @@ versions 1 and 2), section 3. For N tokens x of C channels in h heads, all trans
 in O(N log N) operations, where attention takes O(N²). With W_base = 1, ΔW = 0 and b = 0 it is the identity.
 
 *Differs from the paper*: the residual and the normalisation around it are left to the block; the perceptron starts at
-ΔW = 0. A coefficient whose magnitude is below 1e-6 is
-divided by that. `stand_in`, which puts the mixer and one
-linear layer in the place of a trained attention, is foveal's own.
+ΔW = 0; a coefficient whose magnitude is below 1e-6 is divided by that. `stand_in`, which puts the mixer and one linear
+layer in the place of a trained attention, is foveal's own.
 
-*Provenance*: written from the paper; one gain per head and frequency, the widths of the perceptron and b = -0.1 at the
-start as in the authors' code of February 2025. That code without its residual, dropout and normalisation gives the same
-numbers to 6e-8 of the largest where no magnitude is below 1e-3, its own floor.
+*Provenance*: written from the formulas above; one gain per head and frequency, the widths of the perceptron and a start
+at b = -0.1 as in the authors' code of February 2025. That code without its residual, dropout and normalisation gives the
+same numbers to 6e-8 of the largest where no magnitude is below 1e-3, its own floor.
 """
 
 from __future__ import annotations
