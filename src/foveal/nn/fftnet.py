@@ -15,13 +15,14 @@ in O(N log N) operations, where attention takes O(N²). With W_base = 1, ΔW = 0
 layer in the place of a trained attention, is foveal's own.
 
 *Provenance*: written from the formulas above; one gain per head and frequency, the widths of the perceptron and a start
-at b = -0.1 as in the authors' code of February 2025. That code without its residual, dropout and normalisation gives the
+at b = -0.1 as in the authors' code of February 2025. That code without residual, dropout and normalisation gives the
 same numbers to 6e-8 of the largest where no magnitude is below 1e-3, its own floor.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -151,10 +152,10 @@ def stand_in(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(mixer, linear)
 
 
-def _inputs(seed: int) -> dict[str, Tensor]:
+def _inputs(seed: int, count: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    tokens = 9 - seed % 2
-    x, gain, bias = (torch.randn(shape, generator=draw) for shape in ((2, tokens, 6), (2, 3, 5), (3, 5)))
+    half = count // 2 + 1
+    x, gain, bias = (torch.randn(shape, generator=draw) for shape in ((2, count, 6), (2, 3, half), (3, half)))
     return {"x": x, "gain": gain, "bias": bias / 4}
 
 
@@ -167,7 +168,7 @@ METHOD = Method(
         "The FFT Strikes Back: An Efficient Alternative to Self-Attention", "J. Fein-Ashley", 2025, "arXiv:2502.18394"
     ),
     cases={
-        "odd": Operator(spectral_filter, spectral_filter_reference, _inputs),
-        "even": Operator(spectral_filter, spectral_filter_reference, lambda seed: _inputs(seed + 1)),
+        name: Operator(spectral_filter, spectral_filter_reference, partial(_inputs, count=count))
+        for name, count in (("one", 1), ("even", 8), ("odd", 63))
     },
 )
