@@ -90,6 +90,9 @@ class Operator:
 
 OPERATORS: dict[str, Operator] = {
     "pconv": Operator("conv", "foveal.nn.fasternet:stand_in", "partial convolution, then a pointwise one"),
+    "lambda": Operator("conv", "foveal.nn.lambda_networks:stand_in", "lambda layer with a window of 7×7"),
+    "fftnet": Operator("attention", "foveal.nn.fftnet:stand_in", "filter of token frequencies, then a linear layer"),
+    "dsm": Operator("depthwise", "foveal.nn.dsm:stand_in", "weights of the cosine spectrum, selected by each picture"),
 }
 
 
