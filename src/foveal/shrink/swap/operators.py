@@ -90,6 +90,7 @@ class Operator:
 
 OPERATORS: dict[str, Operator] = {
     "pconv": Operator("conv", "foveal.nn.fasternet:stand_in", "partial convolution, then a pointwise one"),
+    "lka": Operator("conv", "foveal.models.backbone.van:stand_in", "gate with a large kernel, then a pointwise one"),
 }
 
 
