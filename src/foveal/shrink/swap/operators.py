@@ -91,6 +91,11 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     "pconv": Operator("conv", "foveal.nn.fasternet:stand_in", "partial convolution, then a pointwise one"),
     "lka": Operator("conv", "foveal.models.backbone.van:stand_in", "gate with a large kernel, then a pointwise one"),
+    "inception": Operator(
+        "depthwise",
+        "foveal.nn.inception_next:stand_in",
+        "small square, row and column for some channels, then a factor",
+    ),
 }
 
 
