@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from foveal.evidence.models.backbone.unireplknet import Large, drawn, half
+from foveal.evidence.models.backbone.unireplknet import TWIN, Large, drawn, half, large
 from foveal.export.deployable import Foldable
 from foveal.models.backbone.unireplknet import BRANCHES, DilatedReparam, UniRepLKNet, from_authors, merged_kernel
 from foveal.shrink.fold.step import Fold
@@ -131,6 +131,13 @@ def test_the_operator_of_the_trial_is_folded_when_it_does_not_train():
     folded = layer(x)
     layer.folded = []
     torch.testing.assert_close(folded, layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_of_the_trial_has_a_large_kernel_in_each_stage():
+    network, x = large(8), torch.randn(2, 3, 32, 32)
+    assert network(x).shape == TWIN()(x).shape == (2, 10)
+    kinds = [type(block.mixer).__name__ for stage in (network.stage1, network.stage2) for block in stage]
+    assert kinds == ["Large", "_Small"] * 2
 
 
 def test_sizes():

@@ -87,7 +87,7 @@ class _EqualWidth(Zoo):
 
 
 ours, twin = partial(small, InceptionDepthwise), partial(small, _seven)
-TRIAL = _EqualWidth(ours, (twin,), "the twin with 7×7 kernels")
+TRIAL = _EqualWidth(ours, (twin,), "the twin with 7×7 kernels", minutes=1.5)
 
 CLAIMS = (
     equal(

@@ -81,7 +81,9 @@ def _gate(*, one_kernel: bool) -> Tensor:
     return torch.conv2d(torch.conv2d(x, kernels[0], groups=6), kernels[1], dilation=3, groups=6)
 
 
-ZOO = Zoo(partial(MixerNet, LargeKernelAttention, 40), widths(windows, range(36, 73, 2)), "the twin with windows")
+ZOO = Zoo(
+    partial(MixerNet, LargeKernelAttention, 40), widths(windows, range(36, 73, 2)), "the twin with windows", minutes=1.5
+)
 
 CLAIMS = (
     params("VAN-B0.", paper="4.1 M", model=van_b0, expect="4.1 M", clause=1),
