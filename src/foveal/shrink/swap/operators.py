@@ -93,6 +93,12 @@ OPERATORS: dict[str, Operator] = {
     "lambda": Operator("conv", "foveal.nn.lambda_networks:stand_in", "lambda layer with a window of 7×7"),
     "fftnet": Operator("attention", "foveal.nn.fftnet:stand_in", "filter of token frequencies, then a linear layer"),
     "dsm": Operator("depthwise", "foveal.nn.dsm:stand_in", "weights of the cosine spectrum, selected by each picture"),
+    "lka": Operator("conv", "foveal.models.backbone.van:stand_in", "gate with a large kernel, then a pointwise one"),
+    "inception": Operator(
+        "depthwise",
+        "foveal.nn.inception_next:stand_in",
+        "small square, row and column for some channels, then a factor",
+    ),
 }
 
 
