@@ -90,6 +90,8 @@ class Operator:
 
 OPERATORS: dict[str, Operator] = {
     "pconv": Operator("conv", "foveal.nn.fasternet:stand_in", "partial convolution, then a pointwise one"),
+    "sic": Operator("conv", "foveal.nn.sic_layer:stand_in", "filter per channel, then a pointwise convolution"),
+    "tvconv": Operator("depthwise", "foveal.nn.tvconv:stand_in", "kernels that differ from place to place"),
 }
 
 
