@@ -13,7 +13,8 @@ k²·C channels.
 
 *Differs from the paper*: in B the border is repeated, where the code of the authors pads with zeros, and the layer norm
 has one weight per channel, not one per channel and place; so constant maps give the same kernel everywhere. The last
-convolution has a bias, k²·C numbers: with its weight at 0 the bias is a depthwise kernel, from which `stand_in` starts.
+convolution has a bias, k²·C numbers: with its weight at 0 the bias is a depthwise kernel, from which
+`stand_in` starts. Windows are not unfolded; the sum runs over the taps.
 
 *Provenance*: written from the formula; with zeros padded and no bias, outputs and gradients equal those of the authors'
 code to 3e-7 of the largest, cached or not.
@@ -46,10 +47,16 @@ def variant_conv(x: Tensor, kernels: Tensor, *, stride: int = 1) -> Tensor:
     Returns:
         (B, C, H', W').
     """
-    channels, taps, height, width = kernels.shape
+    _, taps, height, width = kernels.shape
     size = round(taps**0.5)
-    windows = F.unfold(x, size, padding=size // 2, stride=stride).view(len(x), channels, taps, height, width)
-    return (kernels * windows).sum(2)
+    padded = F.pad(x, [size // 2] * 4)
+    out = x.new_zeros(())
+    # tap by tap: no window is copied, as unfolding would do k² times
+    for tap in range(taps):
+        i, j = divmod(tap, size)
+        seen = padded[:, :, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+        out = torch.addcmul(out, kernels[:, tap], seen)
+    return out
 
 
 def variant_conv_reference(x: Tensor, kernels: Tensor, *, stride: int = 1) -> Tensor:

@@ -5,6 +5,10 @@ which by itself says nothing about where something is. The rival has depthwise c
 with a TVConv in the place of each. The second task moves every picture, of training and test, by a random number of
 pixels around the border, so that no place means anything. Accuracy is in percent on the 10,000 test pictures.
 
+A kernel that a network generates also learns faster than one that is a parameter, wherever the digits are: a trial with
+one seed had three points of that. So there is a twin, the same layers with maps that stay constant, which are depthwise
+convolutions; what the places are worth is the distance to it. The distance to the rival is shown beside it.
+
 Data: `mnist.npz` as Keras distributes it, in a data folder.
 """
 
@@ -68,6 +72,14 @@ def _variant() -> nn.Module:
     return net  # type: ignore[no-any-return]
 
 
+def _twin() -> nn.Module:
+    """The same with maps that stay constant: depthwise convolutions of generated kernels."""
+    net: Any = _variant()
+    for block in net.blocks:
+        block.depthwise.affinity.requires_grad_(False)
+    return net  # type: ignore[no-any-return]
+
+
 @cached(maxsize=4)
 def _digits(part: str, *, moved: bool) -> tuple[Tensor, Tensor]:
     """MNIST, (n, 1, 14, 14) about zero mean and unit variance, and labels, (n,)."""
@@ -84,15 +96,15 @@ def _digits(part: str, *, moved: bool) -> tuple[Tensor, Tensor]:
     return pictures, torch.from_numpy(labels.copy()).long()
 
 
-@cached(maxsize=16)
+@cached(maxsize=24)
 def _accuracy(build: Any, seed: int, *, moved: bool) -> float:
     data = _digits("train", moved=moved)
     net = cifar10.train_classifier(build, steps=STEPS, seed=seed, data=data, flip=False, lr=1e-2, weight_decay=0.01)
     return cifar10.accuracy(net, _digits("test", moved=moved), batch=500)
 
 
-def _gain(seed: int, *, moved: bool = False) -> float:
-    return _accuracy(_variant, seed, moved=moved) - _accuracy(_Rival, seed, moved=moved)
+def _gain(seed: int, *, than: Any, moved: bool = False) -> float:
+    return _accuracy(_variant, seed, moved=moved) - _accuracy(than, seed, moved=moved)
 
 
 def _x(*shape: int) -> Tensor:
@@ -184,28 +196,46 @@ CLAIMS = (
     kept(
         "On centred digits it is better than the network of depthwise convolutions.",
         paper="up to 4.21 points better at equal computation",
-        quality=_gain,
+        quality=lambda seed: _gain(seed, than=_Rival),
         at_least=0.0,
         data=DATA,
         clause=3,
         **WORDS,
     ),
     kept(
-        "With digits moved anywhere it gains at most half a point.",
+        "And better than with kernels that are generated as its own but the same at all places.",
+        paper="up to 4.21 points better at equal computation",
+        quality=lambda seed: _gain(seed, than=_twin),
+        at_least=0.0,
+        data=DATA,
+        clause=3,
+        **WORDS,
+    ),
+    kept(
+        "With digits moved anywhere, kernels of their own gain the places at most half a point.",
         paper="for pictures of one layout",
-        quality=lambda seed: -_gain(seed, moved=True),
+        quality=lambda seed: -_gain(seed, than=_twin, moved=True),
         at_least=-0.5,
         data=f"{DATA}, moved around the border",
         clause=4,
         **WORDS,
     ),
     kept(
-        "And it gains less than with centred ones.",
+        "That is less than with centred ones.",
         paper="for pictures of one layout",
-        quality=lambda seed: _gain(seed) - _gain(seed, moved=True),
+        quality=lambda seed: _gain(seed, than=_twin) - _gain(seed, than=_twin, moved=True),
         at_least=0.0,
         data=f"{DATA}, centred and moved around the border",
         clause=4,
+        **WORDS,
+    ),
+    kept(
+        "With moved digits it is at most half a point above the network of depthwise convolutions.",
+        paper="for pictures of one layout",
+        quality=lambda seed: -_gain(seed, than=_Rival, moved=True),
+        at_least=-0.5,
+        data=f"{DATA}, moved around the border",
+        beyond="the gain over a depthwise kernel that is a parameter",
         **WORDS,
     ),
     faster(
