@@ -99,6 +99,8 @@ OPERATORS: dict[str, Operator] = {
         "foveal.nn.inception_next:stand_in",
         "small square, row and column for some channels, then a factor",
     ),
+    "sic": Operator("conv", "foveal.nn.sic_layer:stand_in", "filter per channel, then a pointwise convolution"),
+    "tvconv": Operator("depthwise", "foveal.nn.tvconv:stand_in", "kernels that differ from place to place"),
 }
 
 
