@@ -196,7 +196,7 @@ METHOD = Method(
         "LambdaNetworks: Modeling Long-Range Interactions Without Attention", "I. Bello", 2021, "arXiv:2102.08602"
     ),
     cases={
-        "convolved": Operator(lambda_layer, lambda_layer_reference, partial(_inputs, side=5)),
+        "convolved": Operator(lambda_layer, lambda_layer_reference, partial(_inputs, side=3)),
         "by_matrix": Operator(lambda_layer, lambda_layer_reference, partial(_inputs, side=9)),
     },
 )

@@ -99,11 +99,14 @@ def _run(build: Callable[[int], nn.Module]) -> Tensor:
 
 
 def _convolution(dim: int) -> nn.Module:
-    return nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+    """As in a ResNet, a normalisation follows, here and after the lambda layer."""
+    return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim))
 
 
 def _second_stage(dim: int) -> nn.Module:
-    return LambdaLayer(dim, kernel_size=7) if dim == 2 * WIDTH else _convolution(dim)
+    if dim == WIDTH:
+        return _convolution(dim)
+    return nn.Sequential(LambdaLayer(dim, kernel_size=7), nn.BatchNorm2d(dim))
 
 
 WIDTH = 32
