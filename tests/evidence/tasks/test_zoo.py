@@ -35,6 +35,11 @@ def test_the_nearest_latency_is_taken(monkeypatch):
     assert trial.rival is rivals[1]
 
 
+def test_unmatched_the_first_is_taken():
+    rivals = widths(lambda dim: nn.Linear(1, dim), (2, 5))
+    assert Zoo(Ours, rivals, "lines", matched=False).rival is rivals[0]
+
+
 def test_none_near_enough_is_an_error(monkeypatch):
     monkeypatch.setattr(zoo, "interleaved", lambda functions, **_: ([1.0] * 5, [0.5] * 5))
     with pytest.raises(ValueError, match=r"no width of lines is within 5% .* the nearest differs by 100%"):
