@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +76,6 @@ def _seven(dim: int) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
 
 
-@dataclass(frozen=True)
 ours, twin = partial(small, InceptionDepthwise), partial(small, _seven)
 TRIAL = Zoo(ours, (twin,), "the twin with 7×7 kernels", minutes=1.5, matched=False)
 
