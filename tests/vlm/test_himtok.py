@@ -113,6 +113,13 @@ def test_boxes_become_masks_and_boxes_again():
     assert extent(torch.zeros(1, 5, 7, dtype=torch.bool)).tolist() == [[0, 0, 0, 0]]
 
 
+def test_strays_are_left_out_of_a_filled_box():
+    mask = box_mask(torch.tensor([[1, 2, 4, 6]]), (8, 9)) > 0
+    mask[0, 7, 0] = mask[0, 3, 8] = True
+    assert extent(mask).tolist() == [[1, 0, 8, 9]]
+    assert extent(mask, share=0.5).tolist() == [[1, 2, 4, 6]]
+
+
 def test_run_length_bits_by_hand():
     mask = torch.tensor([[[0, 0, 0, 1], [1, 0, 0, 0]], [[1, 1, 1, 1], [1, 1, 1, 1]]]).bool()
     # rows: runs of 3, 2, 3; columns: 1, 1, 4, 1, 1

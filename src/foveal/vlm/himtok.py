@@ -72,7 +72,7 @@ def quantize(z: Tensor, codebook: Tensor, *, commitment: float = 0.01) -> tuple[
         commitment: β.
 
     Returns:
-        Codes c, (..., D), whose gradient is that of z / |z|; tokens, (...), in [0, V); L_vq, the mean over numbers.
+        Codes c, (..., D), with the gradient of z / |z|; tokens, (...), in [0, V); L_vq, a mean over numbers.
     """
     z, codes = F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)
     tokens = (z @ codes.T).argmax(-1)
@@ -146,19 +146,20 @@ def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (rows[:, :, None] & columns[:, None]).float()
 
 
-def extent(mask: Tensor) -> Tensor:
-    """The smallest box around a mask.
+def extent(mask: Tensor, *, share: float = 0.0) -> Tensor:
+    """The box around a mask.
 
     Args:
         mask: (B, H, W), bool.
+        share: rows and columns with more than this share of the fullest one's pixels count; 0.5 suits filled boxes.
 
     Returns:
         (B, 4): top, left, bottom, right; zeros for an empty mask.
     """
     found = []
-    for line in (mask.any(2), mask.any(1)):
-        # the first True, and one behind the last
-        found += [line.int().argmax(1), line.shape[1] - line.flip(1).int().argmax(1)]
+    for pixels in (mask.sum(2), mask.sum(1)):
+        line = (pixels > share * pixels.amax(1, keepdim=True)).int()
+        found += [line.argmax(1), line.shape[1] - line.flip(1).argmax(1)]
     top, bottom, left, right = found
     return torch.stack((top, left, bottom, right), 1) * mask.flatten(1).any(1, keepdim=True)
 
