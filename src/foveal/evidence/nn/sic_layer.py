@@ -18,7 +18,7 @@ from foveal.measure.cost import count_macs
 from foveal.nn.sic_layer import SIC, SpatialBottleneck, channel_blocks, project_blocks
 from foveal.record import equal, macs, params, smaller
 
-WIDTH, WIDER, STEPS = 16, 20, 400
+WIDTH, WIDER, STEPS = 16, 20, 600
 PICTURE = (1, 3, 32, 32)
 
 

@@ -20,7 +20,7 @@ from foveal.nn.ulsam import ULSAM, stand_in
 from foveal.record import bound, equal, macs, params
 
 BLOCKS = ("blocks.4.2", "blocks.5.2")
-STEPS = 400
+STEPS = 600
 
 
 def _replaced(net: nn.Module) -> nn.Module:
