@@ -3,11 +3,12 @@
 A mask has 48×48 pixels and shows a digit of MNIST in its left or right half, 26 to 34 pixels high and in bold type (its
 strokes widened by two pixels to all sides), or, in a quarter of the training masks, a filled box anywhere. The
 tokenizer first learns without rounding to codes, from whole sequences, then with it; half of the masks of a step are
-then decoded from all tokens, the others from prefixes of any length. A scene is a picture of
-CIFAR-10, enlarged to 48×48, with a digit in each half, of two classes and two colours; asked is for the mask of one
-class. The reader, a few convolutions and three blocks, says the tokens one after another, and learns by cross-entropy
-and by the mask loss through the frozen decoder. Its rival is a U-Net of at least as many parameters as reader and
-decoder have together, told the class in every block and trained for as many steps on the same scenes.
+then decoded from all tokens, the others from prefixes of any length. Run-length coding loses nothing, tokens do: bits
+are those that give the IoU of the claim before. A scene is a picture of CIFAR-10, enlarged to 48×48, with a digit in
+each half, of two classes and two colours; asked is for the mask of one class. The reader, a few convolutions and three
+blocks, says the tokens one after another, and learns by cross-entropy and by the mask loss through the frozen decoder.
+Its rival is a U-Net of at least as many parameters as reader and decoder have together, told the class in every block
+and trained for as many steps on the same scenes.
 """
 
 from __future__ import annotations
