@@ -81,7 +81,13 @@ def test_a_slower_stand_in_is_not_kept(net, monkeypatch):
     assert swapped.count == 0
     assert isinstance(swapped.model.second, nn.Conv2d)
     assert "left: not faster" in str(swapped)
-    assert foveal.swap(net, halved, of="conv", shape=SHAPE, keep_if="always").count == 3
+
+
+def test_always_asks_no_clock(net, monkeypatch):
+    monkeypatch.delattr(module, "interleaved")
+    swapped = foveal.swap(net, halved, of="conv", shape=SHAPE, keep_if="always")
+    assert swapped.count == 3
+    assert str(swapped).startswith("first  3×8×8  apart by 0  halved")
 
 
 def test_fitting_brings_a_stand_in_nearer(net):

@@ -235,7 +235,7 @@ CLAIMS = (
         quality=lambda seed: -_gain(seed, than=_Rival, moved=True),
         at_least=-0.5,
         data=f"{DATA}, moved around the border",
-        beyond="the gain over a depthwise kernel that is a parameter",
+        clause=4,
         **WORDS,
     ),
     faster(

@@ -65,8 +65,10 @@ class SwappedLayer:
 
     def __str__(self) -> str:
         size = "×".join(str(side) for side in self.shape[1:])
-        if self.ratio is None or self.milliseconds is None:
+        if self.difference is None:
             return f"{self.name}  {size}  left: {self.why}"
+        if self.ratio is None or self.milliseconds is None:
+            return f"{self.name}  {size}  apart by {self.difference:.2g}  {self.operator}"
         spread = f"{self.ratio.median:.2f} of the time ({self.ratio.lower:.2f}–{self.ratio.upper:.2f})"
         verdict = f"{self.operator}" if self.kept else f"left: {self.why}"
         return f"{self.name}  {size}  {self.milliseconds:.3f} ms  {spread}  apart by {self.difference:.2g}  {verdict}"
@@ -199,7 +201,8 @@ def swap(
             shape of its input to a module that takes and gives the same shapes.
         of: class of the layers, or one of "conv", "depthwise" and "attention"; None takes those of the operator.
         where: pattern of the layers' names, such as "stages.3.*", or a function of name and layer; None takes all.
-        keep_if: "faster" leaves a layer whose stand-in is not faster, by more than the spread explains; "always".
+        keep_if: "faster" leaves a layer whose stand-in is not faster, by more than the spread explains; "always" times
+            none.
         shape: shape of an input of the network, batch first; None takes the data's, or one picture of the network's
             own size.
         data: inputs that layers are compared and fitted on; None draws normal numbers.
@@ -288,10 +291,12 @@ def _swapped(
     if fit:
         _fit(stand_in, x, wanted, steps=fit, seed=seed)
         out = stand_in(x)
+    if keep_if == "always":
+        return SwappedLayer(name, shape, word, kept=True, difference=_apart(out, wanted)), stand_in
     one = x[:1]
     theirs, ours = interleaved([lambda: layer(one), lambda: stand_in(one)], most=2.0, settle=1)
     found = ratio(ours, theirs)
-    kept = keep_if == "always" or found.faster
+    kept = found.faster
     line = SwappedLayer(
         name,
         shape,
