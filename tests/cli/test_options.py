@@ -30,6 +30,7 @@ WRONG = {
     "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
     "ask": (["Why?", "--model", "nowhere"], "no picture, only the question 'Why?'; name pictures before it"),
     "vlm-bench": (["none.jsonl", "--model", "x", "--keep", "half"], "--keep takes shares with commas between, such as"),
+    "swap": (["resnet10t", "--try", "pcon"], "no operator is called 'pcon'; did you mean 'pconv'"),
     "models": (["zebra"], "nothing is called 'zebra'; foveal models lists all"),
     "measure": (["sesr_m5", "--shape", "1,3"], "--shape must be four whole numbers such as 1,3,256,256, got '1,3'"),
     "leaderboard": (["x5"], "the scale must be x2, x3 or x4, got 'x5'"),
