@@ -132,6 +132,9 @@ class Zoo:
     def rival(self) -> Callable[[], nn.Module]:
         """Builder of the rival whose latency is nearest, or of the first if latencies are not `matched`.
 
+        Returns:
+            The builder.
+
         Raises:
             ValueError: no width within 5 %.
         """
