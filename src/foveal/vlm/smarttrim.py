@@ -10,7 +10,7 @@ tokens c, its own, and ĉ, the other modality's:
 
     training   π = straight-through Gumbel(log softmax(s))₀; tokens weigh exp(a) π in attention, heads' outputs π
                loss = task(trimmed) + task(full) + KL(full ‖ trimmed) + β ((γ − π̄_tokens)² + (γ − π̄_heads)²)
-               γ falls from 1 to the budget in the first part of the training; heads may have one of their own
+               γ falls from 1 to the budget in the first part of the training
 
 π̄ is a mean over a batch and all layers, so that hard inputs may keep more and easy ones less. A batch is computed in
 groups of inputs that keep about as many tokens, each as long as its longest and without the heads that none of it uses.

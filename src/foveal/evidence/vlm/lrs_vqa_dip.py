@@ -37,7 +37,7 @@ MARKED, PLAIN, DIGITS = len(COLOURS), 24, 10
 DIM, HEADS, DEPTH, PICKED = 64, 4, 2, (1,)
 SEEN = 400  # steps of the encoder
 LESSON = ((2, 20, 0.8), (4, 5, 0.3), (8, 5, 0.1))  # cells of a side, tiles of a step, share of cells with digits
-READ, FOCUS = (300, 32), (150, 32)  # of the reader and of the module
+READ, FOCUS = (400, 32), (150, 32)  # of the reader and of the module
 COUNT = {"train": 200, "test": 80}  # canvases
 DATA = (
     f"{COUNT['test']} canvases of 2,048×2,048 with {MARKED} marked handwritten digits of MNIST's test part; reader "
