@@ -106,8 +106,8 @@ def test_swap_knows_it():
         (nn.Linear(4, 4), "got Linear"),
         (nn.Conv2d(16, 16, 3, padding=1, groups=16), r"odd square kernel of at least 5, got \(3, 3\)"),
         (nn.Conv2d(16, 16, (7, 5), padding=(3, 2), groups=16), r"odd square kernel of at least 5, got \(7, 5\)"),
-        (nn.Conv2d(16, 16, 7, 2, padding=3, groups=16), "needs stride 1 and full padding"),
-        (nn.Conv2d(16, 16, 7, groups=16), "needs stride 1 and full padding"),
+        (nn.Conv2d(16, 16, 7, 2, padding=3, groups=16), "needs stride 1, no dilation and full padding"),
+        (nn.Conv2d(16, 16, 7, groups=16), "needs stride 1, no dilation and full padding"),
         (nn.Conv2d(4, 4, 7, padding=3, groups=4), "branch_ratio must be in 1/4…1/3 for 4 channels"),
     ],
 )

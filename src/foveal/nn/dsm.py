@@ -20,17 +20,14 @@ trained depthwise convolution, is foveal's own.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.cases import Operator
+from foveal.nn.same_size import keeps_size
 from foveal.record import Method, Paper
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["DynamicSpectrumMixer", "dct", "dct_matrix", "idct", "matrix_spectrum_mix", "spectrum_mix", "stand_in"]
 
@@ -132,7 +129,7 @@ class DynamicSpectrumMixer(nn.Module):
         size: height and width, h and w, at which the spectra are stored.
         num_spectra: S; 1 for static weights.
         bias: whether a number is added to each channel.
-        mix: `spectrum_mix` or `matrix_spectrum_mix`.
+        by_matrices: whether `matrix_spectrum_mix` computes it; else `spectrum_mix`.
 
     Raises:
         ValueError: no spectrum.
@@ -145,13 +142,13 @@ class DynamicSpectrumMixer(nn.Module):
         size: tuple[int, int] = (8, 8),
         num_spectra: int = 4,
         bias: bool = False,
-        mix: Callable[[Tensor, Tensor], Tensor] = spectrum_mix,
+        by_matrices: bool = False,
     ) -> None:
         super().__init__()
         if num_spectra < 1:
             raise ValueError(f"num_spectra must be at least 1, got {num_spectra}; 1 gives static weights")
         self.spectra = nn.Parameter(1 + SPREAD * torch.randn(num_spectra, dim, *size))
-        self.mix = mix
+        self.by_matrices = by_matrices
         self.select = None
         if num_spectra > 1:
             hidden = max(8, dim // 4)
@@ -176,7 +173,8 @@ class DynamicSpectrumMixer(nn.Module):
         return torch.einsum("bsc,schw->bchw", shares, spectra)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.mix(x, self.weights(x))
+        mix = matrix_spectrum_mix if self.by_matrices else spectrum_mix
+        out = mix(x, self.weights(x))
         return out if self.bias is None else out + self.bias[:, None, None]
 
 
@@ -199,14 +197,11 @@ def stand_in(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     if not isinstance(layer, nn.Conv2d) or not layer.groups == layer.in_channels == layer.out_channels:
         raise ValueError(f"dsm stands in for a depthwise convolution, got {layer}")
     odd = all(size % 2 for size in layer.kernel_size)
-    keeps = layer.padding == "same" or all(
-        2 * int(layer.padding[axis]) == layer.dilation[axis] * (layer.kernel_size[axis] - 1) for axis in (0, 1)
-    )
-    if layer.stride != (1, 1) or not odd or not keeps:
+    if not odd or not keeps_size(layer):
         raise ValueError("dsm keeps height and width: it needs stride 1, an odd kernel and full padding")
     sides = (shape[2], shape[3])
     has_bias = layer.bias is not None
-    mixer = DynamicSpectrumMixer(layer.in_channels, size=sides, bias=has_bias, mix=matrix_spectrum_mix)
+    mixer = DynamicSpectrumMixer(layer.in_channels, size=sides, bias=has_bias, by_matrices=True)
     waves = []
     for axis, side in enumerate(sides):
         reach = layer.kernel_size[axis] // 2

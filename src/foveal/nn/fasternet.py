@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.cases import Operator
+from foveal.nn.same_size import keeps_size
 from foveal.record import Method, Paper
 
 __all__ = ["PConv", "partial_conv", "partial_conv_reference", "stand_in"]
@@ -98,7 +99,7 @@ def stand_in(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:  # noqa: AR
     """
     if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.kernel_size[0] != layer.kernel_size[1]:
         raise ValueError(f"pconv stands in for a dense convolution with a square kernel, got {layer}")
-    if layer.stride != (1, 1) or layer.kernel_size[0] % 2 == 0 or 2 * int(layer.padding[0]) < layer.kernel_size[0] - 1:
+    if layer.kernel_size[0] % 2 == 0 or not keeps_size(layer):
         raise ValueError("pconv keeps height and width: it needs stride 1, an odd kernel and full padding")
     partial = PConv(layer.in_channels, kernel_size=layer.kernel_size[0])
     nn.init.dirac_(partial.weight)

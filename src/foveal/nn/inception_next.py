@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.cases import Operator
+from foveal.nn.same_size import keeps_size
 from foveal.record import Method, Paper
 
 __all__ = [
@@ -190,8 +191,8 @@ def stand_in(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:  # noqa: AR
     size = layer.kernel_size[0]
     if layer.kernel_size != (size, size) or size < SMALLEST or size % 2 == 0:
         raise ValueError(f"inception needs an odd square kernel of at least {SMALLEST}, got {layer.kernel_size}")
-    if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.padding not in ("same", (size // 2, size // 2)):
-        raise ValueError(f"inception keeps height and width: it needs stride 1 and full padding, got {layer}")
+    if layer.dilation != (1, 1) or not keeps_size(layer):
+        raise ValueError("inception keeps height and width: it needs stride 1, no dilation and full padding")
     operator = InceptionDepthwise(layer.in_channels, band_kernel_size=size)
     part, rest = len(operator.dwconv_hw.weight), size // 2 - 1
     kernels = layer.weight[-3 * part :].split(part)

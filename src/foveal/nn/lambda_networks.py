@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.cases import Operator
+from foveal.nn.same_size import keeps_size
 from foveal.record import Method, Paper
 
 __all__ = ["LambdaLayer", "lambda_layer", "lambda_layer_reference", "pair_embeddings", "stand_in"]
@@ -160,10 +161,7 @@ def stand_in(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
         raise ValueError(f"lambda stands in for a dense convolution, got {layer}")
     side = max(layer.kernel_size)
-    keeps = layer.padding == "same" or all(
-        2 * int(layer.padding[axis]) == layer.dilation[axis] * (layer.kernel_size[axis] - 1) for axis in (0, 1)
-    )
-    if layer.stride != (1, 1) or not keeps:
+    if not keeps_size(layer):
         raise ValueError("lambda keeps height and width: it needs stride 1 and full padding")
     window = min(max(7, side), 2 * max(shape[-2:]) - 1)
     stand = LambdaLayer(layer.in_channels, out_channels=layer.out_channels, kernel_size=window | 1)

@@ -137,7 +137,7 @@ def test_the_network_of_the_trial_has_a_large_kernel_in_each_stage():
     network, x = large(8), torch.randn(2, 3, 32, 32)
     assert network(x).shape == TWIN()(x).shape == (2, 10)
     kinds = [type(block.mixer).__name__ for stage in (network.stage1, network.stage2) for block in stage]
-    assert kinds == ["Large", "_Small"] * 2
+    assert kinds == ["Large", "Conv2d"] * 2
 
 
 def test_sizes():

@@ -105,8 +105,7 @@ def test_swap_knows_it():
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
-        (nn.Linear(4, 4), "with padding in pixels, got Linear"),
-        (nn.Conv2d(4, 4, 3, padding="same"), "with padding in pixels, got Conv2d"),
+        (nn.Linear(4, 4), "lka stands in for a convolution, got Linear"),
         (nn.Conv2d(4, 4, 3, stride=2, padding=1), "needs stride 1 and full padding"),
         (nn.Conv2d(4, 4, 3), "needs stride 1 and full padding"),
         (nn.Conv2d(4, 4, 3, padding=1, dilation=2), "needs stride 1 and full padding"),

@@ -1,10 +1,12 @@
 """Swapping layers: which are taken, what is put back, and what is refused."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import foveal
+from foveal.shrink.rebuild import load, origin_of, save
 from foveal.shrink.step import ShrinkError, noted
 from foveal.shrink.swap import swap as module
 from foveal.shrink.swap.operators import LAYERS, OPERATORS, operator
@@ -81,6 +83,42 @@ def test_a_slower_stand_in_is_not_kept(net, monkeypatch):
     assert swapped.count == 0
     assert isinstance(swapped.model.second, nn.Conv2d)
     assert "left: not faster" in str(swapped)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_leaves_a_network_that_runs_and_can_be_saved(name, tmp_path):
+    torch.manual_seed(0)
+    kind = OPERATORS[name].of
+    model = timm.create_model({"conv": "test_resnet", "depthwise": "test_convnext", "attention": "test_vit"}[kind])
+    x = torch.randn(2, *model.default_cfg["input_size"])
+    swapped = foveal.swap(model, name, keep_if="always", data=x)
+    assert swapped.count
+    out = swapped.model(x)
+    assert out.shape == (2, 1000)
+    save(swapped.model, tmp_path, origin_of(model))
+    assert torch.equal(load(tmp_path)(x), out)
+
+
+class Masked(nn.Module):
+    """A layer that is called with a mask, which may be None."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.layer, self.mask = timm.layers.Attention(8, 2), mask
+
+    def forward(self, x):
+        return self.layer(x, attn_mask=self.mask)
+
+
+def test_what_is_off_is_dropped_and_what_is_not_is_left_or_refused():
+    x = torch.randn(2, 5, 8)
+    masked = Masked(torch.zeros(2, 1, 5, 5))
+    assert "more than one tensor" in foveal.swap(masked, "fftnet", data=x).layers[0].why
+    model = foveal.swap(Masked(None), "fftnet", keep_if="always", data=x).model
+    assert model(x).shape == x.shape
+    model.mask = masked.mask
+    with pytest.raises(ShrinkError, match="takes its input alone, got a mask or another argument too"):
+        model(x)
 
 
 def test_always_asks_no_clock(net, monkeypatch):

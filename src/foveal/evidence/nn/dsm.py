@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import timm.layers
 import torch
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 from foveal.evidence.tasks import cifar10
 from foveal.evidence.tasks.zoo import MixerNet
 from foveal.evidence.timing import call, seconds
+from foveal.measure.cost import count_parameters
 from foveal.nn.dsm import DynamicSpectrumMixer, dct, idct, matrix_spectrum_mix, spectrum_mix
 from foveal.record import bound, equal, grows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DIM, HEADS = 64, 2
 SIDES = (14, 28, 56, 112)
@@ -48,15 +45,11 @@ def _attention_time(side: int) -> float:
 
 
 def _dynamic(dim: int) -> nn.Module:
-    return DynamicSpectrumMixer(dim, mix=matrix_spectrum_mix)
+    return DynamicSpectrumMixer(dim, by_matrices=True)
 
 
 def _static(dim: int) -> nn.Module:
-    return DynamicSpectrumMixer(dim, num_spectra=1, mix=matrix_spectrum_mix)
-
-
-def _count(build: Callable[[], nn.Module]) -> float:
-    return float(sum(parameter.numel() for parameter in build().parameters()))
+    return DynamicSpectrumMixer(dim, num_spectra=1, by_matrices=True)
 
 
 DYNAMIC = partial(MixerNet, _dynamic, WIDTH)
@@ -127,7 +120,7 @@ CLAIMS = (
     bound(
         "That network has the same number of parameters to 1 %.",
         paper="",
-        value=lambda: _count(DYNAMIC) / _count(EQUAL),
+        value=lambda: count_parameters(DYNAMIC()) / count_parameters(EQUAL()),
         at_least=0.99,
         at_most=1.01,
         beyond="the gain is not that of more parameters",

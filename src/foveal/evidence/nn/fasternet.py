@@ -7,19 +7,12 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveal.evidence.tasks.zoo import MixerNet, Zoo, widths
+from foveal.evidence.tasks.zoo import MixerNet, Zoo, depthwise, widths
 from foveal.evidence.timing import call
 from foveal.nn.fasternet import PConv, partial_conv, partial_conv_reference
 from foveal.record import equal, faster, macs, params, smaller
-
-
-class _DepthwiseMixer(nn.Conv2d):
-    """The twin's operator: one 3×3 kernel per channel."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, 3, padding=1, groups=dim, bias=False)
 
 
 def _timms(x: Tensor) -> Tensor:
@@ -42,7 +35,7 @@ def _weight() -> Tensor:
 
 ZOO = Zoo(
     partial(MixerNet, PConv, 48),
-    widths(partial(MixerNet, _DepthwiseMixer), range(24, 61, 2)),
+    widths(partial(MixerNet, depthwise), range(24, 61, 2)),
     "the twin with depthwise convolutions",
 )
 

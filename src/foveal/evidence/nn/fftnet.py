@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveal.evidence.tasks import cifar10
 from foveal.evidence.tasks.zoo import MixerNet
 from foveal.evidence.timing import call, seconds
+from foveal.measure.cost import count_parameters
 from foveal.measure.paired import interleaved, ratio
 from foveal.nn.fftnet import SpectralFilter, spectral_filter, spectral_filter_reference
 from foveal.record import bound, equal, faster, grows
@@ -112,10 +113,6 @@ def _crossover() -> float:
     return found
 
 
-def _count(build: Callable[[], nn.Module]) -> float:
-    return float(sum(parameter.numel() for parameter in build().parameters()))
-
-
 LEARNT = partial(MixerNet, _learnt, WIDTH)
 FIXED = partial(MixerNet, _fixed, WIDTH, ratio=5.1)
 
@@ -194,7 +191,7 @@ CLAIMS = (
     bound(
         "The two networks have the same number of parameters to 1 %.",
         paper="",
-        value=lambda: _count(LEARNT) / _count(FIXED),
+        value=lambda: count_parameters(LEARNT()) / count_parameters(FIXED()),
         at_least=0.99,
         at_most=1.01,
         clause=3,

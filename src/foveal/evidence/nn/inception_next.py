@@ -10,7 +10,7 @@ import torch
 from timm.models.inception_next import MetaNeXt
 from torch import Tensor, nn
 
-from foveal.evidence.tasks.zoo import NEEDS, Zoo
+from foveal.evidence.tasks.zoo import NEEDS, Zoo, depthwise
 from foveal.evidence.timing import call, step
 from foveal.nn.inception_next import (
     InceptionDepthwise,
@@ -72,11 +72,7 @@ def small(mixer: Callable[[int], nn.Module]) -> nn.Module:
     return built
 
 
-def _seven(dim: int) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
-
-
-ours, twin = partial(small, InceptionDepthwise), partial(small, _seven)
+ours, twin = partial(small, InceptionDepthwise), partial(small, partial(depthwise, kernel_size=7))
 TRIAL = Zoo(ours, (twin,), "the twin with 7×7 kernels", minutes=1.5, matched=False)
 
 CLAIMS = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foveal.evidence.tasks import cifar10
 from foveal.evidence.tasks.zoo import MixerNet
-from foveal.measure.cost import peak_memory
+from foveal.measure.cost import count_parameters, peak_memory
 from foveal.nn.lambda_networks import LambdaLayer, lambda_layer, lambda_layer_reference
 from foveal.record import bound, equal, grows, params, smaller
 
@@ -114,10 +114,6 @@ LAMBDAS = partial(MixerNet, _second_stage, WIDTH)
 CONVOLUTIONS = partial(MixerNet, _convolution, WIDTH)
 
 
-def _count(build: Callable[[], nn.Module]) -> float:
-    return float(sum(parameter.numel() for parameter in build().parameters()))
-
-
 CLAIMS = (
     params(
         "timm's LambdaResNet-26-T.",
@@ -185,7 +181,7 @@ CLAIMS = (
     bound(
         "The network whose second stage has lambda layers for 3×3 convolutions has at most 0.6 of the parameters.",
         paper="fewer parameters",
-        value=lambda: _count(LAMBDAS) / _count(CONVOLUTIONS),
+        value=lambda: count_parameters(LAMBDAS()) / count_parameters(CONVOLUTIONS()),
         at_most=0.6,
         clause=3,
     ),

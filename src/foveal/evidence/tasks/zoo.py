@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import mean, median, stdev
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from foveal.record import Claim
 
-__all__ = ["NEEDS", "MixerNet", "Zoo", "widths"]
+__all__ = ["NEEDS", "MixerNet", "Zoo", "depthwise", "widths"]
 
 NEEDS = cifar10.NEEDS
 MINUTES = 0.75
@@ -88,6 +87,19 @@ class MixerNet(nn.Module):
         return self.head(self.norm(x).mean((2, 3)))
 
 
+def depthwise(dim: int, *, kernel_size: int = 3) -> nn.Conv2d:
+    """The mixer of most twins: one kernel per channel.
+
+    Args:
+        dim: C.
+        kernel_size: k, odd.
+
+    Returns:
+        Depthwise convolution, (B, C, H, W) to the same.
+    """
+    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+
 def widths(build: Callable[[int], nn.Module], dims: Sequence[int]) -> tuple[Callable[[], nn.Module], ...]:
     """A rival at several widths.
 
@@ -128,7 +140,7 @@ class Zoo:
         if self.minutes <= 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
 
-    @cached_property
+    @property
     def rival(self) -> Callable[[], nn.Module]:
         """Builder of the rival whose latency is nearest, or of the first if latencies are not `matched`.
 
@@ -138,42 +150,12 @@ class Zoo:
         Raises:
             ValueError: no width within 5 %.
         """
-        if not self.matched or rehearsing():
-            return self.rivals[0]
-        networks = [_built(build) for build in (self.ours, *self.rivals)]
-        x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            ours, *theirs = interleaved([lambda net=net: net(x) for net in networks], pairs=15)  # type: ignore[misc]
-        apart = [abs(ratio(ours, times).median - 1) for times in theirs]
-        nearest = min(range(len(apart)), key=apart.__getitem__)
-        if apart[nearest] > EQUAL:
-            raise ValueError(
-                f"no width of {self.name} is within {EQUAL:.0%} of the network's latency, the nearest differs by "
-                f"{apart[nearest]:.0%}; give more widths"
-            )
-        return self.rivals[nearest]
+        return _rival(self)
 
-    @cached_property
+    @property
     def steps(self) -> tuple[int, int]:
         """Training steps of the network and of its rival that fit into the budget; two in a rehearsal."""
-        if rehearsing():
-            return STEPS, STEPS
-        networks = [_built(build) for build in (self.ours, self.rival)]
-        inputs, labels = cifar10.pictures("train")
-        times: tuple[list[float], list[float]] = ([], [])
-        for turn in range(ROUNDS + 1):
-            for network, taken in zip(networks, times, strict=True):
-                begun = time.process_time()
-                short_run(
-                    network,
-                    lambda step: (inputs[64 * step : 64 * step + 64], labels[64 * step : 64 * step + 64]),
-                    lambda model, pair: F.cross_entropy(model(pair[0]), pair[1]),
-                    steps=MEASURED,
-                )
-                if turn:  # the first round warms up
-                    taken.append((time.process_time() - begun) / MEASURED)
-        ours, theirs = (max(1, round(60 * self.minutes / median(taken))) for taken in times)
-        return ours, theirs
+        return _steps(self)
 
     def difference(self, seed: int) -> float:
         """Accuracy of the network minus the rival's after the same processor minutes.
@@ -216,7 +198,7 @@ class Zoo:
                 beyond=beyond,
             ),
             kept(
-                f"It is at most {-by:g} points below.",
+                f"It is at most {-by:g} {'point' if by == -1 else 'points'} below.",
                 paper="better at equal latency",
                 quality=self.difference,
                 at_least=by,
@@ -232,6 +214,46 @@ def _built(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build().eval()
+
+
+@cached(maxsize=8)
+def _rival(zoo: Zoo) -> Callable[[], nn.Module]:
+    if not zoo.matched or rehearsing():
+        return zoo.rivals[0]
+    networks = [_built(build) for build in (zoo.ours, *zoo.rivals)]
+    x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours, *theirs = interleaved([lambda net=net: net(x) for net in networks], pairs=15)  # type: ignore[misc]
+    apart = [abs(ratio(ours, times).median - 1) for times in theirs]
+    nearest = min(range(len(apart)), key=apart.__getitem__)
+    if apart[nearest] > EQUAL:
+        raise ValueError(
+            f"no width of {zoo.name} is within {EQUAL:.0%} of the network's latency, the nearest differs by "
+            f"{apart[nearest]:.0%}; give more widths"
+        )
+    return zoo.rivals[nearest]
+
+
+@cached(maxsize=8)
+def _steps(zoo: Zoo) -> tuple[int, int]:
+    if rehearsing():
+        return STEPS, STEPS
+    networks = [_built(build) for build in (zoo.ours, zoo.rival)]
+    inputs, labels = cifar10.pictures("train")
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 1):
+        for network, taken in zip(networks, times, strict=True):
+            begun = time.process_time()
+            short_run(
+                network,
+                lambda step: (inputs[64 * step : 64 * step + 64], labels[64 * step : 64 * step + 64]),
+                lambda model, pair: F.cross_entropy(model(pair[0]), pair[1]),
+                steps=MEASURED,
+            )
+            if turn:  # the first round warms up
+                taken.append((time.process_time() - begun) / MEASURED)
+    ours, theirs = (max(1, round(60 * zoo.minutes / median(taken))) for taken in times)
+    return ours, theirs
 
 
 @cached(maxsize=24)

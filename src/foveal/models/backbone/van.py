@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from foveal.nn.pyramid import Pyramid
 from foveal.nn.renamed import renamed
+from foveal.nn.same_size import keeps_size
 from foveal.record import Method, Paper
 
 if TYPE_CHECKING:
@@ -223,14 +224,10 @@ def stand_in(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:  # noqa: AR
     Raises:
         ValueError: another layer.
     """
-    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
-        raise ValueError(f"lka stands in for a convolution with padding in pixels, got {layer}")
-    kept = all(
-        2 * pad == step * (size - 1)
-        for size, pad, step in zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
-    )
-    if layer.stride != (1, 1) or not kept:
-        raise ValueError(f"lka keeps height and width: it needs stride 1 and full padding, got {layer}")
+    if not isinstance(layer, nn.Conv2d):
+        raise ValueError(f"lka stands in for a convolution, got {layer}")
+    if not keeps_size(layer):
+        raise ValueError("lka keeps height and width: it needs stride 1 and full padding")
     gate = LKA(layer.in_channels)
     nn.init.zeros_(gate.pointwise.weight)
     if gate.pointwise.bias is not None:

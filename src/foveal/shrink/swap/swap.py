@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from foveal.shrink.data import Data
     from foveal.shrink.step import Inputs
 
-__all__ = ["RULES", "Swap", "Swapped", "SwappedLayer", "swap", "try_all"]
+__all__ = ["RULES", "OneInput", "Swap", "Swapped", "SwappedLayer", "swap", "try_all"]
 
 RULES = ("faster", "always")
 
@@ -95,6 +95,27 @@ class Swapped:
         return "\n".join([*map(str, self.layers), f"{self.count} of {len(self.layers)} layers replaced"])
 
 
+def _off(value: object) -> bool:
+    return value is None or value is False
+
+
+class OneInput(nn.Module):
+    """A stand-in where the network passes more than the input: masks that are None, switches that are off.
+
+    Args:
+        stand_in: module of one input.
+    """
+
+    def __init__(self, stand_in: nn.Module) -> None:
+        super().__init__()
+        self.stand_in = stand_in
+
+    def forward(self, x: Tensor, *others: object, **options: object) -> Any:
+        if not all(map(_off, (*others, *options.values()))):
+            raise ShrinkError("what stands in for this layer takes its input alone, got a mask or another argument too")
+        return self.stand_in(x)
+
+
 def _matches(where: str | Callable[[str, nn.Module], bool] | None, name: str, layer: nn.Module) -> bool:
     if where is None:
         return True
@@ -112,19 +133,23 @@ def _chosen(
 
 
 @torch.no_grad()
-def _inputs_of(model: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Input of each layer inside the network, and why others cannot be replaced."""
+def _inputs_of(model: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[str, Tensor], dict[str, str], set[str]]:
+    """Input of each layer inside the network, why others cannot be replaced, and which are passed more arguments."""
     seen: dict[str, Tensor] = {}
     odd: dict[str, str] = {}
+    more: set[str] = set()
     runs: Counter[str] = Counter()
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], options: dict[str, Any], out: Any) -> None:
             runs[name] += 1
-            extra = [value for value in (*given[1:], *options.values()) if value not in (None, False)]
+            others = (*given[1:], *options.values())
+            alone = bool(given) and isinstance(given[0], Tensor) and isinstance(out, Tensor) and all(map(_off, others))
+            if others:
+                more.add(name)
             if runs[name] > 1:
                 odd[name] = "it runs more than once"
-            elif extra or not given or not isinstance(given[0], Tensor) or not isinstance(out, Tensor):
+            elif not alone:
                 odd[name] = "it takes or gives more than one tensor"
             else:
                 seen[name] = given[0].detach()
@@ -138,7 +163,7 @@ def _inputs_of(model: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[
         for handle in handles:
             handle.remove()
     odd |= {name: "it does not run" for name in names if not runs[name]}
-    return seen, odd
+    return seen, odd, more
 
 
 def _fit(stand_in: nn.Module, x: Tensor, wanted: Tensor, *, steps: int, seed: int) -> None:
@@ -163,11 +188,6 @@ def _fit(stand_in: nn.Module, x: Tensor, wanted: Tensor, *, steps: int, seed: in
 
 def _apart(out: Tensor, wanted: Tensor) -> float:
     return float((out - wanted).square().mean().sqrt() / wanted.square().mean().sqrt().clamp_min(1e-12))
-
-
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
 
 
 @contextmanager
@@ -244,8 +264,8 @@ def swap(
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(shape or picture_shape(network), generator=generator)
     else:
-        x = calibration(data, step="swap", limit=32)
-    seen, odd = _inputs_of(network, names, x)
+        x = calibration(data, step="swap", limit=32 if fit else 4)
+    seen, odd, more = _inputs_of(network, names, x)
     layers = []
     for name in names:
         if name in odd:
@@ -256,7 +276,7 @@ def swap(
         with _threads(threads):
             line, stand_in = _swapped(name, layer, given, build, word, keep_if=keep_if, fit=fit, seed=seed)
         if line.kept and stand_in is not None:
-            _set(network, name, stand_in)
+            network.set_submodule(name, OneInput(stand_in) if name in more else stand_in)
         layers.append(line)
     return Swapped(network, tuple(layers))
 

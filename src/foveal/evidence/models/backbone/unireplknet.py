@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveal.evidence.rehearsal import cached
 from foveal.evidence.tasks import cifar10
-from foveal.evidence.tasks.zoo import MixerNet, Zoo, widths
+from foveal.evidence.tasks.zoo import MixerNet, Zoo, depthwise, widths
 from foveal.evidence.timing import call
 from foveal.measure.cost import count_macs
 from foveal.models.backbone.unireplknet import (
@@ -95,13 +95,6 @@ class Large(DilatedReparam):
         return self.folded[0](x) if self.folded else super().forward(x)
 
 
-class _Small(nn.Conv2d):
-    """The twin's operator: one 3×3 kernel per channel."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, 3, padding=1, groups=dim)
-
-
 def large(dim: int = 40) -> MixerNet:
     """A small network whose stages have one block with a large kernel and one with a 3×3 kernel.
 
@@ -111,14 +104,14 @@ def large(dim: int = 40) -> MixerNet:
     Returns:
         (B, 3, 32, 32) to (B, 10).
     """
-    network: Any = MixerNet(_Small, dim)
+    network: Any = MixerNet(depthwise, dim)
     for stage, channels in ((network.stage1, dim), (network.stage2, 2 * dim)):
         stage[0].mixer = Large(channels)
     built: MixerNet = network
     return built
 
 
-stack = partial(MixerNet, _Small, depths=(3, 3))
+stack = partial(MixerNet, depthwise, depths=(3, 3))
 
 
 def half(gradient: Tensor, centre: float) -> float:
