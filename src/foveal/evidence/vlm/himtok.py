@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from foveal.evidence.rehearsal import cached, rehearsing
 from foveal.evidence.short_run import short_run
-from foveal.evidence.tasks import cifar10
+from foveal.evidence.tasks import cifar10, mnist
 from foveal.evidence.trained_once import trained_once
-from foveal.measure import benchmarks
 from foveal.nn.unet import UNet
 from foveal.record import bound, equal, kept
 from foveal.vlm.himtok import (
@@ -44,8 +43,7 @@ from foveal.vlm.himtok import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-benchmarks.SETS.setdefault("mnist", ("mnist.npz",))
-NEEDS = ("minutes", "mnist")
+NEEDS = mnist.NEEDS
 SIDE, HALF, PATCH, DIM, DEPTH, HEADS = 48, 24, 12, 64, 2, 4
 TOKENS, CODES, CODE, BITS = 32, 1024, 12, 10
 FREE, ROUNDED, ROWS = 500, 4000, 32  # steps without and with rounding to codes, masks of a step
@@ -64,20 +62,16 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
     """Masks of digits, cut to their extent, (n, 34, 22), bool and empty beyond; labels, (n,)."""
     count = 20 if rehearsing() else COUNT[part]
     draw = np.random.default_rng(len(part))
-    if rehearsing():
-        x, labels = draw.uniform(size=(count, 28, 28)), np.arange(count) % CLASSES
-    else:
-        with np.load(benchmarks.find("mnist")) as data:
-            x, labels = data[f"x_{part}"][:count] / 255, data[f"y_{part}"][:count]
+    x, labels = (shown[:count] for shown in mnist.digits(part))
     made = torch.zeros(count, 34, 22, dtype=torch.bool)
-    for picture, mask in zip(torch.from_numpy(x).float(), made, strict=True):
+    for picture, mask in zip(torch.from_numpy(x / 255).float(), made, strict=True):
         top, left, bottom, right = extent(picture[None] > 0.2)[0].tolist()
         height = int(draw.integers(26, 35))
         width = min(max(round((right - left) * height / (bottom - top)), 10), 22)
         cut = picture[None, None, top:bottom, left:right]
         thin = F.interpolate(cut, (height - 4, width - 4), mode="bicubic", antialias=True) > 0.3
         mask[:height, :width] = F.max_pool2d(F.pad(thin.float(), (2, 2, 2, 2)), 5, 1, 2)[0, 0] > 0
-    return made, torch.from_numpy(labels).long()
+    return made, torch.from_numpy(labels)
 
 
 def _placed(digits: Tensor, right: Tensor, generator: torch.Generator) -> Tensor:
