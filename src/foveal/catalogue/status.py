@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["OWN", "STATUSES", "Clause", "Row", "pick", "rows"]
+__all__ = ["OWN", "STATUSES", "Clause", "Row", "exponents", "pick", "rows"]
 
 STATUSES = ("works", "runs", "written", "planned")
 OWN = "foveal"  # family of the records without a row in the literature
@@ -167,6 +167,21 @@ def rows(
         *(_row(entry, by_id.get(number), absent.get(number), where) for number, entry in entries().items()),
         *(_row(None, item, None, where) for item in own),
     ]
+
+
+def exponents(among: Iterable[Row]) -> str:
+    """How a selective scan grows with the number of tokens, as recorded for SSM-Medical-Survey.
+
+    Args:
+        among: rows to search.
+
+    Returns:
+        A line that names the record, "" if it has no outcomes.
+    """
+    row = next((row for row in among if row.name == "SSM-Medical-Survey"), None)
+    claims = [claim for claim in row.claims if claim and "a selective scan" in claim["says"]] if row else []
+    said = [f"{claim['says'].split()[0].lower()} ~ tokens^{claim['value']:.2f}" for claim in claims]
+    return f"a selective scan's {', '.join(said)} (see SSM-Medical-Survey)" if said else ""
 
 
 def pick(name: str, among: Iterable[Row]) -> Row:

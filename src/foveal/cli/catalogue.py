@@ -63,7 +63,7 @@ def catalogue(
 
     from foveal.catalogue.collect import CatalogueError
     from foveal.catalogue.facets import chosen as with_facets
-    from foveal.catalogue.status import STATUSES, pick, rows
+    from foveal.catalogue.status import STATUSES, exponents, pick, rows
     from foveal.cli._tables import console, table
 
     out = console()
@@ -74,8 +74,8 @@ def catalogue(
                 raise CatalogueError(
                     "a name shows one method; leave out --family, --status, --facet and --all, or the name"
                 )
-            row = pick(name, listed)
-            out.print_json(json.dumps(_details(row))) if as_json else _show(row, out)
+            row, scaling = pick(name, listed), exponents(listed)
+            out.print_json(json.dumps(_details(row, scaling))) if as_json else _show(row, out, scaling)
             return
         families = sorted({row.family for row in listed})
         if family is not None and family not in families:
@@ -85,6 +85,7 @@ def catalogue(
         ids = with_facets(facet) if facet else None
     except CatalogueError as error:
         stop("catalogue", error)
+    scaling = exponents(listed)
     chosen = [
         row
         for row in listed
@@ -97,7 +98,7 @@ def catalogue(
         hidden = sum(row.status == "planned" for row in chosen)
         chosen = [row for row in chosen if row.status != "planned"]
     if as_json:
-        out.print_json(json.dumps([_line(row) for row in chosen]))
+        out.print_json(json.dumps([_line(row, scaling) for row in chosen]))
         return
     lines = [
         (row.name, row.title, row.family, row.status, f"{row.hold}/{len(row.claims)}" if row.claims else "")
@@ -119,8 +120,11 @@ def catalogue(
         console(stderr=True).print(f"Some rows could not be read in full: {note}", markup=False, highlight=False)
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: Row, scaling: str) -> dict[str, Any]:
     """A row of the list, as JSON."""
+    from foveal.catalogue.facets import facets
+
+    found = facets().get(row.entry.id, {}) if row.entry else {}
     return {
         "id": row.entry.id if row.entry else None,
         "name": row.name,
@@ -130,18 +134,18 @@ def _line(row: Row) -> dict[str, Any]:
         "claims": len(row.claims),
         "run": sum(claim is not None for claim in row.claims),
         "hold": row.hold,
+        "facets": found,
+        "scales": scaling if found.get("scan", "none") != "none" else "",
     }
 
 
-def _details(row: Row) -> dict[str, Any]:
+def _details(row: Row, scaling: str) -> dict[str, Any]:
     """One row in full, as JSON."""
-    from foveal.catalogue.facets import facets
-
-    found = _line(row) | {"note": row.note}
+    found = _line(row, scaling) | {"note": row.note}
     if row.entry is not None:
         entry = row.entry
         found |= {"kind": entry.kind, "tasks": entry.tasks, "works_when": entry.works_when}
-        found |= {"mechanism": entry.mechanism, "facets": facets().get(entry.id, {})}
+        found |= {"mechanism": entry.mechanism}
         found |= {"code": entry.code, "library": entry.library}
     if row.record is not None:
         method = row.record.method
@@ -173,9 +177,8 @@ def _details(row: Row) -> dict[str, Any]:
     return found
 
 
-def _show(row: Row, out: Console) -> None:
+def _show(row: Row, out: Console, scaling: str) -> None:
     """Print one row in full."""
-    from foveal.catalogue.facets import facets
     from foveal.cli._tables import table
 
     def say(label: str, text: str) -> None:
@@ -190,7 +193,9 @@ def _show(row: Row, out: Console) -> None:
         say("tasks", ", ".join(row.entry.tasks))
         say("code", row.entry.code)
         say("also in", row.entry.library)
-        say("facets", ", ".join(f"{name}={value}" for name, value in facets().get(row.entry.id, {}).items()))
+        line = _line(row, scaling)
+        say("facets", ", ".join(f"{name}={value}" for name, value in line["facets"].items()))
+        say("scales", line["scales"])
     say("status", row.status)
     say("note", row.note)
     if row.record is None:

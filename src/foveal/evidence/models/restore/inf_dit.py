@@ -1,7 +1,7 @@
 """Evidence for Inf-DiT: blocks against the whole picture, memory at growing sizes, and photographs ×2 against bicubic.
 
-Memory is that of tensors which operations make and which are still held: exact, the same on any machine, without what
-an operation uses inside. Pictures, which are there before and after, do not count: blocks are dropped as they come.
+Memory is `foveal.measure.live.live_bytes`. Pictures, which are there before and after, do not count: blocks are dropped
+as they come.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from foveal.evidence.rehearsal import cached
 from foveal.evidence.short_run import short_run
 from foveal.evidence.tasks import diffusing
+from foveal.measure.live import live_bytes
 from foveal.models.restore.inf_dit import InfDiT
 from foveal.nn.block_attention import dense
 from foveal.nn.unet import UNet
@@ -25,8 +23,6 @@ from foveal.record import bound, equal, grows, kept, params, smaller
 from foveal.train.diffusion import cosine_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from foveal.train.restore.residual_sr import ResidualSR
 
 STEPS, PATCH = 900, 16  # PATCH: side of a low-resolution patch
@@ -44,41 +40,6 @@ sized = partial(InfDiT, 2, dim=32, depth=2, num_heads=2, patch_size=4, block=32)
 unet = partial(UNet, dim=32, multiples=(1, 2), patch=2)
 
 
-class Live(TorchDispatchMode):
-    """Largest number of bytes of tensors that operations made inside and that were held at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        self.held = {at: (ref, size) for at, (ref, size) in self.held.items() if not ref.expired()}
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                if storage._cdata not in known | self.held.keys():  # a view, or written in place
-                    self.held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
-        return out
-
-
-def live(work: Callable[[], Any]) -> float:
-    """Peak of a computation.
-
-    Args:
-        work: what to do; what it returns counts.
-
-    Returns:
-        Bytes.
-    """
-    with torch.inference_mode(False), torch.no_grad(), Live() as counter:
-        work()
-    return float(counter.peak)
-
-
 def _pictures(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(1, 3, height // 2, width // 2, generator=generator)
@@ -92,16 +53,16 @@ def _blocks(height: int, width: int) -> float:
         for _ in model.blockwise(*given):
             pass
 
-    return live(work)
+    return live_bytes(work)
 
 
 def _whole(side: int) -> float:
-    return live(partial(sized().eval(), *_pictures(side, side)))
+    return live_bytes(partial(sized().eval(), *_pictures(side, side)))
 
 
 def _unet(side: int) -> float:
     low, noisy, t = _pictures(side, side)
-    return live(partial(unet().eval(), noisy, t, low))
+    return live_bytes(partial(unet().eval(), noisy, t, low))
 
 
 def _drawn(model: InfDiT) -> InfDiT:
