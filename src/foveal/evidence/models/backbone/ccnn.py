@@ -214,7 +214,7 @@ CLAIMS = (
         for data_dim in (1, 2, 3)
     ),
     bound(
-        f"From some length on the FFT takes less time: a quarter to four times the {FFT_TAPS} taps from which it is taken.",
+        f"From some length on the FFT takes less time: a quarter to four times {FFT_TAPS} taps, where it is taken.",
         paper="FFT when long; the authors' code takes it from 50 taps on",
         value=crossover,
         at_least=FFT_TAPS / 4,
