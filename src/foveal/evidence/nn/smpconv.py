@@ -46,7 +46,7 @@ class MLPConv(nn.Module):
 
 
 def _points(dim: int) -> SMPConv:
-    return SMPConv(dim, (LENGTH,), num_points=POINTS, radius=0.05, spread=0.5, small_kernel_size=5, causal=True)
+    return SMPConv(dim, (LENGTH,), num_points=POINTS, radius=0.03, spread=1.0, small_kernel_size=5, causal=True)
 
 
 OURS, RIVAL = partial(SequenceNet, _points, DIM), partial(SequenceNet, MLPConv, DIM)

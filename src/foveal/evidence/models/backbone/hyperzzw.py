@@ -23,7 +23,7 @@ from foveal.measure.cost import count_parameters
 from foveal.models.backbone.hyperzzw import Terminator, hyperzzw_global, hyperzzw_local, hyperzzw_reference
 from foveal.record import bound, equal, kept
 
-STEPS, WINDOW = 500, 20
+STEPS, WINDOW = 300, 20
 WIDTH, TAPS = 18, 9
 
 
