@@ -93,6 +93,13 @@ def test_kernels_keep_variance(network):
     torch.testing.assert_close(after / after.norm(), before * mask / (before * mask).norm())
 
 
+def test_a_kernel_of_zeros_stays():
+    net = MAGNet(1, 2)
+    unit_energy_(net, sampled(net, [1]))
+    assert net.output.weight.isfinite().all()
+    assert (sampled(net, [1]) == 0).all()
+
+
 def test_axes_and_depth():
     with pytest.raises(ValueError, match=r"sizes must have 2 axes as the network's coordinates, got \(3,\)"):
         sampled(MAGNet(2, 1), (3,))

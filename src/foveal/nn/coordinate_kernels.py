@@ -183,6 +183,7 @@ def unit_energy_(network: MAGNet | SIREN, kernel: Tensor) -> None:
     Args:
         network: fresh, changed in place.
         kernel: what was made of its values by products only, (C, ...); its sum of squares becomes 1, on the mean over
-            channels.
+            channels. A kernel of zeros, such as one tap at 0, where all sines start from, stays.
     """
-    network.output.weight.div_((kernel.square().sum() / len(kernel)).sqrt())
+    energy = kernel.square().sum() / len(kernel)
+    network.output.weight.div_(torch.where(energy > 0, energy, 1).sqrt())

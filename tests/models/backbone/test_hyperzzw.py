@@ -109,4 +109,6 @@ def test_a_rise_is_above_the_lowest_before():
 
 def test_both_have_as_many_parameters():
     assert 0.95 <= count_parameters(OURS()) / count_parameters(RIVAL()) <= 1.05
-    assert RIVAL()(torch.randn(2, 1, 196)).shape == (2, 10)
+    x = torch.randn(2, 1, 196)
+    assert RIVAL()(x).shape == OURS()(x).shape == (2, 10)
+    assert OURS()(x).isfinite().all()
