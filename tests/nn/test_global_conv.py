@@ -63,16 +63,20 @@ def test_a_unit_kernel_moves(way):
     torch.testing.assert_close(way(x, kernel, causal=True), x)
 
 
-def test_long_kernels_are_transformed(monkeypatch):
-    x, kernel = torch.randn(1, 2, 5), torch.randn(2, FFT_TAPS + 1)
+def test_kernels_of_many_taps_are_transformed(monkeypatch):
     called = []
     monkeypatch.setattr("foveal.nn.global_conv.fft_conv", lambda *_, **__: called.append("fft"))
     monkeypatch.setattr("foveal.nn.global_conv.direct_conv", lambda *_, **__: called.append("direct"))
+    x, kernel = torch.randn(1, 2, 5), torch.randn(2, FFT_TAPS[1])
     global_conv(x, kernel)
-    global_conv(x, kernel[:, 2:])
-    global_conv(x, kernel[None, :, 2:])
+    global_conv(x, kernel[:, 1:])
+    global_conv(x, kernel[None, :, 1:])
     global_conv(x, kernel, fft=False)
     assert called == ["fft", "direct", "direct", "direct"]
+    called.clear()
+    global_conv(torch.randn(1, 2, 5, 5), torch.randn(2, 15, 15))
+    global_conv(torch.randn(1, 2, 5, 5), torch.randn(2, 13, 13))
+    assert called == ["fft", "direct"]
 
 
 def test_half_precision_comes_back():

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FFT_TAPS", "direct_conv", "fft_conv", "global_conv"]
 
-FFT_TAPS = 128  # taps of a kernel from which `global_conv` takes the Fourier transform
+# Taps of a kernel, over one, two and three axes, from which `global_conv` takes the Fourier transform: torch's direct
+# depthwise convolution is slow for sequences and fast for pictures below 15×15 and for volumes.
+FFT_TAPS = {1: 16, 2: 200, 3: 1000}
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -119,5 +121,6 @@ def global_conv(x: Tensor, kernel: Tensor, *, causal: bool = False, fft: bool | 
     Raises:
         ValueError: shapes that do not fit.
     """
-    by_fft = prod(kernel.shape[2 - x.ndim :]) >= FFT_TAPS if fft is None else fft
-    return (fft_conv if by_fft else direct_conv)(x, kernel, causal=causal)
+    if fft is None:
+        fft = prod(kernel.shape[2 - x.ndim :]) >= FFT_TAPS.get(x.ndim - 2, 0)
+    return (fft_conv if fft else direct_conv)(x, kernel, causal=causal)

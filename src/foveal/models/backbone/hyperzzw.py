@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -187,7 +187,7 @@ class _Local(nn.Module):
         self.mix, self.norm = _Pointwise(dim, dim), nn.BatchNorm1d(dim, affine=False)
 
     def forward(self, z: Tensor, v: Tensor) -> Tensor:
-        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(self.sizes) - 1]
+        pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(self.sizes) - 1]
         context = self.expand(F.gelu(self.reduce(pool(z, self.sizes))))
         out = self.mix(hyperzzw_local(sampled(self.slow, self.sizes), context, v))
         return F.gelu(self.norm(out.flatten(2))).view(v.shape)
