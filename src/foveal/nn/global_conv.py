@@ -24,7 +24,7 @@ __all__ = ["FFT_TAPS", "direct_conv", "fft_conv", "global_conv"]
 
 # Taps of a kernel, over one, two and three axes, from which `global_conv` takes the Fourier transform: torch's direct
 # depthwise convolution is slow for sequences and fast for pictures below 15×15 and for volumes.
-FFT_TAPS = {1: 16, 2: 200, 3: 1000}
+FFT_TAPS = {1: 64, 2: 200, 3: 1000}
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
