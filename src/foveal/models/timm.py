@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-# Networks without what timm's tools ask for: xT has a backbone of timm's for each region, and no map of the whole.
-APART = {"foveal.models.backbone.xt"}
+# Networks without what timm's tools ask for: xT has a backbone of timm's for each region, and no map of the whole; CCNN
+# and HyperZZW have as many axes as their data, and no layer that knows of two.
+APART = {f"foveal.models.backbone.{name}" for name in ("xt", "ccnn", "hyperzzw")}
 
 # timm reads this table of its entries' module. What depends on the network is filled in when it is built.
 default_cfgs: dict[str, dict[str, Any]] = {}
