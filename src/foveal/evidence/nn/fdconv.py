@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZE, GROUPS = (8, 6, 3, 3), 16  # of the kernels whose spectra are compared
-DIM, STEPS = 24, 300
+DIM, STEPS = 24, 250
 
 
 def _layer(kernel_size: int, stride: int) -> tuple[nn.Conv2d, Tensor]:
