@@ -18,7 +18,7 @@ parameter and without loss, so that the costly part of a block runs on a quarter
 *Differs from the paper*: maps whose sides are no multiple of 2^L are filled up with zeros and cut again.
 
 *Provenance*: written from the paper; that levels are joined from the coarsest up, the stems and the sizes were looked
-up in the authors' package, whose logits it equals to 3e-7 under shared weights, at one to four levels, in training and in evaluation.
+up in the authors' package, whose logits it equals to 3e-7 under shared weights at one to four levels.
 """
 
 from __future__ import annotations
