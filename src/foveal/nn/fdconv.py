@@ -1,7 +1,7 @@
 """FDConv: one convolution's weights, split by frequency into groups that each picture weights for itself.
 
-*Source*: L. Chen et al., "Frequency Dynamic Convolution for Dense Image Prediction", CVPR 2025 (arXiv:2503.18783),
-section 3. It has three parts, for x: (B, C, H, W), a kernel W: (O, C, k, k) and n groups.
+*Source*: L. Chen et al., "Frequency Dynamic Convolution for Dense Image Prediction", CVPR 2025 (arXiv:2503.18783). It
+has three parts, for x: (B, C, H, W), a kernel W: (O, C, k, k) and n groups.
 
 Fourier disjoint weight: W is written as a plane of O·k rows and C·k columns, whose Fourier coefficients P are sorted by
 their distance from frequency 0 and cut into n groups S₁ … S_n. With 𝓕⁻¹ the inverse transform of the plane,
@@ -24,8 +24,9 @@ orthonormal, so coefficients have the size of weights. All heads start at 0, so 
 convolution. The bands' masks are computed for each size, not resized from 64×64, and all include their bound; by
 rounding, the authors' first one does not.
 
-*Provenance*: written from the paper; sizes of the heads, bands and the layers that are replaced were looked up in the
-authors' code. With its groups and the bound of its first mask included, outputs equal it to 4e-7 at 64×64.
+*Provenance*: written from the paper's abstract; formulas, sizes of the heads, bands and the layers that are replaced
+were looked up in the authors' code. With its groups and the bound of its first mask included, outputs equal it to 4e-7
+at 64×64.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """AFC: a ConvNeXt without aliasing, whose logits do not change when the picture moves by fractions of a pixel.
 
 *Source*: H. Michaeli et al., "Alias-Free Convnets: Fractional Shift Invariance via Polynomial Activations", CVPR 2023
-(arXiv:2303.08085), section 3. Pictures are periodic, and every map x: (B, C, H, W) stands for the band-limited signal
-that it samples. ConvNeXt's parts become operations on that signal:
+(arXiv:2303.08085). Pictures are periodic, and every map x: (B, C, H, W) stands for the band-limited signal that it
+samples. ConvNeXt's parts become operations on that signal:
 
     strided convolution     convolution of stride 1 with circular padding, then all frequencies that the coarser grid
                             cannot hold, its Nyquist frequency included, are removed and the rest is sampled on it
@@ -17,8 +17,8 @@ quarters of the band, and what folds then lies above the quarter that stays.
 *Differs from the paper*: maps are resampled by cropping or padding their spectra, which equals its low-pass filters
 where sides can be halved and stays free of aliasing where they cannot.
 
-*Provenance*: written from the paper; the stem's activation, the starts of c, s and γ and the paddings were looked up in
-the authors' code, whose logits it equals to 7e-7 under shared weights at 128×128.
+*Provenance*: written from the paper's abstract; the parts, the stem's activation, the starts of c, s and γ and the
+paddings were looked up in the authors' code, whose logits it equals to 7e-7 under shared weights at 128×128.
 """
 
 from __future__ import annotations

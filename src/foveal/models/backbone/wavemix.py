@@ -1,7 +1,7 @@
 """WaveMix: a backbone that mixes pixels by Haar wavelet transforms, at one resolution from the first block to the last.
 
-*Source*: P. Jeevan et al., "WaveMix: A Resource-efficient Neural Network for Image Analysis", 2022 (arXiv:2205.14375),
-section 3. For a map x: (B, C, H, W) and L levels, a block is
+*Source*: P. Jeevan et al., "WaveMix: A Resource-efficient Neural Network for Image Analysis", 2022 (arXiv:2205.14375).
+For a map x: (B, C, H, W) and L levels, a block is
 
     u = W x                                         (B, C/4, H, W)
     w_l = [LL_l, LH_l, HL_l, HH_l] of u             (B, C, H/2^l, W/2^l), the wavelet transform of level l = 1 … L
@@ -17,8 +17,8 @@ parameter and without loss, so that the costly part of a block runs on a quarter
 
 *Differs from the paper*: maps whose sides are no multiple of 2^L are filled up with zeros and cut again.
 
-*Provenance*: written from the paper; that levels are joined from the coarsest up, the stems and the sizes were looked
-up in the authors' package, whose logits it equals to 3e-7 under shared weights at one to four levels.
+*Provenance*: written from the paper's abstract; that levels are joined from the coarsest up, the stems and the sizes
+were looked up in the authors' package, whose logits it equals to 3e-7 under shared weights at one to four levels.
 """
 
 from __future__ import annotations
