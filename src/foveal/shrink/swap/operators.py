@@ -100,6 +100,7 @@ OPERATORS: dict[str, Operator] = {
         "small square, row and column for some channels, then a factor",
     ),
     "sic": Operator("conv", "foveal.nn.sic_layer:stand_in", "filter per channel, then a pointwise convolution"),
+    "fdconv": Operator("conv", "foveal.nn.fdconv:stand_in", "groups of frequencies, weighted by each picture"),
     "tvconv": Operator("depthwise", "foveal.nn.tvconv:stand_in", "kernels that differ from place to place"),
 }
 
