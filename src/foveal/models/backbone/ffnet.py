@@ -1,8 +1,8 @@
 """FFNet: convolutional networks whose token mixer is attention with the operations of a feed-forward network.
 
-*Source*: S. Yun, D. Lee, Y. Ro, "MetaMixer Is All You Need", 2024 (arXiv:2406.02021). A feed-forward
-network is a memory: its input is the query, its first weights are keys, its second weights values, and an activation
-makes coefficients. MetaMixer is that frame with its operations left open. FFNified attention fills it with depthwise
+*Source*: S. Yun, D. Lee, Y. Ro, "MetaMixer Is All You Need", 2024 (arXiv:2406.02021). A feed-forward network
+is a memory: its input is the query, its first weights are keys, its second weights values, and an activation makes
+coefficients. MetaMixer is that frame with its operations left open. FFNified attention fills it with depthwise
 convolutions and GELU in place of products and softmax, for x: (B, C, H, W),
 
     q = BN(W x);  a = gelu(K * q);  y = V * a                          W: (C, C), K and V: (C, k, k) depthwise
@@ -173,7 +173,7 @@ class _Mixing(nn.Module):
         matrix = self.conv.weight[:, :, 0, 0]
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         weight = (matrix * factor + torch.eye(len(matrix)).to(matrix))[:, :, None, None]
-        one = nn.Conv2d(*matrix.shape, 1).to(matrix)
+        one = nn.Conv2d(len(matrix), len(matrix), 1).to(matrix)
         one.load_state_dict({"weight": weight, "bias": matrix @ (norm.bias - factor * norm.running_mean)})
         return one
 

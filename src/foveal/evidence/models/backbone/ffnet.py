@@ -38,7 +38,7 @@ STEPS, DIM = 200, 40
 
 
 def _mixer() -> nn.Module:
-    """The mixer as it is used, with weights and statistics drawn."""
+    """The mixer with its branches, with weights and statistics drawn."""
     torch.manual_seed(0)
     mixer = FFNifiedAttention(24).eval()
     for name, value in mixer.state_dict().items():
@@ -89,23 +89,22 @@ def others(found: Counter[str]) -> float:
         found: name of an operator → number of its nodes.
 
     Returns:
-        Number of nodes; infinite unless there are three convolutions besides.
+        Number of nodes; all of them, and at least 1, unless there are three convolutions.
     """
     if found["Conv"] != 3:
-        return float("inf")
+        return float(max(1, sum(found.values())))
     return float(sum(count for name, count in found.items() if name not in PLAIN))
 
 
 @torch.no_grad()
 def _outputs(*, exported: bool) -> Any:
     """What the mixer gives on a map of another size than it was exported with."""
-    mixer = _mixer()
-    x = torch.randn(3, 24, 13, 21)
+    x = torch.randn(3, 24, 13, 21, generator=torch.Generator().manual_seed(0))
     if not exported:
-        return mixer(x)
+        return _mixer()(x)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "mixer.onnx"
-        to_onnx(mixer, path, torch.randn(2, 24, 16, 16))
+        to_onnx(_merged(_mixer)(), path, torch.randn(2, 24, 16, 16))
         session = load_onnxruntime().InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 
@@ -148,13 +147,13 @@ CLAIMS = (
     bound(
         "The ONNX file of the mixer has three convolutions and nothing else than GELU and elementwise operators.",
         paper="only convolutions and GELU",
-        value=lambda: others(operators(_mixer(), 24)),
+        value=lambda: others(operators(_merged(_mixer)(), 24)),
         at_most=0.0,
         unit="nodes of other operators",
         clause=1,
     ),
     equal(
-        "On a map of another size, the file gives what torch gives.",
+        "On a map of another size, the file gives what the mixer with its branches gives in torch.",
         ours=lambda: _outputs(exported=True),
         theirs=lambda: _outputs(exported=False),
         clause=1,
@@ -171,11 +170,12 @@ CLAIMS = (
     ),
     *(
         macs(
-            f"FFNet-{name} at {side}×{side}, merged.",
+            f"FFNet-{name} at {side}×{side}, merged, within 3 %.",
             paper=cost,
             model=_merged(build),
             shape=(1, 3, side, side),
             expect=cost,
+            tolerance=0.03,  # FFNet-1's is 2.98 G
             beyond="cost as published",
         )
         for name, build, _, cost, side in SIZES

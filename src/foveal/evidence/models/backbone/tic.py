@@ -43,8 +43,8 @@ def _covering(*, everywhere: bool) -> Tensor:
         return msa_conv(query, key, value, bias)
     rows, columns = torch.arange(6).repeat_interleave(5), torch.arange(5).repeat(6)
     places = 11 * (rows - rows[:, None] + 5) + columns - columns[:, None] + 5
-    tokens = (x.flatten(3).mT for x in (query, key, value))
-    return F.scaled_dot_product_attention(*tokens, bias[:, places]).mT.unflatten(3, (6, 5))
+    q, k, v = (x.flatten(3).mT for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, bias[:, places]).mT.unflatten(3, (6, 5))
 
 
 @torch.no_grad()
