@@ -94,6 +94,9 @@ OPERATORS: dict[str, Operator] = {
     "fftnet": Operator("attention", "foveal.nn.fftnet:stand_in", "filter of token frequencies, then a linear layer"),
     "dsm": Operator("depthwise", "foveal.nn.dsm:stand_in", "weights of the cosine spectrum, selected by each picture"),
     "lka": Operator("conv", "foveal.models.backbone.van:stand_in", "gate with a large kernel, then a pointwise one"),
+    "ls": Operator(
+        "conv", "foveal.models.backbone.lsnet:stand_in", "kernels predicted for each pixel, then a pointwise"
+    ),
     "inception": Operator(
         "depthwise",
         "foveal.nn.inception_next:stand_in",
