@@ -1,7 +1,7 @@
 """TuneMode-ConvBN: a convolution and its frozen batch norm train as one convolution, whose output alone is kept.
 
 *Source*: K. You et al., "Efficient ConvBN Blocks for Transfer Learning and Beyond", ICLR 2024 (arXiv:2305.11624),
-section 3, the Tune mode of table 2. A convolution with weight w, (C', C, k, k), and bias b is followed by a batch norm
+the Tune mode of table 2. A convolution with weight w, (C', C, k, k), and bias b is followed by a batch norm
 with weight γ, bias β and running statistics μ, σ², all (C',):
 
     s = γ / √(σ² + ε)

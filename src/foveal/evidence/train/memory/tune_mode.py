@@ -42,10 +42,12 @@ def _network(name: str, change: Change, *, smooth: bool = False) -> nn.Module:
         torch.manual_seed(0)
         words: dict[str, Any] = {"act_layer": nn.SiLU} if smooth else {}
         model = timm.create_model(name, num_classes=10, **words)
-        for module in model.modules():
+        for part, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
-                nn.init.uniform_(module.weight, 0.5, 1.0)
+                # blocks that add little to their input, as at the start of a training, keep rounding errors small
+                low = 0.1 if part.endswith("bn3") else 0.5
+                nn.init.uniform_(module.weight, low, 2 * low)
                 nn.init.uniform_(module.bias, -0.1, 0.1)
         with torch.no_grad():
             model.train()(_pictures(8, 64))
@@ -117,7 +119,7 @@ CLAIMS = (
     *(
         equal(
             f"{said}: outputs equal Eval mode's.",
-            paper="the same forward computation",
+            paper="equivalent to Eval mode in forward",
             ours=partial(_outputs, name, tune_),
             theirs=partial(_outputs, name, _eval),
             tolerance=1e-4,
@@ -128,7 +130,7 @@ CLAIMS = (
     *(
         equal(
             f"{said}: gradients of all parameters equal Eval mode's, in float64.",
-            paper="the same backward computation",
+            paper="equivalent to Eval mode in backward",
             ours=partial(_gradients, name, tune_, smooth=False),
             theirs=partial(_gradients, name, _eval, smooth=False),
             tolerance=1e-9,
@@ -139,7 +141,7 @@ CLAIMS = (
     *(
         equal(
             f"{said} with SiLU for ReLU: so they do in float32.",
-            paper="the same backward computation",
+            paper="equivalent to Eval mode in backward",
             ours=partial(_gradients, name, tune_, smooth=True),
             theirs=partial(_gradients, name, _eval, smooth=True),
             tolerance=1e-4,
@@ -151,7 +153,7 @@ CLAIMS = (
     *(
         smaller(
             f"{said}, {BATCH} pictures of {SIDE}×{SIDE}: a fifth less is kept for the backward pass.",
-            paper="less memory by up to a half, in detection",
+            paper="a significantly smaller footprint on a GPU",
             ours=partial(_kept, name, tune_),
             theirs=partial(_kept, name, _eval),
             at_least=1.25,
@@ -162,7 +164,7 @@ CLAIMS = (
     *(
         faster(
             f"{NETWORKS[name]}, {batch} pictures of {SIDE}×{SIDE}: a training step takes no more time.",
-            paper="less time on a GPU",
+            paper="significantly less training time on a GPU",
             ours=partial(_step, name, tune_),
             theirs=partial(_step, name, _eval),
             clause=3,
@@ -179,7 +181,7 @@ CLAIMS = (
     ),
     smaller(
         f"ResNet-50: a whole training step on {BATCH} pictures takes a tenth less memory, measured in a process each.",
-        paper="significantly less memory",
+        paper="a significantly smaller footprint on a GPU",
         ours=partial(_peak, "resnet50", tune_),
         theirs=partial(_peak, "resnet50", _eval),
         at_least=1.1,
