@@ -100,7 +100,8 @@ class _Reversible(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         first, second = y.chunk(2, 1)
         of_first, of_second = gradient.chunk(2, 1)
-        weights, found = list(ctx.weights), {}
+        weights = list(ctx.weights)
+        found: dict[int, Tensor] = {}
         with ExitStack() as stack:
             if ctx.autocast is not None:
                 stack.enter_context(torch.autocast(ctx.autocast[0], ctx.autocast[1]))

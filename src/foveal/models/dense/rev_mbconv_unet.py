@@ -11,9 +11,9 @@ with a group norm after each convolution and an activation after the first two. 
 2^i times smaller: a convolution of stride 2 leads down, a transposed one up, where the way down's output is put beside
 and both are mixed by a 1×1×1 convolution. Training keeps one volume of a stage, whatever the number of its blocks.
 
-*Differs from the paper*: only its abstract was at hand, so the sizes are foveal's own (5 levels of 2 blocks, t = 6), and
-so are SiLU, group norms, and the layers between the stages. Sides that 2^(levels - 1) does not divide are padded with zeros and cropped. `axes=2`
-builds the same for pictures.
+*Differs from the paper*: only its abstract was at hand, so the sizes are foveal's own (5 levels of 2 blocks, t = 6),
+and so are SiLU, group norms, and the layers between the stages. Sides that 2^(levels - 1) does not divide are padded
+with zeros and cropped. `axes=2` builds the same for pictures.
 *Provenance*: written from the abstract and the paper of MobileNetV2; there is no code of the authors'.
 """
 
