@@ -21,7 +21,9 @@ of it; so data parallelism, which averages the gradients of weights, gets the lo
 *Differs from the paper*: tiles are matrix products of PyTorch instead of one fused Triton kernel; both directions are
 computed from the same tiles instead of by two passes. The gradient of s is not summed over the processes here, as data
 parallelism does that.
-*Provenance*: written from the paper; the ring was looked up in the authors' code, which needs a GPU and was not run.
+*Provenance*: written from the paper; the ring was looked up in the authors' code. Over two processes its ring of plain
+PyTorch, `cal_ring_loss`, gives the same loss, and gradients that differ by 5e-7 of the largest in float32 (that of s
+once summed); its Triton kernels need a GPU and were not run.
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ def _with_gradients(
     return {"loss": value.detach()[None], "q": of_q, "k": of_k, "scale": of_scale[None]}
 
 
-def _joined(found: dict[str, Tensor]) -> Tensor:
-    return torch.cat([t.flatten() / t.abs().max() for t in found.values()])
+def _joined(found: dict[str, Tensor], dtype: torch.dtype, *, symmetric: bool) -> Tensor:
+    """Loss and gradients, each over the largest value that the whole matrix gives."""
+    whole = _with_gradients(full_info_nce, dtype, symmetric=symmetric)
+    return torch.cat([t.flatten() / whole[name].abs().max() for name, t in found.items()])
 
 
-def _one(loss: Callable[..., Tensor], dtype: torch.dtype, *, symmetric: bool = True) -> Tensor:
-    """Loss and gradients, and the size of each."""
-    found = _with_gradients(loss, dtype, symmetric=symmetric)
-    return torch.cat([_joined(found), *(t.abs().max()[None] for t in found.values())])
+def _one(loss: Callable[..., Tensor], dtype: torch.dtype, *, symmetric: bool) -> Tensor:
+    return _joined(_with_gradients(loss, dtype, symmetric=symmetric), dtype, symmetric=symmetric)
 
 
 def work(folder: str, rank: int) -> None:
@@ -117,8 +117,7 @@ def together() -> dict[str, dict[str, Tensor]]:
 
 
 def _two(dtype: torch.dtype, *, symmetric: bool) -> Tensor:
-    found = together()[f"{TYPES[dtype][0]} {symmetric}"]
-    return torch.cat([_joined(found), *(t.abs().max()[None] for t in found.values())])
+    return _joined(together()[f"{TYPES[dtype][0]} {symmetric}"], dtype, symmetric=symmetric)
 
 
 def _trained(loss: Callable[..., Tensor], pairs: int, *, symmetric: bool) -> None:
