@@ -1,0 +1,1 @@
+"""Training that keeps less for its backward pass."""
