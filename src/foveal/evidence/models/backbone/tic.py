@@ -66,10 +66,8 @@ def _overlap(shift: tuple[int, int], *, moved: bool) -> Tensor:
     return out[..., 2 * down :, 2 * right :] if moved else out[..., down:-down, right:-right]
 
 
-ZOO = Zoo(
-    partial(
-        TiC, dims=(32, 64), depths=(2, 2), num_heads=(2, 4), kernel_size=3, mlp_ratio=2, patch_size=2, num_classes=10
-    ),
+ZOO = Zoo(  # both cut pictures into patches of 4×4
+    partial(TiC, dims=(96, 192), depths=(2, 2), num_heads=(3, 6), kernel_size=3, mlp_ratio=2, num_classes=10),
     widths(lambda dim: small_vit(dim=dim, depth=4, num_heads=4), range(48, 257, 4)),
     "a plain vision transformer",
     minutes=1.5,
