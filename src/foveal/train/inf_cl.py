@@ -61,7 +61,7 @@ def full_info_nce(q: Tensor, k: Tensor, *, scale: Tensor | float = 1.0, symmetri
     Returns:
         Loss, ().
     """
-    similarities = scale * (q @ k.mT)
+    similarities = (scale * q) @ k.mT
     own = torch.arange(len(q), device=q.device)
     rows = F.cross_entropy(similarities, own)
     return (rows + F.cross_entropy(similarities.mT, own)) / 2 if symmetric else rows
