@@ -53,10 +53,8 @@ def _logits(*, ours: bool) -> Tensor:
     torch.manual_seed(0)
     model = swiftformer_s().eval()
     for name, value in model.state_dict().items():
-        if name.endswith("gamma"):
-            value.uniform_(0.5, 1.5)
-        elif name.endswith("running_var"):
-            value.uniform_(0.5, 2.0)
+        if name.endswith(("gamma", "running_var")) or (name.endswith("weight") and value.ndim == 1):
+            value.uniform_(0.5, 1.5)  # of a norm or of a branch
         elif "num_batches" not in name:
             value.normal_(std=0.3 if value.ndim == 1 else value[0].numel() ** -0.5)
     x = torch.randn(2, 3, 96, 64)
