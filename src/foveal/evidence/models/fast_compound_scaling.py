@@ -112,8 +112,11 @@ def _rule(shares: Shares) -> float:
 
 
 def _timed(shares: Shares) -> Callable[[], Callable[[], object]]:
-    side = scale_stages(model_cfgs[TIMED], TIMES, shares=shares).img_size
-    return call(lambda: scaled_regnet(TIMED, TIMES, shares=shares)[0], 1, 3, side, side)
+    def prepare() -> Callable[[], object]:
+        side = scale_stages(model_cfgs[TIMED], TIMES, shares=shares).img_size
+        return call(lambda: scaled_regnet(TIMED, TIMES, shares=shares)[0], 1, 3, side, side)()
+
+    return prepare
 
 
 CLAIMS = (
