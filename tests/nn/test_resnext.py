@@ -106,7 +106,8 @@ def test_the_networks_of_the_claims():
     x = torch.randn(2, 3, 16, 16)
     assert evidence.eight_paths()(x).shape == (2, 10)
     assert evidence._apart(evidence.eight_paths, evidence.one_path) < 0.02
-    assert evidence._apart(evidence.two_paths, evidence.wider) < 0.03
+    assert evidence._apart(evidence.two_paths, evidence.wider) < 0.01
+    assert 1.8 < evidence._cost(evidence.two_paths)[1] / evidence._cost(evidence.one_path)[1] < 2.2
     assert evidence._apart(evidence.wider, evidence.one_path) > 0.6  # a wrong answer is seen
     with torch.device("meta"):
         groups = [[m.conv2.groups for m in build() if isinstance(m, ResNeXtBlock)] for build in evidence.NETWORKS]

@@ -39,6 +39,8 @@ SHAPE = (1, 3, 16, 16)
 class Small(nn.Sequential):
     """A small network of the paper's shape for CIFAR-10, (B, 3, 16, 16) to (B, 10).
 
+    As in the paper's 8×64d for CIFAR-10, eight paths together are wider than the block's output.
+
     Args:
         cardinality: C.
         widths: channels of a path in the blocks of the three stages, at 16×16, 8×8 and 4×4 pixels.
@@ -51,18 +53,18 @@ class Small(nn.Sequential):
         for stage, width in enumerate(widths):
             for number in range(depth):
                 stride = 2 if stage and not number else 1
-                layers.append(ResNeXtBlock(dim, 64 << stage, cardinality=cardinality, width=width, stride=stride))
-                dim = 64 << stage
+                layers.append(ResNeXtBlock(dim, 32 << stage, cardinality=cardinality, width=width, stride=stride))
+                dim = 32 << stage
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, 10))
 
 
 # One path, and eight of equal cost; the widths of the one path were found by search, as those of table 2.
-one_path = partial(Small, 1, (22, 38, 65))
-eight_paths = partial(Small, 8, (4, 8, 16))
+one_path = partial(Small, 1, (25, 48, 79))
+eight_paths = partial(Small, 8, (6, 12, 24))
 # The network of one path with residuals of twice the cost, in three ways.
-two_paths = partial(Small, 2, (22, 38, 65))
-deeper = partial(Small, 1, (22, 38, 65), depth=2)
-wider = partial(Small, 1, (34, 59, 100))
+two_paths = partial(Small, 2, (25, 48, 79))
+deeper = partial(Small, 1, (25, 48, 79), depth=2)
+wider = partial(Small, 1, (37, 73, 114))
 NETWORKS = (one_path, eight_paths, two_paths, deeper, wider)
 
 
@@ -212,10 +214,10 @@ CLAIMS = (
         clause=3,
     ),
     bound(
-        "Doubled by cardinality, width or depth, networks have the same parameters and multiply-adds within 6 %.",
+        "Doubled by cardinality, width or depth, networks have the same parameters and multiply-adds within 4 %.",
         paper="2× complexity",
         value=lambda: 100 * max(_apart(two_paths, deeper), _apart(two_paths, wider)),
-        at_most=6.0,
+        at_most=4.0,
         unit="%",
         clause=4,
     ),
