@@ -1,0 +1,1 @@
+"""Generating pictures: flows, samplers and what makes them cheap."""
