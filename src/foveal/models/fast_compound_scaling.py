@@ -337,7 +337,7 @@ def scaled_regnet(
         >>> from foveal.models.fast_compound_scaling import scaled_regnet
         >>> model, side = scaled_regnet("regnety_002", 2)
         >>> side, model.s4.b1.conv2.conv.weight.shape
-        (240, torch.Size([512, 16, 3, 3]))
+        (240, torch.Size([488, 8, 3, 3]))
     """
     if name not in model_cfgs:
         raise ValueError(
