@@ -13,6 +13,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from foveal.evidence.drawn import drawn_
 from foveal.evidence.rivals.mobilevitv2 import mobilevitv2
 from foveal.evidence.tasks.zoo import Zoo, widths
 from foveal.evidence.timing import call
@@ -56,24 +57,6 @@ def mobilevitv2_in_use() -> nn.Module:
         norm: Any = layer.bn
         layer.conv = fuse_conv_bn_eval(layer.conv, norm)
         layer.bn = norm.act
-    return model
-
-
-@torch.no_grad()
-def drawn_(model: nn.Module) -> nn.Module:
-    """Draw all weights and statistics: at its initial values each attention adds nothing.
-
-    Args:
-        model: network or layer, changed in place.
-
-    Returns:
-        The model.
-    """
-    for name, value in sorted(model.state_dict().items()):
-        if name.endswith("running_var") or (name.endswith("weight") and value.ndim == 1):
-            value.uniform_(0.5, 1.5)  # of a norm
-        elif "num_batches" not in name:
-            value.normal_(std=0.3 if value.ndim == 1 else value[0].numel() ** -0.5)
     return model
 
 

@@ -11,6 +11,7 @@ from timm.models.repvit import ConvNorm, RepVit
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
+from foveal.evidence.drawn import drawn_
 from foveal.evidence.tasks.zoo import Zoo, widths
 from foveal.evidence.timing import call
 from foveal.measure.cost import count_macs
@@ -39,7 +40,6 @@ def _aggregated(function: Callable[[Tensor, Tensor], Tensor], *, backward: bool 
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.square().sum(), (x, weights))])
 
 
-@torch.no_grad()
 def drawn(build: Callable[[], nn.Module]) -> nn.Module:
     """A network with all weights and statistics drawn: at its initial values, half of each block adds nothing.
 
@@ -50,13 +50,7 @@ def drawn(build: Callable[[], nn.Module]) -> nn.Module:
         The network in eval mode.
     """
     torch.manual_seed(0)
-    model = build().eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-        elif "num_batches" not in name:
-            value.normal_(std=0.3 if value.ndim == 1 else value[0].numel() ** -0.5)
-    return model
+    return drawn_(build().eval())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from foveal.evidence.drawn import drawn_
 from foveal.evidence.rehearsal import cached
 from foveal.evidence.tasks import cifar10
 from foveal.evidence.tasks.zoo import MixerNet, Zoo, depthwise, widths
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 STEPS = 200
 
 
-@torch.no_grad()
 def drawn(build: Callable[[], UniRepLKNet]) -> UniRepLKNet:
     """A network with all weights and statistics drawn: at their initial values γ and β would hide what is folded.
 
@@ -43,13 +43,7 @@ def drawn(build: Callable[[], UniRepLKNet]) -> UniRepLKNet:
         The network in eval mode.
     """
     torch.manual_seed(0)
-    model = build().eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-        elif "num_batches" not in name:
-            value.normal_(std=0.3 if value.ndim == 1 else value[0].numel() ** -0.5)
-    return model
+    return drawn_(build().eval())
 
 
 @torch.no_grad()
