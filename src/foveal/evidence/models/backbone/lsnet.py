@@ -55,10 +55,12 @@ def drawn(build: Callable[[], nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def _logits(*, merged: bool) -> Tensor:
-    """In double precision: with drawn weights maps grow from block to block, and attention then turns on rounding."""
     model = drawn(lsnet_t)
-    x = torch.randn(2, 3, 96, 64, dtype=torch.float64)
-    return (reparameterize_model(model) if merged else model).double()(x)
+    for name, value in model.named_parameters():
+        if name.endswith(("ffn.2.bn.weight", "mixer.bn.weight", "proj.1.bn.weight")):
+            value.mul_(0.2)  # branches add a part: else maps grow from block to block, and attention turns on rounding
+    x = torch.randn(2, 3, 96, 64)
+    return (reparameterize_model(model) if merged else model)(x)
 
 
 def _merged(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
