@@ -73,6 +73,8 @@ def test_json_lists_the_same_rows(foveal):
         "claims": 2,
         "run": 2,
         "hold": 1,
+        "facets": {},
+        "scales": "",
     }
 
 

@@ -82,7 +82,7 @@ def test_maps_halve():
 
 
 def test_distances_beyond_the_table_have_its_last_bias():
-    model = LSNet(**SMALL, img_size=32)
+    model = LSNet(**SMALL, bias_size=2)
     attention = model.stages[-1][3].mixer
     with torch.no_grad():
         attention.attention_biases.copy_(torch.arange(8.0).view(2, 4))
@@ -95,7 +95,7 @@ def test_distances_beyond_the_table_have_its_last_bias():
 
 def test_the_attention_is_softmax_over_all_pixels():
     torch.manual_seed(0)
-    attention = drawn(lambda: LSNet(**SMALL, img_size=48)).stages[-1][3].mixer
+    attention = drawn(lambda: LSNet(**SMALL, bias_size=3)).stages[-1][3].mixer
     x = torch.randn(2, 24, 3, 2)
     query, key, value = attention.qkv(x).split([6, 6, 24], 1)
     q, k, v = (y.reshape(2, 2, -1, 6) for y in (attention.dw(query), key, value))
@@ -113,7 +113,7 @@ def test_norms_and_branches_merge():
 
 
 def test_names_of_the_authors():
-    model = lsnet_t(dims=(8,) * 4, depths=(1, 2, 1, 2), num_classes=2, img_size=64)
+    model = lsnet_t(dims=(8,) * 4, depths=(1, 2, 1, 2), num_classes=2, bias_size=1)
     theirs = [f"blocks{i}.{2 * (i > 1)}.{name}" for i in range(1, 5) for name in ("mixer.conv.c.weight", "se.fc1.bias")]
     theirs += [
         f"blocks2.3.mixer.{name}" for name in ("lkp.cv1.c.weight", "lkp.cv2.bn.bias", "lkp.cv4.weight", "bn.weight")

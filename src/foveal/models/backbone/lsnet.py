@@ -18,7 +18,7 @@ P₂ has a batch norm; norm standardises the 9 weights of a group over the whole
 In the last stage, attention over all pixels takes the place of ls.
 
 *Differs from the paper*: attention has a bias for each distance between pixels up to the size of the map for
-`img_size`; on larger maps, longer distances have the longest one's bias, where the authors' code takes one size only.
+`bias_size`; on larger maps, longer distances have the longest one's bias, where the authors' code takes one size only.
 `stand_in`, which puts LS convolution in the place of a trained one, is foveal's own.
 
 *Provenance*: written from the paper; the sharing of kernels by c mod G, the norms and the sizes were looked up in the
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SqueezeExcite, trunc_normal_
+from timm.layers import DropPath, SqueezeExcite, trunc_normal_
 from timm.models.repvit import ConvNorm, RepVggDw
 from torch import Tensor, nn
 
@@ -178,14 +178,15 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     """A mixer of pixels, then one of channels, (B, C, H, W) to the same."""
 
-    def __init__(self, dim: int, mixer: nn.Module, *, excite: bool) -> None:
+    def __init__(self, dim: int, mixer: nn.Module, *, excite: bool, drop_path: float) -> None:
         super().__init__()
         self.mixer, self.se = mixer, SqueezeExcite(dim, 0.25) if excite else nn.Identity()
         self.ffn = nn.Sequential(ConvNorm(dim, 2 * dim), nn.ReLU(), ConvNorm(2 * dim, dim, bn_weight_init=0))
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.se(self.mixer(x))
-        return x + self.ffn(x)
+        return x + self.drop_path(self.ffn(x))
 
 
 def _stem(in_channels: int, dim: int, patch_size: int) -> nn.Sequential:
@@ -207,9 +208,10 @@ class LSNet(Pyramid):
         key_dim: channels of a query and of a key in the last stage.
         num_heads: attention heads of the last stage, a divisor of its channels.
         patch_size: stride of the stem, a power of two.
-        img_size: height and width of the pictures for whose last map there is a bias for each distance.
+        bias_size: side of the last map up to which there is a bias for each distance; 4 for pictures of 224×224.
         in_channels: number of channels of the image.
         num_classes: number of classes; 0 returns pooled features.
+        drop_path: drop-path rate of the last block's feed-forward network; the rates rise linearly from 0.
 
     Raises:
         ValueError: if `dims` and `depths` differ in length, `num_heads` does not divide the last of `dims`, or
@@ -224,9 +226,10 @@ class LSNet(Pyramid):
         key_dim: int = 16,
         num_heads: int = 4,
         patch_size: int = 8,
-        img_size: int = 224,
+        bias_size: int = 4,
         in_channels: int = 3,
         num_classes: int = 1000,
+        drop_path: float = 0.0,
     ) -> None:
         if len(dims) != len(depths):
             raise ValueError(f"dims and depths must have the same length, got {len(dims)} and {len(depths)}")
@@ -235,7 +238,7 @@ class LSNet(Pyramid):
         if patch_size < 2 or patch_size & (patch_size - 1):
             raise ValueError(f"patch_size must be 2, 4, 8 or another power of two, got {patch_size}")
         reductions = [patch_size * 2**i for i in range(len(dims))]
-        side = -(-img_size // reductions[-1])
+        drops = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             layers: list[nn.Module] = []
@@ -246,11 +249,11 @@ class LSNet(Pyramid):
                 mixer = (
                     RepVggDw(dim, 3, legacy=True)
                     if static
-                    else _Attention(dim, key_dim, num_heads, side)
+                    else _Attention(dim, key_dim, num_heads, bias_size)
                     if last
                     else LSConv(dim)
                 )
-                layers.append(_Block(dim, mixer, excite=static))
+                layers.append(_Block(dim, mixer, excite=static, drop_path=next(drops)))
             stages.append(nn.Sequential(*layers))
         super().__init__(
             _stem(in_channels, dims[0], patch_size),
@@ -365,7 +368,7 @@ lsnet_t = LSNet  # LSNet-T: 11.4 M parameters, 0.3 G multiply-adds at 224×224
 lsnet_s = partial(LSNet, dims=(96, 192, 320, 448), depths=(1, 2, 8, 10))  # LSNet-S: 16.1 M, 0.5 G
 lsnet_b = partial(LSNet, dims=(128, 256, 384, 512), depths=(4, 6, 8, 10))  # LSNet-B: 23.2 M, 1.3 G
 
-_TINY = {"dims": (8, 16), "depths": (2, 2), "key_dim": 2, "num_heads": 2, "patch_size": 2, "img_size": 8}
+_TINY = {"dims": (8, 16), "depths": (2, 2), "key_dim": 2, "num_heads": 2, "patch_size": 2, "bias_size": 2}
 
 METHOD = Method(
     id=341,

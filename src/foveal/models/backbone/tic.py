@@ -77,7 +77,7 @@ def msa_conv(
     # (B, heads, c, k², H·W)
     keys, values = (windows(x.flatten(1, 2)).unflatten(1, (heads, width)) for x in (key, value))
     queries = query.flatten(3) * width**-0.5
-    inside = windows(torch.ones_like(query[:1, :1, 0]))[0] > 0
+    inside = windows(query.new_ones(1, 1, *sides))[0] > 0
     scores = torch.einsum("bhcl,bhckl->bhkl", queries, keys) + bias[:, :, None]
     scores = scores.masked_fill(~inside, float("-inf"))
     if pooled is None:

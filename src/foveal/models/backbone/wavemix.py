@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from foveal.nn.pyramid import Pyramid
@@ -124,18 +125,21 @@ class WaveBlock(nn.Module):
         levels: L, at least 1.
         mlp_ratio: hidden channels of the perceptrons over C.
         dropout: dropout after the hidden layer, while training.
+        drop_path: probability of leaving x as it is, while training.
 
     Raises:
         ValueError: channels that four bands cannot share, or no level.
     """
 
-    def __init__(self, dim: int, *, levels: int = 3, mlp_ratio: float = 2.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, *, levels: int = 3, mlp_ratio: float = 2.0, dropout: float = 0.0, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         if dim % 4:
             raise ValueError(f"dim must be a multiple of 4, one part for each band, got {dim}; take {dim + -dim % 4}")
         if levels < 1:
             raise ValueError(f"levels must be at least 1, got {levels}")
-        self.levels = levels
+        self.levels, self.drop_path = levels, DropPath(drop_path)
         self.reduction = nn.Conv2d(dim, dim // 4, 1)
         self.mixers = nn.ModuleList(
             _mixer(
@@ -170,8 +174,8 @@ class WaveBlock(nn.Module):
         height, width = x.shape[2:]
         down, right = -height % 2**self.levels, -width % 2**self.levels
         if not (down or right):
-            return x + self.mixed(x)
-        return x + self.mixed(F.pad(x, (0, right, 0, down)))[..., :height, :width]
+            return x + self.drop_path(self.mixed(x))
+        return x + self.drop_path(self.mixed(F.pad(x, (0, right, 0, down)))[..., :height, :width])
 
 
 def _stem(in_channels: int, dim: int, patch_size: int, *, strided: bool) -> nn.Sequential:
@@ -201,6 +205,7 @@ class WaveMix(Pyramid):
         in_channels: number of channels of the image.
         num_classes: number of classes; 0 returns pooled features.
         dropout: dropout in each block's perceptrons, while training.
+        drop_path: drop-path rate of the last block; the rates rise linearly from 0.
 
     Raises:
         ValueError: channels that four bands cannot share, no level, or a strided stem whose patch is no square.
@@ -218,10 +223,12 @@ class WaveMix(Pyramid):
         in_channels: int = 3,
         num_classes: int = 1000,
         dropout: float = 0.5,
+        drop_path: float = 0.0,
     ) -> None:
         if strided and math.isqrt(patch_size) ** 2 != patch_size:
             raise ValueError(f"a strided stem has two equal strides, so patch_size is 1, 4 or 9, got {patch_size}")
-        blocks = [WaveBlock(dim, levels=levels, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)]
+        drops = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        blocks = [WaveBlock(dim, levels=levels, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=drop) for drop in drops]
         super().__init__(
             _stem(in_channels, dim, patch_size, strided=strided),
             blocks,

@@ -86,7 +86,7 @@ def repvit(dim: int) -> nn.Module:
 
 
 # Channels, blocks and classes of LSNet on the same maps.
-small = partial(LSNet, dims=(48, 96, 144), depths=(2, 2, 2), patch_size=2, img_size=32, num_heads=3, num_classes=10)
+small = partial(LSNet, dims=(48, 96, 144), depths=(2, 2, 2), patch_size=2, num_heads=3, num_classes=10)
 
 SIZES = (
     ("T", lsnet_t, "11.4 M", "0.3 G"),
