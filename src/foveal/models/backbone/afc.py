@@ -32,7 +32,7 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from foveal.nn.pyramid import Pyramid
+from foveal.nn.pooled_norm import PooledNormPyramid
 from foveal.nn.renamed import renamed
 from foveal.record import Method, Paper
 
@@ -245,7 +245,7 @@ class _Downsample(nn.Module):
         return resample(self.conv(_wrap(self.norm(x), 0, 1)), size)
 
 
-class AFC(Pyramid):
+class AFC(PooledNormPyramid):
     """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
@@ -294,17 +294,6 @@ class AFC(Pyramid):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The mean of a map, normalised.
-
-        Args:
-            x: last map, (B, C, H', W').
-
-        Returns:
-            (B, C).
-        """
-        return self.head_norm(super().pool(x))
 
 
 def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ from timm.layers import DropPath, SqueezeExcite, trunc_normal_
 from timm.models.repvit import ConvNorm, RepVggDw
 from torch import Tensor, nn
 
-from foveal.nn.pyramid import Pyramid
+from foveal.nn.pooled_norm import PooledNormPyramid
 from foveal.nn.renamed import renamed
 from foveal.nn.same_size import keeps_size
 from foveal.record import Method, Paper
@@ -199,7 +199,7 @@ def _stem(in_channels: int, dim: int, patch_size: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class LSNet(Pyramid):
+class LSNet(PooledNormPyramid):
     """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
@@ -263,7 +263,7 @@ class LSNet(Pyramid):
             num_classes=num_classes,
             in_channels=in_channels,
         )
-        self.head_norm: nn.Module = nn.BatchNorm1d(dims[-1])
+        self.head_norm = nn.BatchNorm1d(dims[-1])
 
     def make_classifier(self, num_classes: int) -> nn.Linear:
         """One classifier.
@@ -278,36 +278,6 @@ class LSNet(Pyramid):
         trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
         return layer
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The mean of a map, normalised.
-
-        Args:
-            x: last map, (B, C, H', W').
-
-        Returns:
-            (B, C).
-        """
-        return self.head_norm(super().pool(x))
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what intermediate maps do not need.
-
-        Args:
-            indices: as for `forward_intermediates`.
-            prune_norm: whether the norm after pooling goes; it goes with the last stage.
-            prune_head: whether the classifier goes; it too goes with the last stage.
-
-        Returns:
-            Indices of the stages whose maps are kept for output.
-        """
-        width = self.num_features
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_norm or self.num_features != width:
-            self.head_norm = nn.Identity()
-        return taken
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from foveal.nn.pyramid import Pyramid
+from foveal.nn.pooled_norm import PooledNormPyramid
 from foveal.nn.renamed import renamed
 from foveal.record import Method, Paper
 
@@ -211,7 +211,7 @@ def _halving(in_channels: int, dim: int) -> list[nn.Module]:
     return [nn.Conv2d(in_channels, dim, 3, 2, 1), LayerNorm2d(dim)]
 
 
-class UniRepLKNet(Pyramid):
+class UniRepLKNet(PooledNormPyramid):
     """Image classifier, (B, in_channels, H, W) to (B, num_classes), any height and width.
 
     Args:
@@ -256,42 +256,12 @@ class UniRepLKNet(Pyramid):
             num_classes=num_classes,
             in_channels=in_channels,
         )
-        self.head_norm: nn.Module = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head_norm = nn.LayerNorm(dims[-1], eps=1e-6)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The mean of a map, normalised.
-
-        Args:
-            x: last map, (B, C, H', W').
-
-        Returns:
-            (B, C).
-        """
-        return self.head_norm(super().pool(x))
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what intermediate maps do not need.
-
-        Args:
-            indices: as for `forward_intermediates`.
-            prune_norm: whether the norm after pooling goes; it goes with the last stage.
-            prune_head: whether the classifier goes; it too goes with the last stage.
-
-        Returns:
-            Indices of the stages whose maps are kept for output.
-        """
-        width = self.num_features
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_norm or self.num_features != width:
-            self.head_norm = nn.Identity()
-        return taken
 
     def fold(self) -> UniRepLKNet:
         """The same network in use with one convolution a block: no branches, no batch norms, no γ and no β.
