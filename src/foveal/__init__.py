@@ -13,14 +13,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foveal import shrink, vlm
+    from foveal import adapt, shrink, vlm
     from foveal.models import create_model, list_models
     from foveal.runtime import Upscaler
     from foveal.runtime.restorer import Restorer
     from foveal.shrink.swap.swap import swap
     from foveal.shrink.tokens.foveate import foveate
 
-__all__ = ["Restorer", "Upscaler", "__version__", "create_model", "foveate", "list_models", "shrink", "swap", "vlm"]
+__all__ = [
+    "Restorer",
+    "Upscaler",
+    "__version__",
+    "adapt",
+    "create_model",
+    "foveate",
+    "list_models",
+    "shrink",
+    "swap",
+    "vlm",
+]
 
 _HOME = {
     "Restorer": "foveal.runtime.restorer",
@@ -31,7 +42,7 @@ _HOME = {
     "swap": "foveal.shrink.swap.swap",
 }
 
-_PACKAGES = ("shrink", "vlm")  # the first is a verb too
+_PACKAGES = ("adapt", "shrink", "vlm")  # the first two are verbs too
 
 
 def __getattr__(name: str) -> object:

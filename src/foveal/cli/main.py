@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("foveal.cli.restore:restore", "Repair damaged, noisy and dark pictures at their own size."),
     "shrink": ("foveal.cli.shrink:shrink", "Make a model cheaper, every step measured on this machine."),
     "swap": ("foveal.cli.swap:swap", "Time cheaper operators in the place of a network's layers."),
+    "adapt": ("foveal.cli.adapt:adapt", "Adapt a classifier to new pictures by a small delta."),
     "run": ("foveal.cli.run:run", "Run a classifier's bundle on pictures."),
     "ask": ("foveal.cli.ask:ask", "Ask a vision-language model that reads fewer visual tokens."),
     "vlm-bench": ("foveal.cli.vlm_bench:vlm_bench", "Compare methods that drop visual tokens, on your questions."),

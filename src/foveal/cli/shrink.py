@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli._named import arguments_of, library_of
+from foveal.cli._network import framing_of, network_of
 from foveal.cli._options import Threads, stop
 
 if TYPE_CHECKING:
     from torch import nn
 
     from foveal.runtime.classify import Framing
-    from foveal.shrink.rebuild import Origin
     from foveal.shrink.recipe import Shrunk
 
 __all__ = ["shrink"]
@@ -132,9 +131,9 @@ def shrink(
         share, least = _number("--budget", "latency", budget), _number("--keep", "accuracy", keep)
         if (out / "card.json").exists() and not overwrite:
             stop("shrink", f"{out} holds a result; name another folder, or replace it with --overwrite")
-        framing = _framing(model, data, size)
+        framing = framing_of(model, data, size)
         pictures = labelled(data, framing, limit=limit)
-        network, origin = _model(
+        network, origin = network_of(
             model, weights, argument or [], [len(pictures.classes), *([1000] * bool(pictures.rows))]
         )
         steps = read_recipe(recipe if recipe is not None else DEFAULT, teachers=_teacher)
@@ -192,63 +191,6 @@ def _number(option: str, word: str, text: str | None) -> float | None:
     return float(found[1])
 
 
-def _framing(model: str, data: str, size: int | None) -> Framing:
-    """Size and colours: those of a result written here, of the set, or of timm's model."""
-    from foveal.runtime.bundle import Bundle
-    from foveal.runtime.classify import Framing
-
-    if (Path(model) / "card.json").is_file():
-        return Framing.read(Bundle.load(Path(model)))
-    mean, std, side, crop = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 1.0
-    if data == "cifar10":
-        mean, std, side = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32
-    else:
-        import timm
-
-        if timm.is_model(model):
-            config: Any = timm.get_pretrained_cfg(model, allow_unregistered=True)
-            if config is not None:
-                mean, std = tuple(config.mean), tuple(config.std)
-                side, crop = config.input_size[-1], float(config.crop_pct or 1.0)
-    return Framing((size or side,) * 2, mean, std, crop if size in (None, side) else 1.0)
-
-
-def _model(name: str, weights: Path | None, arguments: list[str], counts: list[int]) -> tuple[nn.Module, Origin]:
-    """A model and how it is built: from a folder, or by its name with its weights."""
-    import json
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from foveal.shrink.rebuild import Origin, build, load
-    from foveal.shrink.step import ShrinkError
-
-    if Path(name).is_dir():
-        folder = Path(name) / "torch" if (Path(name) / "torch").is_dir() else Path(name)
-        network = load(folder)
-        return network, Origin(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["origin"])
-    if weights is None:
-        raise ShrinkError(
-            f"{name} needs --weights FILE.safetensors: foveal fetches none, and an untrained model is none"
-        )
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise ShrinkError(f"{weights}: cannot be read as weights ({error}); give a .safetensors file") from error
-    given = arguments_of(arguments)
-    errors = []
-    for count in counts:
-        origin = Origin(library_of(name), name, {"num_classes": count} | given)
-        try:
-            network = build(origin)
-            network.load_state_dict(tensors)
-        except (ShrinkError, RuntimeError) as error:
-            errors.append(" ".join(str(error).split())[:300])
-            continue
-        return network.eval(), origin
-    raise ShrinkError(f"{weights} does not fit {name}: {errors[0]}")
-
-
 def _outputs(network: nn.Module, framing: Framing) -> int:
     import torch
 
@@ -259,4 +201,4 @@ def _outputs(network: nn.Module, framing: Framing) -> int:
 def _teacher(text: str) -> nn.Module:
     """A teacher of a recipe: a folder written here, or NAME:WEIGHTS."""
     name, _, weights = text.partition(":")
-    return _model(name, Path(weights) if weights else None, [], [10, 1000])[0]
+    return network_of(name, Path(weights) if weights else None, [], [10, 1000])[0]

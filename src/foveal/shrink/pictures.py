@@ -23,7 +23,7 @@ from foveal.shrink.step import ShrinkError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SETS", "Labelled", "labelled", "picture_data"]
+__all__ = ["SETS", "Labelled", "below", "labelled", "picture_data"]
 
 SETS = ("cifar10", "imagenette")
 _HELD, _TRAIN = ("val", "validation", "test"), ("train", "training")
@@ -75,16 +75,16 @@ def labelled(source: str, framing: Framing, *, limit: int | None = None) -> Labe
     train = next((parts[name] for name in _TRAIN if name in parts), None)
     held = next((parts[name] for name in _HELD if name in parts), None)
     root = train if train is not None and held is not None else folder
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and any(_below(path))))
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and any(below(path))))
     if len(classes) < 2:
         raise ShrinkError(f"{root}: wanted a folder of pictures for each class, got {len(classes)} with any")
     found: dict[bool, list[tuple[Path, int]]] = {True: [], False: []}
     for label, name in enumerate(classes):
         if train is not None and held is not None:
-            found[False] += [(path, label) for path in _below(train / name)]
-            found[True] += [(path, label) for path in _below(held / name)]
+            found[False] += [(path, label) for path in below(train / name)]
+            found[True] += [(path, label) for path in below(held / name)]
         else:
-            for path in _below(folder / name):
+            for path in below(folder / name):
                 digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
                 found[digest[0] % 5 == 0].append((path, label))
     for is_held, what in ((False, "to train on"), (True, "to hold out")):
@@ -97,7 +97,15 @@ def labelled(source: str, framing: Framing, *, limit: int | None = None) -> Labe
     return Labelled(_read(found[False], framing), _read(found[True], framing), classes, name=count)
 
 
-def _below(folder: Path) -> list[Path]:
+def below(folder: Path) -> list[Path]:
+    """Pictures in a folder and the folders below it.
+
+    Args:
+        folder: any; one that is not there holds none.
+
+    Returns:
+        Their paths, sorted.
+    """
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
 
 

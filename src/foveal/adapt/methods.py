@@ -1,0 +1,179 @@
+"""Methods of `adapt` by name: each takes a model and pictures and returns what it would change.
+
+Labelled: `head`, `norm` (scales and shifts of norms), `bias` (all shifts), `lora`, `full`; each trains the head too.
+Without labels: `statistics` (batch norms see the new pictures), `rpl` (norms learn from the model's own answers).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foveal.adapt.attach import LowRankPart, attach_, difference, linear_layers
+from foveal.adapt.delta import AdaptError
+from foveal.adapt.tune import batches_of, classifier, norm_layers, renew_statistics_, tune, with_classes_
+
+if TYPE_CHECKING:
+    from foveal.adapt.delta import Delta
+
+__all__ = ["METHODS", "Adapter", "Pictures", "adapter", "labelled", "statistics"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of the new kind.
+
+    Args:
+        inputs: as the model takes them, (n, C, H, W).
+        labels: (n,); None if there are none.
+        flip: whether a picture may be flipped left to right.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+    flip: bool = False
+
+
+class Adapter(Protocol):
+    """A method: model and pictures in, delta out; the model stays as it is."""
+
+    def __call__(self, model: nn.Module, pictures: Pictures, /, *, steps: int, seed: int) -> Delta:
+        """Adapt.
+
+        Args:
+            model: classifier in eval mode.
+            pictures: pictures of the new kind.
+            steps: number of training steps.
+            seed: seed of batches and new parameters.
+
+        Returns:
+            What would change.
+        """
+        ...
+
+
+def _chosen(what: str, work: nn.Module, rank: int) -> list[nn.Parameter]:
+    """Parameters that learn, besides the head's."""
+    if what == "norm":
+        return [p for module in norm_layers(work).values() for p in module.parameters()]
+    if what == "bias":
+        return [p for name, p in work.named_parameters() if name.endswith("bias")]
+    if what == "lora":
+        head = classifier(work)[0]
+        linear = [name for name, module in work.named_modules() if linear_layers(name, module) and name != head]
+        kinds = nn.Linear if linear else nn.Conv2d
+
+        def where(name: str, module: nn.Module) -> bool:
+            return isinstance(module, kinds) and name != head and getattr(module, "groups", 1) == 1
+
+        def make(weight: Tensor) -> LowRankPart:
+            return LowRankPart(weight, rank=min(rank, weight.shape[0], weight[0].numel()))
+
+        return [p for part in attach_(work, make, where=where).values() for p in part.parameters()]
+    return list(work.parameters()) if what == "full" else []
+
+
+def labelled(
+    model: nn.Module,
+    pictures: Pictures,
+    *,
+    what: str,
+    lr: float,
+    steps: int,
+    seed: int = 0,
+    rank: int = 4,
+    num_classes: int | None = None,
+) -> Delta:
+    """Train one group of parameters, and the head, on labelled pictures.
+
+    Args:
+        model: classifier.
+        pictures: pictures with labels.
+        what: "head", "norm", "bias", "lora" or "full".
+        lr: peak learning rate.
+        steps: number of steps.
+        seed: seed of batches and new parameters.
+        rank: rank of "lora".
+        num_classes: number of classes; None for the model's. Another number gives a new head.
+
+    Returns:
+        What would change.
+
+    Raises:
+        AdaptError: pictures without labels, or a label that is none of the classes.
+    """
+    if pictures.labels is None:
+        raise AdaptError(f"{what} learns from labels, got pictures without; take statistics or rpl, or give labels")
+    work = copy.deepcopy(model)
+    count = classifier(work)[1].out_features if num_classes is None else num_classes
+    if (most := int(pictures.labels.max())) >= count:
+        raise AdaptError(f"labels must be below {count}, the number of classes, got {most}; give num_classes")
+    with_classes_(work, count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learns = {id(p): p for p in [*_chosen(what, work, rank), *classifier(work)[1].parameters()]}
+        batches = batches_of(pictures.inputs, pictures.labels, flip=pictures.flip, seed=seed)
+        tune(work, batches, learns.values(), steps=steps, lr=lr, statistics=what == "full", seed=seed)
+    return difference(model, work, method=what, steps=steps)
+
+
+def statistics(model: nn.Module, pictures: Pictures, *, steps: int = 0, seed: int = 0) -> Delta:  # noqa: ARG001
+    """Batch norms take mean and variance from the new pictures; nothing is trained.
+
+    Source: S. Schneider et al., arXiv:2006.16971, with as many new pictures as old ones are forgotten.
+
+    Args:
+        model: classifier with batch norms.
+        pictures: pictures; labels are not used.
+        steps: not used.
+        seed: not used.
+
+    Returns:
+        What would change: running means and variances.
+
+    Raises:
+        AdaptError: a model without batch norms.
+    """
+    work = copy.deepcopy(model)
+    if not renew_statistics_(work, pictures.inputs):
+        raise AdaptError(f"{type(model).__name__} has no batch norm, so no statistics to renew; take another method")
+    return difference(model, work, method="statistics")
+
+
+METHODS: dict[str, tuple[bool, str, dict[str, Any]]] = {  # name → needs labels, "module:function", arguments
+    "head": (True, "foveal.adapt.methods:labelled", {"what": "head", "lr": 1e-2}),
+    "norm": (True, "foveal.adapt.methods:labelled", {"what": "norm", "lr": 5e-3}),
+    "bias": (True, "foveal.adapt.methods:labelled", {"what": "bias", "lr": 5e-3}),
+    "lora": (True, "foveal.adapt.methods:labelled", {"what": "lora", "lr": 3e-3}),
+    "full": (True, "foveal.adapt.methods:labelled", {"what": "full", "lr": 1e-3}),
+    "statistics": (False, "foveal.adapt.methods:statistics", {}),
+    "rpl": (False, "foveal.adapt.self_learning_rpl:self_learning_rpl", {}),
+}
+
+
+def adapter(name: str, *, num_classes: int | None = None) -> Adapter:
+    """A method by its name.
+
+    Args:
+        name: a key of `METHODS`.
+        num_classes: number of classes; None for the model's. Methods without labels keep those of the model.
+
+    Returns:
+        The method.
+
+    Raises:
+        AdaptError: no such method.
+    """
+    if name not in METHODS:
+        raise AdaptError(f"method must be auto or one of {', '.join(METHODS)}, got {name!r}")
+    learns, where, arguments = METHODS[name]
+    if learns:
+        arguments = {**arguments, "num_classes": num_classes}
+    home, _, word = where.partition(":")
+    return partial(getattr(import_module(home), word), **arguments)
