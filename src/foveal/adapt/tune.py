@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ def renew_statistics_(model: nn.Module, inputs: Tensor, *, batch: int = 256) -> 
         Number of batch norms.
     """
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, _STATISTICS) and module.track_running_stats]
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, _STATISTICS) and m.track_running_stats]
     kept = [(module.momentum, module.num_batches_tracked.clone()) for module in norms]
     for module in norms:
         module.reset_running_stats()
