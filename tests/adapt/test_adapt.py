@@ -1,5 +1,7 @@
 """The verb on networks of a few numbers: what it learns, chooses, leaves alone and refuses."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch import nn
 import foveal
 from foveal.adapt import AdaptError
 from foveal.adapt.adapt import AUTO, score
-from foveal.adapt.methods import METHODS, Pictures, adapter, statistics
+from foveal.adapt.methods import Pictures, adapter, statistics
+from foveal.adapt.table import KINDS, METHODS
 from foveal.adapt.tune import batches_of, classifier, norm_layers, renew_statistics_, tune, with_classes_
 
 pytestmark = pytest.mark.dear("the first optimiser of a process loads half of torch")
@@ -130,8 +133,12 @@ def test_which_layers_are_what():
     assert with_classes_(model, 5)[3].weight.shape == (5, 12)
 
 
-def test_every_method_is_there():
+def test_every_name_of_the_table_is_there():
     assert all(callable(adapter(name)) for name in METHODS)
+    assert {name for choice in AUTO.values() for name in choice} <= set(METHODS)
+    for kind, where in KINDS.items():
+        home, _, word = where.partition(":")
+        assert getattr(import_module(home), word).kind == kind
 
 
 @pytest.mark.parametrize(

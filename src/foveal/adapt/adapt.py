@@ -113,7 +113,7 @@ def adapt(
         model: classifier, (n, …) to (n, classes).
         inputs: pictures as the model takes them, (n, …).
         labels: (n,); None if there are none.
-        method: "auto" or a name of `foveal.adapt.methods.METHODS`.
+        method: "auto" or a name of `foveal.adapt.table.METHODS`.
         num_classes: number of classes of the labels; None for the model's. Another number gives a new head.
         steps: number of training steps of each method.
         held: held-out inputs and labels; None sets a fifth of the labelled pictures aside.

@@ -34,11 +34,6 @@ __all__ = ["AdaptError", "Change", "Delta", "Dense", "LowRank", "Replaced", "fin
 
 FORMAT = 1
 _KEY, _JOIN = "foveal.delta", "::"
-KINDS = {  # name in a file → module that defines the class, class
-    "dense": ("foveal.adapt.delta", "Dense"),
-    "low-rank": ("foveal.adapt.delta", "LowRank"),
-    "replaced": ("foveal.adapt.delta", "Replaced"),
-}
 
 
 class AdaptError(FovealError, ValueError):
@@ -48,7 +43,7 @@ class AdaptError(FovealError, ValueError):
 class Change(Protocol):
     """The change of one tensor: a frozen dataclass whose fields are tensors."""
 
-    kind: ClassVar[str]  # its name in files, a key of `KINDS`
+    kind: ClassVar[str]  # its name in files, a key of `foveal.adapt.table.KINDS`
 
     def difference(self) -> Tensor:
         """What is added to the tensor.
@@ -395,7 +390,8 @@ def _sum(name: str, first: Change, second: Change) -> Change:
 
 
 def _made(kind: str, parts: Mapping[str, Tensor], path: Path | str) -> Change:
-    if kind not in KINDS:
+    kinds = import_module("foveal.adapt.table").KINDS
+    if kind not in kinds:
         raise AdaptError(f"{path}: holds a change of the kind {kind!r}, which this foveal does not know; update foveal")
-    home, word = KINDS[kind]
+    home, _, word = kinds[kind].partition(":")
     return getattr(import_module(home), word)(**parts)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from foveal.adapt.tune import batches_of, classifier, norm_layers, renew_statist
 if TYPE_CHECKING:
     from foveal.adapt.delta import Delta
 
-__all__ = ["METHODS", "Adapter", "Pictures", "adapter", "labelled", "statistics"]
+__all__ = ["Adapter", "Pictures", "adapter", "labelled", "statistics"]
 
 
 @dataclass(frozen=True)
@@ -146,22 +146,11 @@ def statistics(model: nn.Module, pictures: Pictures, *, steps: int = 0, seed: in
     return difference(model, work, method="statistics")
 
 
-METHODS: dict[str, tuple[bool, str, dict[str, Any]]] = {  # name → needs labels, "module:function", arguments
-    "head": (True, "foveal.adapt.methods:labelled", {"what": "head", "lr": 1e-2}),
-    "norm": (True, "foveal.adapt.methods:labelled", {"what": "norm", "lr": 5e-3}),
-    "bias": (True, "foveal.adapt.methods:labelled", {"what": "bias", "lr": 5e-3}),
-    "lora": (True, "foveal.adapt.methods:labelled", {"what": "lora", "lr": 3e-3}),
-    "full": (True, "foveal.adapt.methods:labelled", {"what": "full", "lr": 1e-3}),
-    "statistics": (False, "foveal.adapt.methods:statistics", {}),
-    "rpl": (False, "foveal.adapt.self_learning_rpl:self_learning_rpl", {}),
-}
-
-
 def adapter(name: str, *, num_classes: int | None = None) -> Adapter:
     """A method by its name.
 
     Args:
-        name: a key of `METHODS`.
+        name: a key of `foveal.adapt.table.METHODS`.
         num_classes: number of classes; None for the model's. Methods without labels keep those of the model.
 
     Returns:
@@ -170,9 +159,10 @@ def adapter(name: str, *, num_classes: int | None = None) -> Adapter:
     Raises:
         AdaptError: no such method.
     """
-    if name not in METHODS:
-        raise AdaptError(f"method must be auto or one of {', '.join(METHODS)}, got {name!r}")
-    learns, where, arguments = METHODS[name]
+    methods = import_module("foveal.adapt.table").METHODS
+    if name not in methods:
+        raise AdaptError(f"method must be auto or one of {', '.join(methods)}, got {name!r}")
+    learns, where, arguments = methods[name]
     if learns:
         arguments = {**arguments, "num_classes": num_classes}
     home, _, word = where.partition(":")
