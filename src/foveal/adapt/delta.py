@@ -143,6 +143,9 @@ class Replaced:
     def difference(self) -> Tensor:
         """There is none.
 
+        Returns:
+            Nothing.
+
         Raises:
             AdaptError: always.
         """

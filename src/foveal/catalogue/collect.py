@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-__all__ = ["CatalogueError", "Located", "Missing", "closest", "collect", "find", "locate", "records", "unreadable"]
+__all__ = [
+    "CatalogueError",
+    "Located",
+    "Missing",
+    "closest",
+    "collect",
+    "find",
+    "locate",
+    "records",
+    "some",
+    "unreadable",
+]
 
 
 class CatalogueError(FovealError, ValueError):
@@ -178,6 +189,19 @@ def unreadable() -> list[Missing]:
         One entry per record.
     """
     return list(_collected()[1])
+
+
+def some(names: Iterable[str]) -> tuple[dict[str, Located], list[Missing]]:
+    """Records of some names; no other is imported.
+
+    Args:
+        names: names of methods, in any case; those without a record are passed over.
+
+    Returns:
+        Records by name, and the records that cannot be read because of a missing package.
+    """
+    wanted = {fold(name) for name in names}
+    return collect(item for item in index() if fold(item.name) in wanted)
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:

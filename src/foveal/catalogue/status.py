@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["OWN", "STATUSES", "Clause", "Row", "exponents", "pick", "rows"]
+__all__ = ["OWN", "SCALING", "STATUSES", "Clause", "Row", "exponents", "pick", "rows"]
 
 STATUSES = ("works", "runs", "written", "planned")
+SCALING = "SSM-Medical-Survey"  # row whose claims measure how a scan's cost grows
 OWN = "foveal"  # family of the records without a row in the literature
 
 
@@ -170,7 +171,7 @@ def rows(
 
 
 def exponents(among: Iterable[Row]) -> str:
-    """How a selective scan grows with the number of tokens, as recorded for SSM-Medical-Survey.
+    """How a selective scan grows with the number of tokens, as recorded for `SCALING`.
 
     Args:
         among: rows to search.
@@ -178,10 +179,10 @@ def exponents(among: Iterable[Row]) -> str:
     Returns:
         A line that names the record, "" if it has no outcomes.
     """
-    row = next((row for row in among if row.name == "SSM-Medical-Survey"), None)
+    row = next((row for row in among if row.name == SCALING), None)
     claims = [claim for claim in row.claims if claim and "a selective scan" in claim["says"]] if row else []
     said = [f"{claim['says'].split()[0].lower()} ~ tokens^{claim['value']:.2f}" for claim in claims]
-    return f"a selective scan's {', '.join(said)} (see SSM-Medical-Survey)" if said else ""
+    return f"a selective scan's {', '.join(said)} (see {SCALING})" if said else ""
 
 
 def pick(name: str, among: Iterable[Row]) -> Row:

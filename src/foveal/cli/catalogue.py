@@ -61,22 +61,24 @@ def catalogue(
     """
     from collections import Counter
 
-    from foveal.catalogue.collect import CatalogueError
+    from foveal.catalogue.collect import CatalogueError, some
     from foveal.catalogue.facets import chosen as with_facets
-    from foveal.catalogue.status import STATUSES, exponents, pick, rows
+    from foveal.catalogue.status import SCALING, STATUSES, exponents, pick, rows
     from foveal.cli._tables import console, table
 
     out = console()
     try:
-        listed = rows()
         if name is not None:
             if family or status or facet or every:
                 raise CatalogueError(
                     "a name shows one method; leave out --family, --status, --facet and --all, or the name"
                 )
+            located, missing = some([name, SCALING])
+            listed = rows(among=located, missing=missing)
             row, scaling = pick(name, listed), exponents(listed)
             out.print_json(json.dumps(_details(row, scaling))) if as_json else _show(row, out, scaling)
             return
+        listed = rows()
         families = sorted({row.family for row in listed})
         if family is not None and family not in families:
             raise CatalogueError(f"no family is called {family!r}; the families are {', '.join(families)}")
