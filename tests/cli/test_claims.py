@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from foveal.cli.claims import claims
 from foveal.evidence import machine
-from foveal.record import params, smaller
+from foveal.record import bound, params, smaller
 
 FITS = smaller("One is half of two.", paper="2 times", ours=lambda: 1.0, theirs=lambda: 2.0)
 FAILS = smaller("One is a tenth of two.", paper="10 times", ours=lambda: 1.0, theirs=lambda: 2.0, at_least=10)
@@ -126,6 +126,13 @@ def test_only_runs_one_kind_and_no_checks(foveal):
     assert result.exit_code == 0
     assert "It counts." not in result.stdout
     assert "common checks" not in result.stdout
+
+
+def test_only_may_be_repeated(foveal):
+    other = bound("A third kind.", paper="1", value=lambda: 1.0, at_least=0.5)
+    result = foveal("Toy", "--only", "smaller", "--only", "params", "--json", Toy=(FITS, other, BREAKS))
+    (report,) = json.loads(result.stdout)
+    assert [claim["says"] for claim in report["claims"]] == [FITS.says, BREAKS.says]
 
 
 def test_only_checks_runs_no_claim_and_keeps_their_outcomes(foveal, tmp_path):

@@ -28,10 +28,11 @@ def claims(
     *,
     every: Annotated[bool, typer.Option("--all", help="All methods with a record.")] = False,
     only: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only one kind: params, macs, equal, faster, smaller, kept, grows, bound; or checks, the common ones.",
+            help="Only this kind: params, macs, equal, faster, smaller, kept, grows, bound; or checks, the common "
+            "ones. Repeat it.",
         ),
     ] = None,
     quick: Annotated[
@@ -56,7 +57,7 @@ def claims(
     Args:
         names: names of methods.
         every: run all methods with a record.
-        only: kind of claim to run, or "checks".
+        only: kinds of claims to run, or "checks".
         quick: skip claims that need minutes of training.
         save: record each outcome.
         resume: skip claims with a recorded outcome of the current code.
@@ -86,9 +87,10 @@ def claims(
             raise CatalogueError("name one or more methods, or pass --all; foveal catalogue lists them")
         if quick and save:
             raise CatalogueError("a quick run is no record; leave out --quick or --save")
-        if only not in {None, "checks", *RUNNERS}:
-            kinds = ", ".join([*RUNNERS, "checks"])
-            raise CatalogueError(f"no kind of claim is called {only!r}; the kinds are {kinds}")
+        known = [*RUNNERS, "checks"]
+        if wrong := next((kind for kind in only or () if kind not in known), None):
+            raise CatalogueError(f"no kind of claim is called {wrong!r}; the kinds are {', '.join(known)}")
+        kinds = set(only or known)
         if save and (why := results.refusal()):
             raise CatalogueError(why)
         chosen = list(records().values()) if every else [find(name) for name in names or ()]
@@ -99,19 +101,16 @@ def claims(
     with data_folder("claims", data):
         for record in chosen:
             with progress.status(f"{record.method.name}: common checks") as status:
-                checked = checks.run(record.method) if only in {None, "checks"} else {}
+                checked = checks.run(record.method) if "checks" in kinds else {}
                 if save and checked:
                     results.save(record.method, record.claims, [], checks=checked)
-                outcomes = []
-                if only != "checks":
-                    outcomes = run(
-                        _left(record) if resume else record.claims,
-                        source=record.source,
-                        only=only,
-                        quick=quick,
-                        announce=lambda claim: status.update(escape(claim.says)),
-                        done=partial(_record, record) if save else None,
-                    )
+                outcomes = run(
+                    [claim for claim in (_left(record) if resume else record.claims) if claim.kind in kinds],
+                    source=record.source,
+                    quick=quick,
+                    announce=lambda claim: status.update(escape(claim.says)),
+                    done=partial(_record, record) if save else None,
+                )
             failed |= any(outcome.verdict in ("does not hold", "could not run") for outcome in outcomes)
             failed |= any(said.startswith("failed") for said in checked.values())
             reports.append(_report(record, outcomes, checked))
