@@ -11,31 +11,33 @@ from foveal.adapt.attach import LowRankPart
 from foveal.adapt.delta import Delta
 from foveal.adapt.orthogonal_adaptation import OrthogonalPart, cross_products
 from foveal.evidence.rehearsal import cached
-from foveal.evidence.tasks import damages
-from foveal.evidence.tasks.corruptions import CORRUPTIONS
+from foveal.evidence.tasks import many_tasks, transfers
 from foveal.record import bound, kept
 
-RANK, KINDS = 8, CORRUPTIONS[:5]
+RANK, LR = 8, 5e-3
+TASKS = ("digits", "cells", "things", "impulse", "contrast")
+DATA = "digits, cells, things and CIFAR-10 under impulses and without contrast, at 16×16"
 
 
 @cached(maxsize=6)
 def _losses(orthogonal: bool, seed: int) -> list[tuple[float, float]]:
     """For each task: loss with its own delta, and with the sum of all five."""
     deltas = [
-        damages.learned(
-            kind,
-            partial(OrthogonalPart, rank=RANK, task=task) if orthogonal else partial(LowRankPart, rank=RANK),
-            seed=10 * seed + task,
+        many_tasks.learned(
+            task,
+            partial(OrthogonalPart, rank=RANK, task=number) if orthogonal else partial(LowRankPart, rank=RANK),
+            seed=10 * seed + number,
+            lr=LR,
         )
-        for task, kind in enumerate(KINDS)
+        for number, task in enumerate(TASKS)
     ]
-    bodies = [delta.only(damages.body) for delta in deltas]
+    bodies = [delta.only(many_tasks.body) for delta in deltas]
     total = bodies[0]
     for delta in bodies[1:]:
         total = total + delta
     return [
-        (damages.judged(delta, delta, kind)[0], damages.judged(total, delta, kind)[0])
-        for kind, delta in zip(KINDS, deltas, strict=True)
+        (many_tasks.judged(delta, delta, task)[0], many_tasks.judged(total, delta, task)[0])
+        for task, delta in zip(TASKS, deltas, strict=True)
     ]
 
 
@@ -62,7 +64,7 @@ def ends_lower(seed: int) -> float:
         Nats.
     """
     theirs, ours = _losses(orthogonal=False, seed=seed), _losses(orthogonal=True, seed=seed)
-    return sum(a[1] - b[1] for a, b in zip(theirs, ours, strict=True)) / len(KINDS)
+    return sum(a[1] - b[1] for a, b in zip(theirs, ours, strict=True)) / len(TASKS)
 
 
 def _parts(tasks: int, sides: tuple[int, ...]) -> list[dict[str, OrthogonalPart]]:
@@ -98,8 +100,8 @@ CLAIMS = (
         quality=rises_less,
         at_least=0.0,
         unit="nats",
-        data=damages.DATA,
-        needs=damages.NEEDS,
+        data=DATA,
+        needs=transfers.NEEDS,
         clause=2,
     ),
     kept(
@@ -108,8 +110,8 @@ CLAIMS = (
         quality=ends_lower,
         at_least=0.0,
         unit="nats",
-        data=damages.DATA,
-        needs=damages.NEEDS,
+        data=DATA,
+        needs=transfers.NEEDS,
         beyond="merged tasks are better, not only closer to a weaker own one",
     ),
 )

@@ -11,7 +11,7 @@ from foveal.adapt.attach import LowRankPart
 from foveal.adapt.delta import Delta, LowRank
 from foveal.adapt.rmm import PER, Reversible, bases_of, discarded_energy, merge
 from foveal.evidence.rehearsal import cached
-from foveal.evidence.tasks import damages
+from foveal.evidence.tasks import cifar10, many_tasks
 from foveal.evidence.tasks.corruptions import CORRUPTIONS
 from foveal.record import equal, kept, smaller
 
@@ -72,11 +72,11 @@ def energies() -> Tensor:
 @cached(maxsize=4)
 def _adapters(seed: int) -> list[Delta]:
     """Six adapters with the same first factors, as copies of one LoRA are."""
-    return [damages.learned(kind, partial(LowRankPart, rank=RANK), seed=seed) for kind in CORRUPTIONS]
+    return [many_tasks.learned(kind, partial(LowRankPart, rank=RANK), seed=seed) for kind in CORRUPTIONS]
 
 
 def _merged(deltas: list[Delta]) -> Reversible:
-    return merge([delta.only(damages.body) for delta in deltas], BASES)
+    return merge([delta.only(many_tasks.body) for delta in deltas], BASES)
 
 
 def average(deltas: list[Delta], merged: Reversible) -> Delta:
@@ -112,7 +112,7 @@ def over_average(seed: int) -> float:
     merged = _merged(deltas)
     mean = average(deltas, merged)
     gains = [
-        damages.judged(merged.recover(task), delta, kind)[1] - damages.judged(mean, delta, kind)[1]
+        many_tasks.judged(merged.recover(task), delta, kind)[1] - many_tasks.judged(mean, delta, kind)[1]
         for task, (kind, delta) in enumerate(zip(CORRUPTIONS, deltas, strict=True))
     ]
     return sum(gains) / len(gains)
@@ -144,8 +144,8 @@ CLAIMS = (
         quality=over_average,
         at_least=0.0,
         unit="points",
-        data=damages.DATA,
-        needs=damages.NEEDS,
+        data=many_tasks.DAMAGED,
+        needs=cifar10.NEEDS,
         clause=3,
     ),
     smaller(

@@ -1,7 +1,8 @@
-"""Six tasks of one kind for deltas that are added, merged or packed: CIFAR-10 at 16×16 under six kinds of damage.
+"""Many tasks for one transformer, for deltas that are added, merged or packed.
 
-The network is the small transformer of `transfers`, which was trained on clean pictures. Each task learns its parts and
-a head of its own from damaged training pictures and is judged on damaged test pictures; heads stay apart.
+The network is the small transformer of `transfers`, which was trained on clean pictures of CIFAR-10 at 16×16. Tasks are
+its own classes under six kinds of damage, and the three transfers: digits, cells and things. Each learns its parts and
+a head of its own and is judged on other pictures; heads stay apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from foveal.adapt.attached import attached
 from foveal.adapt.methods import Pictures
 from foveal.adapt.tune import classifier
 from foveal.evidence.rehearsal import cached, rehearsing
-from foveal.evidence.tasks import cifar10, cifar10_half, transfers
+from foveal.evidence.tasks import cifar10_half, transfers
 from foveal.evidence.tasks.corruptions import CORRUPTIONS, corrupt
 
 if TYPE_CHECKING:
@@ -25,33 +26,34 @@ if TYPE_CHECKING:
 
     from foveal.adapt.delta import Delta
 
-__all__ = ["DATA", "NEEDS", "body", "judged", "learned", "shown"]
+__all__ = ["DAMAGED", "body", "judged", "learned", "shown"]
 
-NEEDS = cifar10.NEEDS
-DEGREE, LEARN, JUDGE, STEPS, BATCH = 4, 2000, 400, 60, 32
-DATA = f"CIFAR-10 at 16×16, {LEARN} training and {JUDGE} test pictures under damage of degree {DEGREE}"
+DEGREE, LEARN, JUDGE, SHOTS, STEPS, BATCH = 4, 2000, 400, 16, 60, 32
+DAMAGED = f"CIFAR-10 at 16×16, {LEARN} training and {JUDGE} test pictures under damage of degree {DEGREE}"
 
 
 @cached(maxsize=12)
-def shown(kind: str, part: str) -> tuple[Tensor, Tensor]:
-    """Damaged pictures.
+def shown(task: str, part: str) -> tuple[Tensor, Tensor]:
+    """Pictures of a task.
 
     Args:
-        kind: one of `CORRUPTIONS`.
+        task: one of `CORRUPTIONS` or of `transfers.TRANSFERS`.
         part: "train" or "test".
 
     Returns:
         Pictures, (n, 3, 16, 16); labels, (n,).
     """
+    if task in transfers.TRANSFERS:
+        return transfers.shots(task, SHOTS) if part == "train" else transfers.held(task)
     x, labels = cifar10_half.pictures(part, limit=LEARN if part == "train" else JUDGE)
-    return corrupt(x.contiguous(), kind, degree=DEGREE, seed=CORRUPTIONS.index(kind)), labels
+    return corrupt(x.contiguous(), task, degree=DEGREE, seed=CORRUPTIONS.index(task)), labels
 
 
-def learned(kind: str, make: Callable[[Tensor], nn.Module], *, seed: int, lr: float = 3e-3) -> Delta:
-    """Parts and a head for one kind of damage.
+def learned(task: str, make: Callable[[Tensor], nn.Module], *, seed: int, lr: float = 3e-3) -> Delta:
+    """Parts and a head for one task.
 
     Args:
-        kind: one of `CORRUPTIONS`.
+        task: one of `CORRUPTIONS` or of `transfers.TRANSFERS`.
         make: function from a weight to its part.
         seed: seed of batches and new parameters.
         lr: peak learning rate.
@@ -59,9 +61,17 @@ def learned(kind: str, make: Callable[[Tensor], nn.Module], *, seed: int, lr: fl
     Returns:
         Change of the transformer.
     """
-    steps = 2 if rehearsing() else STEPS
-    pictures = Pictures(*shown(kind, "train"), flip=True)
-    return attached(transfers.base(), pictures, make, method=kind, steps=steps, lr=lr, seed=seed, batch=BATCH)
+    return attached(
+        transfers.base(),
+        Pictures(*shown(task, "train"), flip=task in CORRUPTIONS),
+        make,
+        method=task,
+        steps=2 if rehearsing() else STEPS,
+        lr=lr,
+        seed=seed,
+        batch=BATCH,
+        num_classes=transfers.TRANSFERS.get(task),
+    )
 
 
 def body(name: str) -> bool:
@@ -77,19 +87,19 @@ def body(name: str) -> bool:
 
 
 @torch.inference_mode()
-def judged(delta: Delta, own: Delta, kind: str) -> tuple[float, float]:
+def judged(delta: Delta, own: Delta, task: str) -> tuple[float, float]:
     """A delta on one task, with the head that was learnt for that task.
 
     Args:
         delta: change of the transformer; a head in it is left out.
         own: delta of the task, for its head.
-        kind: one of `CORRUPTIONS`.
+        task: one of `CORRUPTIONS` or of `transfers.TRANSFERS`.
 
     Returns:
         Mean cross-entropy in nats, and percent of the pictures that are classified correctly.
     """
     model = transfers.base()
-    x, labels = shown(kind, "test")
+    x, labels = shown(task, "test")
     undo = (delta.only(body) + own.only(lambda name: not body(name))).fold_(model)
     try:
         logits = model(x)
