@@ -151,9 +151,9 @@ CLAIMS = (
     smaller(
         f"Two bases of six adapters of rank {RANK} take 58 % of the adapters' values.",
         paper="p (r + T) in place of T r a position",
-        ours=lambda: merge(_drawn(rank=7), BASES).values,
-        theirs=lambda: sum(delta.values for delta in _drawn(rank=7)),
-        at_least=1.6,
+        ours=lambda: merge(_drawn(rank=RANK), BASES).values,
+        theirs=lambda: sum(delta.values for delta in _drawn(rank=RANK)),
+        at_least=1.7,
         beyond="storage",
     ),
 )
