@@ -36,7 +36,11 @@ def adapt(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(metavar="NAME", help="auto, head, norm, bias, lora, full; without labels: statistics, rpl."),
+        typer.Option(
+            metavar="NAME",
+            help="auto, head, norm, bias, lora, orthogonal, kadaptation, one-bit, full; "
+            "without labels: statistics, rpl.",
+        ),
     ] = "auto",
     labels: Annotated[
         str, typer.Option(metavar="N|all|none", help="Labelled pictures of each class to learn from.")
