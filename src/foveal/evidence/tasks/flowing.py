@@ -49,11 +49,12 @@ def bits(step: Callable[..., Sequence[nn.Module]], seed: int) -> float:
     """
     train, test = _grey("train", TRAIN), _grey("test", HELD_OUT)
     torch.manual_seed(seed)
-    flow = Flow(levels=2, depth=1 if rehearsing() else DEPTH, width=WIDTH, step=step)
+    depth, width, size = (1, 4, 2) if rehearsing() else (DEPTH, WIDTH, BATCH)
+    flow = Flow(levels=2, depth=depth, width=width, step=step)
 
     def batch(number: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + number)
-        pixels = train[torch.randint(len(train), (BATCH,), generator=generator)]
+        pixels = train[torch.randint(len(train), (size,), generator=generator)]
         return pixels, torch.rand(pixels.shape, generator=generator)
 
     short_run(flow, batch, lambda _, given: flow.bits(*given).mean(), steps=STEPS, lr=5e-3, clip=1.0)
