@@ -36,7 +36,8 @@ def chosen(*kinds, dear=False):
 def test_every_method_has_its_evidence_and_every_evidence_its_method():
     methods = {evidence_of(item.module) for item in index()}
     folders = [
-        ROOT / name for name in ("generate", "images", "models", "nn", "ops", "shrink", "train", "vlm", "studies")
+        ROOT / name
+        for name in ("evaluate", "generate", "images", "models", "nn", "ops", "shrink", "train", "vlm", "studies")
     ]
     files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*.py") if path.stem != "__init__"]
     assert {".".join(("foveal.evidence", *path.relative_to(ROOT).with_suffix("").parts)) for path in files} == methods
