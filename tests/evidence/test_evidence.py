@@ -14,6 +14,7 @@ from foveal.index import evidence_of, index
 pytestmark = pytest.mark.dear("one suite for the evidence of all methods")
 ROOT = Path(foveal.evidence.__file__).parent
 CHEAP = 1.0  # seconds that an exact claim may take to be run with every test
+SHARED = {"checks", "leaderboard", "rivals", "tasks", "__pycache__"}  # folders of evidence that prove no method
 CLAIMS = [(item, claim) for item in records().values() for claim in item.claims]
 
 
@@ -35,11 +36,8 @@ def chosen(*kinds, dear=False):
 
 def test_every_method_has_its_evidence_and_every_evidence_its_method():
     methods = {evidence_of(item.module) for item in index()}
-    folders = [
-        ROOT / name
-        for name in ("adapt", "generate", "images", "models", "nn", "ops", "shrink", "train", "vlm", "studies")
-    ]
-    files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*.py") if path.stem != "__init__"]
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in SHARED]
+    files = [path for folder in folders for path in folder.rglob("*.py") if path.stem != "__init__"]
     assert {".".join(("foveal.evidence", *path.relative_to(ROOT).with_suffix("").parts)) for path in files} == methods
 
 

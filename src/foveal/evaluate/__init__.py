@@ -1,0 +1,1 @@
+"""Looking at what a model does: which parts of a picture its answer rests on."""
