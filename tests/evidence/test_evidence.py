@@ -35,9 +35,8 @@ def chosen(*kinds, dear=False):
 
 def test_every_method_has_its_evidence_and_every_evidence_its_method():
     methods = {evidence_of(item.module) for item in index()}
-    folders = [
-        ROOT / name for name in ("generate", "images", "models", "nn", "ops", "shrink", "train", "vlm", "studies")
-    ]
+    names = ("generate", "images", "measure", "models", "nn", "ops", "shrink", "train", "vlm", "studies")
+    folders = [ROOT / name for name in names]
     files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*.py") if path.stem != "__init__"]
     assert {".".join(("foveal.evidence", *path.relative_to(ROOT).with_suffix("").parts)) for path in files} == methods
 
