@@ -13,8 +13,8 @@ with z (B, C, H', kh·W) for x (B, C, H, W), and f the weight column by column. 
 elements are in `reference.py`; the buffer is smaller than im2col's, B·C·kh·kw·H'·W', wherever kw·W' > W.
 
 *Differs from the paper*: padding and gradients are added. The compiled kernel has channels innermost and holds the
-windows of the rows that a thread works on, never the whole buffer. Where the stride is at least the kernel's side, the authors' code keeps
-the input as it is; here the buffer is made. A GPU kernel is open.
+windows of the rows that a thread works on, never the whole buffer. Where the stride is at least the kernel's side, the
+authors' code keeps the input as it is; here the buffer is made. A GPU kernel is open.
 *Provenance*: written from the paper's abstract and the authors' code, which was read only.
 """
 
