@@ -18,8 +18,8 @@ Taps may read anywhere, so that the whole picture must be at hand. Four restrict
 with x (B, C, H, W), offset (B, 2·G·K, H', W') or, square, (B, G, H', W'), and weight (O, C/groups, kh, kw). Equations
 are in `reference.py`; `buffers.py` counts rows, bytes and reads.
 
-*Differs from the paper*: rounded offsets pass their gradient straight through, as the abstract does not say how they are
-learnt; CoDeNet's code does not round. Quantisation is `foveal.shrink.quantize`'s work. There is no hardware.
+*Differs from the paper*: rounded offsets pass their gradient straight through, as the abstract does not say how they
+are learnt; CoDeNet's code does not round. Quantisation is `foveal.shrink.quantize`'s work. There is no hardware.
 *Provenance*: written from the abstract and the authors' code, which was read only. Bounded and square offsets are
 those of its `DeformConvBound` and `DeformConvSquare`, for kernels of 3×3.
 """

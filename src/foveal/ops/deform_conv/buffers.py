@@ -87,8 +87,7 @@ def buffers(
             reads += int(read.sum())
             first.append(torch.where(read, y, height).amin((0, 1, 2, 4)))
             last.append(torch.where(read, y, -1.0).amax((0, 1, 2, 4)))
-    # By row of outputs: the first row of the input that it or a later one reads, the last that it or an earlier one does.
-    needed = torch.stack(first).amin(0).flip(0).cummin(0).values.flip(0)
-    arrived = torch.stack(last).amax(0).cummax(0).values
+    # A row of outputs reads none before `needed`; what it or an earlier one reads has arrived.
+    needed, arrived = torch.stack(first).amin(0), torch.stack(last).amax(0).cummax(0).values
     rows = max(0, int((arrived - needed).max()) + 1)
     return Buffers(rows, rows * width * channels * element, reads)

@@ -1,11 +1,12 @@
-"""Deformable convolution tap by tap, by torch's own bilinear sampling.
+"""Deformable convolution tap by tap.
 
 x (B, C, H, W); offset (B, 2·G·K, H', W') of K = kh·kw taps, vertical before horizontal, for G groups of channels; mask
 (B, G·K, H', W') or none; weight (O, C/groups, kh, kw). For a place p of the output and tap k at p_k = p·s − pad + k·d:
 
     y(p) = Σ_k w_k · x(p_k + Δ_k(p)) · m_k(p) + b                                                            (1)
 
-x between pixels is bilinear, and zero outside the picture. The restrictions act on Δ, in this order:
+x between pixels is bilinear, and zero outside the picture; its slope at a pixel is that to the next one. The
+restrictions act on Δ, in this order:
 
     square    Δ_k = t(p)·(k − centre), one spread t ≥ 0 for each place and group                             (2)
     reach     Δ clamped to [−reach, reach], t to [0, reach/(furthest tap)]                                   (3)
@@ -72,6 +73,23 @@ def restricted(
     return offset + (offset.round() - offset).detach() if whole else offset
 
 
+def _bilinear(x: Tensor, at_y: Tensor, at_x: Tensor) -> Tensor:
+    """Values of x (B, c, H, W) at places (B, H', W'): (B, c, H', W')."""
+    height, width = x.shape[2:]
+    top, left = at_y.detach().floor(), at_x.detach().floor()
+    low, right = at_y - top, at_x - left
+    padded = F.pad(x, (1, 1, 1, 1))  # a border of zeros stands for all that is outside
+    picture = torch.arange(len(x), device=x.device)[:, None, None]
+    total = x.new_zeros(())
+    for y, of_y in ((top, 1 - low), (top + 1, low)):
+        for across, of_x in ((left, 1 - right), (left + 1, right)):
+            row, column = y.clamp(-1, height).long() + 1, across.clamp(-1, width).long() + 1
+            # (B, H', W', c)
+            values = padded.permute(0, 2, 3, 1)[picture, row, column]
+            total = total + values * (of_y * of_x)[..., None]
+    return total.permute(0, 3, 1, 2)
+
+
 def deform_conv2d_reference(
     x: Tensor,
     offset: Tensor,
@@ -97,7 +115,7 @@ def deform_conv2d_reference(
     Returns:
         Output, (B, O, H', W').
     """
-    (batch, channels, height, width), (down, across) = x.shape, offset.shape[2:]
+    (batch, channels), (down, across) = x.shape[:2], offset.shape[2:]
     kernel = weight.shape[2:]
     count = kernel[0] * kernel[1]
     share = offset.shape[1] // (2 * count)  # G
@@ -112,9 +130,7 @@ def deform_conv2d_reference(
         for g in range(share):
             at_y = moved[:, g, k, 0] + rows + k // kernel[1] * dilation
             at_x = moved[:, g, k, 1] + columns + k % kernel[1] * dilation
-            # grid_sample counts from −1 to 1 between the outer edges of the outermost pixels
-            grid = torch.stack([(2 * at_x + 1) / width - 1, (2 * at_y + 1) / height - 1], -1)
-            values = F.grid_sample(parts[:, g], grid, align_corners=False)
+            values = _bilinear(parts[:, g], at_y, at_x)
             sampled.append(values if mask is None else values * mask[:, None, g * count + k])
         y = y + F.conv2d(torch.cat(sampled, 1), weight[:, :, k // kernel[1], k % kernel[1], None, None], groups=groups)
     return y if bias is None else y + bias[:, None, None]
