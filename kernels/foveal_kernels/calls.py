@@ -13,6 +13,7 @@ __all__ = [
     "BlockSparse",
     "Convolution",
     "ConvolutionGradients",
+    "Im2win",
     "ScanData",
     "ScanGradients",
     "ScanShape",
@@ -114,6 +115,16 @@ class BlockSparse(ctypes.Structure):
     )
 
 
+class Im2win(ctypes.Structure):
+    """A convolution of windows in order."""
+
+    _fields_ = (
+        *((name, c_int64) for name in _CONVOLUTION),
+        *_fields(c_int64, "kernel_height kernel_width stride padding"),
+        *_fields(c_void_p, "x weight bias y"),
+    )
+
+
 _BASE = (c_int64, c_int64, c_void_p)  # scale, side of the base, base
 _BACK = (c_int64, c_void_p, c_void_p, c_void_p)  # side of the back-projection's kernels; small, reduce, enlarge
 _COLOUR = (c_int64, c_void_p, c_void_p, c_void_p)  # side of the colour filter; filter, mix, colours
@@ -132,6 +143,7 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "foveal_xnor_matmul": (c_int, (POINTER(XnorMatmul), c_int)),
     "foveal_xnor_conv": (c_int, (POINTER(XnorConv), c_int)),
     "foveal_block_sparse": (c_int, (POINTER(BlockSparse), c_int)),
+    "foveal_im2win": (c_int, (POINTER(Im2win), c_int)),
     # layers, widths, weights, biases, slopes
     "foveal_chain_build": (c_void_p, (c_int64, c_void_p, _ROWS, _ROWS, c_void_p, *_BASE, *_BACK, *_COLOUR)),
     # layers, widths, first weight, weights, scales, biases, slopes, steps, zeros

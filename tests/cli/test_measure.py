@@ -30,6 +30,30 @@ def test_json_and_scale(run, monkeypatch):
     assert data["macs"] == cost.count_macs(__import__("foveal").create_model("safmn", scale=2), (1, 3, 8, 8))
 
 
+def test_intensity_by_kind_of_layer(run):
+    words = ("quicksrnet_small", "--shape", "1,3,9,10", "--no-memory", "--intensity")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["layers", "convolution", "total"]
+    assert "weighted" not in result.output
+    data = json.loads(run(*words, "--share", "0.3", "--json").output)
+    assert [item["kind"] for item in data["intensity"]] == ["convolution", "total"]
+    whole = data["intensity"][-1]
+    assert whole["macs"] == data["macs"]
+    assert whole["weighted"] == whole["macs"] / (0.6 * whole["weights"] + 1.4 * (whole["inputs"] + whole["outputs"]))
+
+
+def test_intensity_where_it_cannot_be_counted(run, tmp_path):
+    result = run("safmn", "--share", "0.3")
+    assert result.exit_code == 2
+    assert "give --intensity too" in " ".join(result.output.split())
+    (tmp_path / "card.json").write_text("{}")
+    result = run(str(tmp_path), "--intensity")
+    assert result.exit_code == 2
+    assert "counts layers of a torch network" in " ".join(result.output.split())
+
+
 def test_a_bundle_runs_in_onnx_runtime(run, tmp_path, monkeypatch):
     from foveal.runtime.bundle import Card
 
