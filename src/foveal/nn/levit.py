@@ -142,7 +142,8 @@ class BiasedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # (B, h, N, …)
         heads = self.qkv(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        out: Tensor = self.proj(biased_attention(*heads.split(self.splits, 3), self.attention_biases, self.places))
+        query, key, value = heads.split(self.splits, 3)
+        out: Tensor = self.proj(biased_attention(query, key, value, self.attention_biases, self.places))
         return out
 
 
@@ -187,9 +188,8 @@ class ShrinkingAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, pairs = (y.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for y in (self.q(x), self.kv(x)))
-        out: Tensor = self.proj(
-            biased_attention(query, *pairs.split(self.splits, 3), self.attention_biases, self.places)
-        )
+        key, value = pairs.split(self.splits, 3)
+        out: Tensor = self.proj(biased_attention(query, key, value, self.attention_biases, self.places))
         return out
 
 
