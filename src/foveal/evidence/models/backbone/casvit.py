@@ -86,7 +86,7 @@ CLAIMS = (
         for name, build, size in SIZES
     ),
     equal(
-        "The network, a block a stage, gives the same logits in ONNX Runtime, at another size than it was exported with.",
+        "The network, a block a stage, has the same logits in ONNX Runtime, at another size than it was exported with.",
         ours=partial(_logits, exported=True),
         theirs=partial(_logits, exported=False),
         tolerance=1e-4,
