@@ -74,9 +74,21 @@ def test_restrictions_by_hand():
 def test_a_restriction_is_the_free_operator_at_restricted_offsets(options):
     (x, offset, weight, bias), mask, words = layer(share=2, masked=True)
     want = torchvision.ops.deform_conv2d(x, restricted(offset, (3, 3), **options), weight, bias, mask=mask, **words)
-    for learnt in (False, True):  # with learnt offsets whole ones are read as four pixels, three of them times zero
+    for learnt in (False, True):  # with gradients whole offsets are read as four pixels and as one
         y = deform_conv2d(x, offset.requires_grad_(learnt), weight, bias, mask=mask, **words, **options)
         torch.testing.assert_close(y.detach(), want)
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_whole_offsets_get_the_gradients_of_bilinear_reads(backend):
+    tensors, mask, words = layer(share=2, masked=True)
+    found = []
+    for whole in (False, True):
+        leaves = [t.clone().requires_grad_() for t in tensors[:2]]
+        y = deform_conv2d(*leaves, *tensors[2:], mask=mask, whole=whole, backend=backend, **words)
+        found.append(torch.autograd.grad(y.sum(), leaves))
+    for free, rounded in zip(*found, strict=True):
+        torch.testing.assert_close(free, rounded)
 
 
 def test_rounding_passes_the_gradient():

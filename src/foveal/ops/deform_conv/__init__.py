@@ -18,8 +18,8 @@ Taps may read anywhere, so that the whole picture must be at hand. Four restrict
 with x (B, C, H, W), offset (B, 2·G·K, H', W') or, square, (B, G, H', W'), and weight (O, C/groups, kh, kw). Equations
 are in `reference.py`; `buffers.py` counts rows, bytes and reads.
 
-*Differs from the paper*: rounded offsets pass their gradient straight through, as the abstract does not say how they
-are learnt; CoDeNet's code does not round. Quantisation is `foveal.shrink.quantize`'s work. There is no hardware.
+*Differs from the paper*: rounded offsets are learnt by the gradients of bilinear reads, as the abstract does not say
+how they are; CoDeNet's code does not round. Quantisation is `foveal.shrink.quantize`'s work. There is no hardware.
 *Provenance*: written from the abstract and the authors' code, which was read only. Bounded and square offsets are
 those of its `DeformConvBound` and `DeformConvSquare`, for kernels of 3×3.
 """
@@ -78,7 +78,7 @@ def deform_conv2d(
         dilation: distance of the taps, in pixels.
         square: whether taps only move apart, all at one rate.
         reach: furthest that a tap may move along an axis, in pixels; None for any distance.
-        whole: whether offsets are rounded to pixels.
+        whole: whether offsets are rounded to pixels; gradients are those of bilinear reads.
         backend: "auto", or one of the names that `explain` lists.
 
     Returns:
@@ -126,10 +126,9 @@ def deform_conv2d(
     if bias is not None:
         check_shape("bias", bias, (out,), "one value for each output channel")
     chosen = choose(BACKENDS, backend, x)
-    options = {"whole": True} if whole and chosen.name == "eager" else {}
     with in_full_precision(x):
-        offset = restricted(offset, (kernel[0], kernel[1]), square=square, reach=reach, whole=whole)
-        return chosen.run(x, offset, weight, bias, mask, stride, padding, dilation, **options)
+        offset = restricted(offset, (kernel[0], kernel[1]), square=square, reach=reach)
+        return chosen.run(x, offset, weight, bias, mask, stride, padding, dilation, whole=whole)
 
 
 def explain(x: Tensor | None = None) -> dict[str, str]:

@@ -43,6 +43,14 @@ def _read(x: Tensor, at_y: Tensor, at_x: Tensor, share: Tensor) -> Tensor:
     return values * (share * inside)[:, :, None]
 
 
+def _between(x: Tensor, at_y: Tensor, at_x: Tensor) -> Tensor:
+    """Values of x (B, G, c, H, W) between pixels, at (B, G, N): (B, G, c, N)."""
+    top, left = at_y.detach().floor(), at_x.detach().floor()
+    low, right = at_y - top, at_x - left
+    values = _read(x, top, left, (1 - low) * (1 - right)) + _read(x, top, left + 1, (1 - low) * right)
+    return values + _read(x, top + 1, left, low * (1 - right)) + _read(x, top + 1, left + 1, low * right)
+
+
 def deform_conv2d_eager(
     x: Tensor,
     offset: Tensor,
@@ -66,7 +74,7 @@ def deform_conv2d_eager(
         stride: s.
         padding: p.
         dilation: d.
-        whole: whether all offsets are whole numbers; then a tap reads one pixel, not four, unless offsets are learnt.
+        whole: whether a tap reads the nearest pixel; without gradients it then reads one, not four.
 
     Returns:
         Output, (B, O, H', W').
@@ -78,14 +86,11 @@ def deform_conv2d_eager(
     # What lies further outside reads zeros as well, and fits into an index: (B, G, K·H'·W')
     at_y, at_x = at_y.clamp(-2, height + 1).flatten(2), at_x.clamp(-2, width + 1).flatten(2)
     parts = x.unflatten(1, (sides[0], -1))
-    top, left = at_y.detach().floor(), at_x.detach().floor()
-    if whole and not (offset.requires_grad and torch.is_grad_enabled()):
-        values = _read(parts, at_y.round(), at_x.round(), torch.ones_like(at_y))
-    else:
-        low_y, low_x = at_y - top, at_x - left
-        values = _read(parts, top, left, (1 - low_y) * (1 - low_x)) + _read(parts, top, left + 1, (1 - low_y) * low_x)
-        values = values + _read(parts, top + 1, left, low_y * (1 - low_x))
-        values = values + _read(parts, top + 1, left + 1, low_y * low_x)
+    learnt = not whole or (torch.is_grad_enabled() and (offset.requires_grad or x.requires_grad))
+    values = _between(parts, at_y, at_x) if learnt else x.new_zeros(())
+    if whole:
+        near = _read(parts, at_y.round(), at_x.round(), torch.ones_like(at_y))
+        values = values + (near - values).detach()
     if mask is not None:
         values = values * mask.unflatten(1, (sides[0], -1)).flatten(2)[:, :, None]
     groups = channels // weight.shape[1]

@@ -10,7 +10,7 @@ restrictions act on Δ, in this order:
 
     square    Δ_k = t(p)·(k − centre), one spread t ≥ 0 for each place and group                             (2)
     reach     Δ clamped to [−reach, reach], t to [0, reach/(furthest tap)]                                   (3)
-    whole     Δ rounded, with the gradient passed straight through                                           (4)
+    whole     Δ rounded; gradients are those of (1) at Δ before                                              (4)
 
 Depthwise is groups = C.
 """
@@ -99,8 +99,10 @@ def deform_conv2d_reference(
     stride: int,
     padding: int,
     dilation: int,
+    *,
+    whole: bool = False,
 ) -> Tensor:
-    """Equation 1 with unrestricted offsets.
+    """Equation 1, with 4 if asked.
 
     Args:
         x: input, (B, C, H, W).
@@ -111,6 +113,7 @@ def deform_conv2d_reference(
         stride: s.
         padding: p.
         dilation: d.
+        whole: whether a tap reads the nearest pixel.
 
     Returns:
         Output, (B, O, H', W').
@@ -131,6 +134,8 @@ def deform_conv2d_reference(
             at_y = moved[:, g, k, 0] + rows + k // kernel[1] * dilation
             at_x = moved[:, g, k, 1] + columns + k % kernel[1] * dilation
             values = _bilinear(parts[:, g], at_y, at_x)
+            if whole:
+                values = values + (_bilinear(parts[:, g], at_y.round(), at_x.round()) - values).detach()
             sampled.append(values if mask is None else values * mask[:, None, g * count + k])
         y = y + F.conv2d(torch.cat(sampled, 1), weight[:, :, k // kernel[1], k % kernel[1], None, None], groups=groups)
     return y if bias is None else y + bias[:, None, None]
