@@ -15,7 +15,7 @@ one model, and no confidence is required.
 *Differs from the paper*: AdamW in place of SGD with momentum, since one learning rate then suits both batch and layer
 norms. A model without batch norms has no statistics to renew and learns through its other norms.
 
-*Provenance*: written from the paper. `generalised_cross_entropy` equals the authors' `gce` to rounding.
+*Provenance*: written from the paper; compared with its formula, not with the authors' code.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def small() -> nn.Module:
     return network
 
 
-ZOO = Zoo(small, widths(mobilevitv2, range(64, 121, 2)), "MobileViTv2", minutes=1.5)
+ZOO = Zoo(small, widths(mobilevitv2, range(72, 169, 2)), "MobileViTv2", minutes=1.5)
 SIZES = (("XS", casvit_xs, "3.20 M"), ("S", casvit_s, "5.76 M"), ("M", casvit_m, "12.42 M"), ("T", casvit_t, "21.76 M"))
 
 CLAIMS = (
