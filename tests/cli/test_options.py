@@ -27,6 +27,10 @@ WRONG = {
     "restore blur": (["photo.png", "--fix", "blur=90"], "blur must be a number from 0.3 to 4, got '90'; write blur"),
     "restore --mask": (["photo.png", "--fix", "holes", "--mask", "none.png"], "mask none.png: no such file or folder"),
     "shrink": (["zebra", "--data", "nowhere", "-o", "out"], "nowhere: no folder of class folders, and no set"),
+    "adapt": (
+        ["zebra", "--data", "nowhere", "-o", "out", "--labels", "few"],
+        "--labels must be a number of at least 1",
+    ),
     "run": (["nothing", "photo.png"], "no bundle 'nothing'"),
     "ask": (["Why?", "--model", "nowhere"], "no picture, only the question 'Why?'; name pictures before it"),
     "vlm-bench": (["none.jsonl", "--model", "x", "--keep", "half"], "--keep takes shares with commas between, such as"),

@@ -37,6 +37,7 @@ ALSO = {
     "serve": ((r":\d+/", ":PORT/"),),
     "shrink": ((r"[-+]?\d+\.\d+ (of|points|times)", r"N \1"), (r"\((onnxruntime|openvino) \w+\)", "(FORM)")),
     "swap": ((r"TIME  \d\.\d\d( \(not faster\))?", "TIME  SHARE"), (r"\d of (\d layers)", r"N of \1")),
+    "adapt": ((r"\d+\.\d % right", "N right"), (r"(?<=mine\.safetensors: ).*", "CHOSEN")),
     "run": ((r"(?<=\.png) +\w+ +0\.\d\d\b", " LABEL"),),
     "ask": ((r"(?m)^\w+( \w+){3}$", "ANSWER"),),
     "train": (
@@ -66,6 +67,7 @@ SLOW = {
     "restore": "measures the engines once",
     "train": "trains for five steps",
     "shrink": "imports timm and torchvision, prunes and trains",
+    "adapt": "imports timm and torchvision, and trains",
     "eval": "imports torch and opens an engine",
     "run": "opens an engine",
     "ask": "imports transformers",
@@ -177,6 +179,22 @@ def shrink(beside_samples, monkeypatch):
     save_file(timm.create_model("resnet10t", num_classes=10).state_dict(), beside_samples / "model.safetensors")
     steps = ('name = "prune"\nkeep = 0.5', 'name = "distil"\nsteps = 300', 'name = "quantise"')
     (beside_samples / "recipe.toml").write_text("".join(f"[[step]]\n{step}\n" for step in steps))
+
+
+@pytest.fixture
+def adapt(beside_samples):
+    """Untrained weights, and three classes of pictures that differ in their colour."""
+    import timm
+    from safetensors.torch import save_file
+
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("daisy", "rose", "tulip")):
+        (beside_samples / "mine" / name).mkdir(parents=True)
+        for i in range(25):
+            pixels = rng.integers(0, 128, (32, 32, 3), np.uint8)
+            pixels[..., channel] += 128
+            Image.fromarray(pixels).save(beside_samples / "mine" / name / f"{i}.png")
+    save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), beside_samples / "model.safetensors")
 
 
 @pytest.fixture(name="run")
@@ -314,6 +332,7 @@ def test_the_help_ends_in_what_the_command_prints(name, capsys, request, beside_
         "data",
         "import",
         "shrink",
+        "adapt",
         "run",
         "ask",
         "vlm-bench",
