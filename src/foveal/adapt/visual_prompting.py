@@ -10,7 +10,7 @@ assignment a, such as the first K:
 *Differs from the paper*: AdamW in place of SGD with a learning rate of 40, and δ = 0 at first in place of normal noise,
 so that an untrained prompt changes nothing.
 
-*Provenance*: written from the paper; the frame is laid out as in the authors' `PadPrompter`, which was read and not run.
+*Provenance*: written from the paper; the frame is laid out as in the authors' `PadPrompter`, which was read, not run.
 """
 
 from __future__ import annotations
