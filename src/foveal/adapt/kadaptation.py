@@ -14,7 +14,7 @@ taken. In the paper that is attention.
 between two measured dimensions the accuracy is taken as linear in log d. u starts at zero. All linear layers of
 attention are changed. A delta's file repeats the t³ shared values with every tensor.
 
-*Provenance*: written from the paper; the factors are those of the authors' code.
+*Provenance*: written from the paper; the authors' code was not compared.
 """
 
 from __future__ import annotations

@@ -129,8 +129,13 @@ def least_over_most(seed: int) -> float:
 
     Returns:
         Points.
+
+    Raises:
+        ValueError: no group has the least dimension, so that there is nothing to compare.
     """
     found = dimensions()
+    if len(set(found.values())) < 2 and not rehearsing():
+        raise ValueError(f"groups must differ in dimension, got {found}; measure them on a finer grid or another task")
     least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
     return (
         sum(
