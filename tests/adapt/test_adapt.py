@@ -59,6 +59,13 @@ def test_auto_keeps_the_best_and_equal_seeds_agree():
     assert [item.accuracy for item in found.tried] == [item.accuracy for item in again.tried]
 
 
+def test_a_model_in_training_stays_in_training():
+    model, (x, y) = network().train(), task()
+    foveal.adapt(model, x, y, method="head", steps=2)
+    assert model.training
+    assert model[1].num_batches_tracked == 0
+
+
 def test_auto_keeps_nothing_if_nothing_is_better():
     x, _ = task()
     model = network()

@@ -20,6 +20,9 @@ from foveal.adapt.kadaptation import (
     number_of_values,
 )
 from foveal.adapt.methods import Pictures
+from foveal.evidence.adapt import kadaptation as evidence
+
+pytestmark = pytest.mark.dear("the first optimiser of a process loads half of torch")
 
 
 def factors(t=3, rows=4, columns=5, rank=2):
@@ -38,6 +41,12 @@ def test_one_contraction_is_the_sum_of_products(sizes):
     ours, theirs = (torch.autograd.grad((y * weight).sum(), made) for y in (fast, plain))
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_a_tie_of_dimensions_is_no_comparison(monkeypatch):
+    monkeypatch.setattr(evidence, "dimensions", lambda: {"attention": 8.0, "mlp": 8.0})
+    with pytest.raises(ValueError, match="groups must differ in dimension, got .*8.0"):
+        evidence.least_over_most(0)
 
 
 def test_by_hand():

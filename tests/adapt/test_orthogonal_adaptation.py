@@ -8,7 +8,7 @@ from torch import nn
 import foveal
 from foveal.adapt import AdaptError
 from foveal.adapt.attach import attach_, difference
-from foveal.adapt.attached import attached
+from foveal.adapt.learned import attached
 from foveal.adapt.methods import Pictures
 from foveal.adapt.orthogonal_adaptation import (
     OrthogonalPart,

@@ -112,6 +112,20 @@ def test_what_it_refuses(capsys, place, more, text):
     assert not (place / "d.safetensors").exists()
 
 
+def test_without_labels_other_classes_are_not_judged(capsys, place):
+    given = (*GIVEN, "--weights", "ten.safetensors", "--labels", "none", "--method", "statistics")
+    code, said, _ = run(capsys, *given, "-o", place / "d.safetensors")
+    assert code == 0
+    assert "right" not in said
+
+
+def test_more_pictures_than_fit(capsys, place, monkeypatch):
+    monkeypatch.setattr("foveal.cli.adapt.MOST", 2**10)
+    code, _, err = run(capsys, *GIVEN, "--weights", "two.safetensors", "-o", place / "d.safetensors")
+    assert code == 2
+    assert "pictures of 32×32 take 0.0 GiB of at most 0; learn from fewer with --labels N" in err
+
+
 def test_it_needs_weights(capsys, place):
     code, _, err = run(capsys, *GIVEN, "-o", place / "d.safetensors")
     assert code == 2

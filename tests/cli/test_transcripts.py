@@ -185,6 +185,7 @@ def shrink(beside_samples, monkeypatch):
 def adapt(beside_samples):
     """Untrained weights, and three classes of pictures that differ in their colour."""
     import timm
+    import torch
     from safetensors.torch import save_file
 
     rng = np.random.default_rng(0)
@@ -194,6 +195,7 @@ def adapt(beside_samples):
             pixels = rng.integers(0, 128, (32, 32, 3), np.uint8)
             pixels[..., channel] += 128
             Image.fromarray(pixels).save(beside_samples / "mine" / name / f"{i}.png")
+    torch.manual_seed(0)
     save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), beside_samples / "model.safetensors")
 
 

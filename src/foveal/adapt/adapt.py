@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -153,7 +154,7 @@ def adapt(
             raise AdaptError(f"a fifth of the pictures is held out, which takes at least 5, got {len(labels)}")
         pictures, held = _halves(pictures, seed)
     names = AUTO[labels is not None] if method == "auto" else (method,)
-    model = model.eval()
+    model = copy.deepcopy(model).eval()
     tried: list[Tried] = []
 
     def note(found: Tried) -> None:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveal.adapt.attached import attached
 from foveal.adapt.coded import CodedMatrix, gaussian_levels, unpacked
 from foveal.adapt.delta import AdaptError
+from foveal.adapt.learned import attached
 from foveal.cases import Procedure
 from foveal.record import Method, Paper
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from foveal.adapt.adapt import score
 from foveal.adapt.attach import linear_layers
-from foveal.adapt.attached import attached
 from foveal.adapt.delta import Dense
+from foveal.adapt.learned import attached
 from foveal.cases import Operator
 from foveal.record import Method, Paper
 

@@ -10,14 +10,14 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from foveal.adapt.attach import LowRankPart, attach_, difference, linear_layers
+from foveal.adapt.attach import LowRankPart, difference, linear_layers
 from foveal.adapt.delta import AdaptError
-from foveal.adapt.tune import batches_of, classifier, norm_layers, renew_statistics_, tune, with_classes_
+from foveal.adapt.learned import attached, learned
+from foveal.adapt.tune import classifier, norm_layers, renew_statistics_
 
 if TYPE_CHECKING:
     from foveal.adapt.delta import Delta
@@ -58,24 +58,12 @@ class Adapter(Protocol):
         ...
 
 
-def _chosen(what: str, work: nn.Module, rank: int) -> list[nn.Parameter]:
+def _chosen(what: str, work: nn.Module) -> list[nn.Parameter]:
     """Parameters that learn, besides the head's."""
     if what == "norm":
         return [p for module in norm_layers(work).values() for p in module.parameters()]
     if what == "bias":
         return [p for name, p in work.named_parameters() if name.endswith("bias")]
-    if what == "lora":
-        head = classifier(work)[0]
-        linear = [name for name, module in work.named_modules() if linear_layers(name, module) and name != head]
-        kinds = nn.Linear if linear else nn.Conv2d
-
-        def where(name: str, module: nn.Module) -> bool:
-            return isinstance(module, kinds) and name != head and getattr(module, "groups", 1) == 1
-
-        def make(weight: Tensor) -> LowRankPart:
-            return LowRankPart(weight, rank=min(rank, weight.shape[0], weight[0].numel()))
-
-        return [p for part in attach_(work, make, where=where).values() for p in part.parameters()]
     return list(work.parameters()) if what == "full" else []
 
 
@@ -104,23 +92,20 @@ def labelled(
 
     Returns:
         What would change.
-
-    Raises:
-        AdaptError: pictures without labels, or a label that is none of the classes.
     """
-    if pictures.labels is None:
-        raise AdaptError(f"{what} learns from labels, got pictures without; take statistics or rpl, or give labels")
-    work = copy.deepcopy(model)
-    count = classifier(work)[1].out_features if num_classes is None else num_classes
-    if (most := int(pictures.labels.max())) >= count:
-        raise AdaptError(f"labels must be below {count}, the number of classes, got {most}; give num_classes")
-    with_classes_(work, count)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        learns = {id(p): p for p in [*_chosen(what, work, rank), *classifier(work)[1].parameters()]}
-        batches = batches_of(pictures.inputs, pictures.labels, flip=pictures.flip, seed=seed)
-        tune(work, batches, learns.values(), steps=steps, lr=lr, statistics=what == "full", seed=seed)
-    return difference(model, work, method=what, steps=steps)
+    settings: dict[str, Any] = {"method": what, "lr": lr, "steps": steps, "seed": seed, "num_classes": num_classes}
+    if what != "lora":
+        return learned(model, pictures, partial(_chosen, what), statistics=what == "full", **settings)
+    head = classifier(model)[0]
+    linear = any(name != head and linear_layers(name, module) for name, module in model.named_modules())
+
+    def where(name: str, module: nn.Module) -> bool:
+        return linear_layers(name, module) if linear else isinstance(module, nn.Conv2d) and module.groups == 1
+
+    def make(weight: Tensor) -> LowRankPart:
+        return LowRankPart(weight, rank=min(rank, weight.shape[0], weight[0].numel()))
+
+    return attached(model, pictures, make, where=where, **settings)
 
 
 def statistics(model: nn.Module, pictures: Pictures, *, steps: int = 0, seed: int = 0) -> Delta:  # noqa: ARG001

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foveal.adapt.attached import attached
 from foveal.adapt.delta import LowRank
+from foveal.adapt.learned import attached
 from foveal.cases import Procedure
 from foveal.record import Method, Paper
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from foveal.adapt.attach import LowRankPart
-from foveal.adapt.attached import attached
 from foveal.adapt.bi_adaptformer import (
     BinaryPart,
     adaptformer_,
@@ -21,6 +20,7 @@ from foveal.adapt.bi_adaptformer import (
 )
 from foveal.adapt.coded import gaussian_levels
 from foveal.adapt.delta import Delta, LowRank
+from foveal.adapt.learned import attached
 from foveal.adapt.methods import Pictures
 from foveal.evidence.rehearsal import rehearsing
 from foveal.evidence.rivals.small import small_vit

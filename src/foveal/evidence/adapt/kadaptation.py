@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from foveal.adapt.attach import LowRankPart, attach_, difference, linear_layers
-from foveal.adapt.attached import attached
 from foveal.adapt.kadaptation import (
     KroneckerPart,
     attention_layers,
@@ -18,6 +17,7 @@ from foveal.adapt.kadaptation import (
     measured_dimensions,
     number_of_values,
 )
+from foveal.adapt.learned import attached
 from foveal.adapt.methods import Pictures
 from foveal.evidence.rehearsal import cached, rehearsing
 from foveal.evidence.rivals.small import small_vit

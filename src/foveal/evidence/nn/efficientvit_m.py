@@ -15,6 +15,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from foveal.evidence.drawn import drawn_
+from foveal.evidence.response import response
 from foveal.evidence.rivals.folded import folded
 from foveal.evidence.tasks.zoo import Zoo, widths
 from foveal.evidence.timing import call
@@ -61,17 +62,7 @@ def _ours(dim: int) -> nn.Module:
 
 
 def _attended(build: Callable[[int], nn.Module], *, backward: bool = False) -> Tensor:
-    """What an attention with drawn weights gives in use, or all its gradients of the sum of squares in training."""
-    torch.manual_seed(0)
-    layer = drawn_(build(24))
-    layer.train(backward)
-    x = torch.randn(2, 24, 7, 7, requires_grad=True)
-    out: Tensor = layer(x)
-    if not backward:
-        return out.detach()
-    named = dict(layer.named_parameters())
-    wanted = [x, *(named[name] for name in sorted(named))]
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.square().sum(), wanted)])
+    return response(build(24), 2, 24, 7, 7, backward=backward)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from foveal.evidence.drawn import drawn_
+from foveal.evidence.response import response
 from foveal.evidence.rivals.folded import folded
 from foveal.evidence.tasks.zoo import Zoo, widths
 from foveal.evidence.timing import call
@@ -66,17 +67,7 @@ _LAYERS = {
 
 
 def _attended(*, ours: bool, shrinks: bool, backward: bool = False) -> Tensor:
-    """What an attention with drawn weights gives in use, or all its gradients of the sum of squares in training."""
-    torch.manual_seed(0)
-    layer: nn.Module = drawn_(_LAYERS[ours, shrinks]())
-    layer.train(backward)
-    x = torch.randn(2, 30, 12, requires_grad=True)
-    out: Tensor = layer(x)
-    if not backward:
-        return out.detach()
-    named = dict(layer.named_parameters())
-    wanted = [x, *(named[name] for name in sorted(named))]
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.square().sum(), wanted)])
+    return response(_LAYERS[ours, shrinks](), 2, 30, 12, backward=backward)
 
 
 @torch.no_grad()

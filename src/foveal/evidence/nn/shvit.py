@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from foveal.evidence.drawn import drawn_
+from foveal.evidence.response import response
 from foveal.evidence.rivals.mobilevitv2 import mobilevitv2
 from foveal.evidence.tasks.zoo import Zoo, widths
 from foveal.evidence.timing import call
@@ -61,16 +62,7 @@ def mobilevitv2_in_use() -> nn.Module:
 
 
 def _attended(build: Callable[..., nn.Module], *, backward: bool = False) -> Tensor:
-    """What an attention with drawn weights gives in use, or all its gradients of the sum of squares in training."""
-    torch.manual_seed(0)
-    layer: nn.Module = drawn_(build(28, qk_dim=16)).train(backward)
-    x = torch.randn(2, 28, 13, 11, requires_grad=True)
-    out: Tensor = layer(x)
-    if not backward:
-        return out.detach()
-    named = dict(layer.named_parameters())
-    wanted = [x, *(named[name] for name in sorted(named))]
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.square().sum(), wanted)])
+    return response(build(28, qk_dim=16), 2, 28, 13, 11, backward=backward)
 
 
 @torch.no_grad()

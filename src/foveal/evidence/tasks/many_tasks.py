@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from foveal.adapt.attached import attached
+from foveal.adapt.learned import attached
 from foveal.adapt.methods import Pictures
 from foveal.adapt.tune import classifier
 from foveal.evidence.rehearsal import cached, rehearsing

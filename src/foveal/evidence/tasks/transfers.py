@@ -65,7 +65,7 @@ def _shown(pictures: Iterable[np.ndarray]) -> Tensor:
     """Pictures of any size as the transformer wants them."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
     small = [
-        F.interpolate(torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None].float() / 255, 16, mode="area")
+        F.interpolate(torch.from_numpy(np.array(x)).permute(2, 0, 1)[None].float() / 255, 16, mode="area")
         for x in pictures
     ]
     return (torch.cat(small) - mean) / std
