@@ -45,7 +45,7 @@ def test_one_contraction_is_the_sum_of_products(sizes):
 
 def test_a_tie_of_dimensions_is_no_comparison(monkeypatch):
     monkeypatch.setattr(evidence, "dimensions", lambda: {"attention": 8.0, "mlp": 8.0})
-    with pytest.raises(ValueError, match="groups must differ in dimension, got .*8.0"):
+    with pytest.raises(ValueError, match="groups must differ in dimension, got"):
         evidence.least_over_most(0)
 
 
