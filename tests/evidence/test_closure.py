@@ -12,8 +12,8 @@ def tree(tmp_path):
     """Writes files of a package `toys` and forgets what was known of them."""
 
     def write(**files):
-        read.cache_clear()
-        closures._imports.cache_clear()
+        for known in (read, closures._imports, closures._file, closures._used):
+            known.cache_clear()
         for name, text in files.items():
             path = tmp_path / (name.replace("__sub__", "/") + ".py")
             path.parent.mkdir(exist_ok=True)

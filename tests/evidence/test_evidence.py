@@ -1,4 +1,7 @@
-"""Once, for all evidence: methods and evidence pair up, cheap claims are run, dear ones are rehearsed."""
+"""Once, for all evidence: methods and evidence pair up, cheap claims are run, dear ones are rehearsed.
+
+A dear claim whose recorded outcome is of the code as it stands is rehearsed with the slow tests only.
+"""
 
 from pathlib import Path
 
@@ -7,9 +10,9 @@ import pytest
 import foveal.evidence
 from foveal.catalogue.collect import records
 from foveal.evidence.rehearsal import rehearsal
-from foveal.evidence.results import load
 from foveal.evidence.run import key, run_one
 from foveal.index import evidence_of, index
+from recorded import repeated, seconds
 
 pytestmark = pytest.mark.dear("one suite for the evidence of all methods")
 ROOT = Path(foveal.evidence.__file__).parent
@@ -18,20 +21,18 @@ SHARED = {"checks", "leaderboard", "rivals", "tasks", "__pycache__"}  # folders 
 CLAIMS = [(item, claim) for item in records().values() for claim in item.claims]
 
 
-def seconds(item, claim):
-    """Recorded time of a claim; 0 when it was never run."""
-    found = {outcome["key"]: outcome["seconds"] for outcome in load(item.method)["claims"]}
-    return found.get(key(claim), 0.0)
-
-
 def chosen(*kinds, dear=False):
     listed = [
         (item, claim)
         for item, claim in CLAIMS
-        if claim.kind in kinds and (dear or seconds(item, claim) <= CHEAP) and "gpu" not in claim.needs
+        if claim.kind in kinds
+        and "gpu" not in claim.needs
+        and (claim.kind == "kept" or "minutes" in claim.needs if dear else seconds(item, claim) <= CHEAP)
     ]
     ids = [f"{item.method.name}-{claim.says[:50]}" for item, claim in listed]
-    return pytest.mark.parametrize(("item", "claim"), listed, ids=ids)
+    marks = [repeated(item, claim) if dear else [] for item, claim in listed]
+    cases = [pytest.param(*case, id=name, marks=said) for case, name, said in zip(listed, ids, marks, strict=True)]
+    return pytest.mark.parametrize(("item", "claim"), cases)
 
 
 def test_every_method_has_its_evidence_and_every_evidence_its_method():
@@ -65,8 +66,6 @@ def _rehearsal():
 @chosen("kept", "grows", "bound", dear=True)
 @pytest.mark.usefixtures("_rehearsal")
 def test_dear_claims_are_rehearsed(item, claim):
-    if claim.kind != "kept" and "minutes" not in claim.needs:
-        pytest.skip("without training; test_preparation.py")
     outcome = run_one(claim)
     assert outcome.verdict in ("holds", "does not hold"), outcome.trace
 

@@ -1,7 +1,7 @@
 """Claims that time, count or measure at full size can run: each side is built and called once, and nothing is timed.
 
-A recorded run is the first to compare their numbers; here a claim whose code has rotted fails. `test_evidence.py`
-rehearses claims that train.
+A recorded run is the first to compare their numbers; here a claim whose code has rotted fails. One whose recorded
+outcome is of the code as it stands is called with the slow tests only. `test_evidence.py` rehearses claims that train.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from foveal.catalogue.collect import records
 from foveal.evidence.rehearsal import rehearsal
 from foveal.record import bound, faster, grows, smaller
+from recorded import repeated
 
 pytestmark = pytest.mark.dear("one suite for the evidence of all methods; calls at the sizes that are timed")
 
@@ -54,8 +55,11 @@ def chosen():
         for claim in item.claims
         if claim.kind in ("faster", "smaller") or (claim.kind in ("grows", "bound") and "minutes" not in claim.needs)
     ]
-    ids = [f"{item.method.name}-{claim.kind}-{claim.says[:50]}" for item, claim in listed]
-    return pytest.mark.parametrize(("item", "claim"), listed, ids=ids)
+    cases = [
+        pytest.param(item, claim, id=f"{item.method.name}-{claim.kind}-{claim.says[:50]}", marks=repeated(item, claim))
+        for item, claim in listed
+    ]
+    return pytest.mark.parametrize(("item", "claim"), cases)
 
 
 def called_here(function, **_):

@@ -24,6 +24,7 @@ NAMES = {
 }
 # timm's own networks, which it tests itself
 OWN = {family: name for family, name in NAMES.items() if family not in {"mambaout", "efficientvim"}}
+pytestmark = pytest.mark.dear("a small network of every family")
 every = pytest.mark.parametrize("name", OWN.values(), ids=OWN)
 
 

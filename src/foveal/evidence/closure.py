@@ -30,6 +30,7 @@ WORDS = (
 EFFECTS, WHOLE = "(effects)", "(whole)"
 
 
+@cache
 def _file(module: str, root: Path) -> Path | None:
     base = root.joinpath(*module.split(".")[1:])
     for path in (base.with_suffix(".py") if base != root else base / "__init__.py", base / "__init__.py"):
@@ -75,7 +76,7 @@ class _Walk:
 
     def __init__(self, root: Path, top: str) -> None:
         self.root, self.top = root, top
-        self.found: dict[tuple[str, str], list[ast.stmt]] = {}
+        self.found: dict[tuple[str, str], str] = {}  # hash of each definition, "" of what has no code of its own
         self.waiting: list[tuple[str, str]] = []
         self.outside: dict[str, str] = {}
 
@@ -90,14 +91,14 @@ class _Walk:
             if source is None or (module, name) in self.found:
                 continue
             if name == WHOLE:
-                self.found[module, name] = []
+                self.found[module, name] = ""
                 self.waiting += [(module, EFFECTS), *((module, each) for each in source.definitions)]
             elif name == EFFECTS or name in source.definitions:
-                nodes = source.effects if name == EFFECTS else source.definitions[name]
-                self.found[module, name] = nodes
-                self.follow(source, nodes)
+                waiting, outside, self.found[module, name] = _used(module, name, self.root, self.top)
+                self.waiting += waiting
+                self.outside |= outside
             elif name in source.imports:
-                self.found[module, name] = []
+                self.found[module, name] = ""
                 self.reach(*source.imports[name])
             elif "__getattr__" in source.definitions:
                 self.waiting.append((module, WHOLE))
@@ -141,6 +142,17 @@ class _Walk:
                     self.outside[f"{source.module} {base.id}"] = ".".join(bound[base.id])
 
 
+@cache
+def _used(module: str, name: str, root: Path, top: str) -> tuple[list[tuple[str, str]], dict[str, str], str]:
+    """What a definition names inside of the package and outside, and its hash; the same for all who use it."""
+    walk = _Walk(root, top)
+    source = walk.source(module)
+    assert source is not None
+    nodes = source.effects if name == EFFECTS else source.definitions[name]
+    walk.follow(source, nodes)
+    return walk.waiting, walk.outside, hashed(nodes) if nodes else ""
+
+
 def definitions(modules: list[str], *, root: Path = ROOT) -> dict[str, str]:
     """What the given modules use, directly or indirectly, including all of their own.
 
@@ -156,7 +168,7 @@ def definitions(modules: list[str], *, root: Path = ROOT) -> dict[str, str]:
     walk.waiting = [(module, WHOLE) for module in modules]
     walk.waiting += [(module, EFFECTS) for module in closure(modules, root=root)]
     walk.run()
-    found = {f"{module} {name}": hashed(nodes) for (module, name), nodes in walk.found.items() if nodes}
+    found = {f"{module} {name}": code for (module, name), code in walk.found.items() if code}
     return dict(sorted((walk.outside | found).items()))
 
 

@@ -44,6 +44,7 @@ def pictures(monkeypatch):
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.dear("all pictures are coded and probed")
 def test_scores_of_a_perfect_and_of_a_useless_network():
     whole, flat = Whole(), Flat()
     assert autoencoding.psnr(whole) > 70 > autoencoding.psnr(flat)
@@ -65,6 +66,7 @@ def test_a_training_is_the_same_for_the_same_seed():
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.dear("sixty training steps")
 def test_a_training_lowers_the_loss(monkeypatch):
     monkeypatch.setattr(autoencoding, "STEPS", 60)
     monkeypatch.setattr(autoencoding, "BATCH", 4)
