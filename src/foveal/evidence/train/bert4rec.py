@@ -97,8 +97,9 @@ def scored(seed: int, by: str) -> float:
     elif by == "chain":
         scores = table[before[:, -1]]
     else:
+        model = trained(seed, causal=by == "causal")
         with torch.inference_mode():
-            scores = trained(seed, causal=by == "causal").next_scores(before)
+            scores = model.next_scores(before)
     return 100 * ndcg(ranks(scores, wanted))
 
 
