@@ -170,7 +170,7 @@ METHOD = Method(
     id=45,
     name="Sort & Search",
     kind="procedure",
-    summary="A new model is asked about a few samples of a ranked test set; its threshold among them predicts the rest.",
+    summary="A new model is asked about a few samples of a ranked test set; its threshold predicts the rest.",
     paper=Paper(
         "Lifelong Benchmarks: Efficient Model Evaluation in an Era of Rapid Progress",
         "A. Prabhu et al.",
@@ -181,7 +181,7 @@ METHOD = Method(
         "ten_of_forty": Procedure(
             _predicted,
             empty=lambda: rank(np.zeros((0, 4))),
-            refuses=r"a matrix of models by samples is wanted, got shape \(0, 4\); give at least one of each",
+            refuses="a matrix of models by samples is wanted, got shape (0, 4); give at least one of each",
         )
     },
 )
