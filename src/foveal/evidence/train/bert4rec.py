@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from foveal.record import Claim
 
 ITEMS, LENGTH, FOLLOWERS, FAITHFUL = 200, 20, 5, 0.8
-TRAIN, TEST, STEPS, BATCH = 20_000, 2_000, 1500, 128
+TRAIN, TEST, STEPS, BATCH, MASKED = 20_000, 2_000, 3000, 128, 0.3
 DATA = f"{TRAIN} sequences of {LENGTH} of {ITEMS} items of a Markov chain, {STEPS} steps of {BATCH}; NDCG@10 of {TEST}"
 NEEDS = ("minutes",)
 
@@ -74,7 +74,7 @@ def trained(seed: int, *, causal: bool) -> BERT4Rec:
 
         def loss(network: nn.Module, batch: Tensor) -> Tensor:
             assert isinstance(network, BERT4Rec)
-            return cloze_loss(network, batch)
+            return cloze_loss(network, batch, share=MASKED)
 
         short_run(model, batches, loss, steps=STEPS, lr=2e-3, weight_decay=0.01)
     return model
