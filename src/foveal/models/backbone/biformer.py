@@ -123,8 +123,8 @@ def routed_attention(query: Tensor, key: Tensor, value: Tensor, *, regions: int,
     found = take(kv, index.flatten(1)).view(-1, index.shape[2] * kv.shape[2], 2 * dim)
     mask = None if real is None else real[index].flatten(0, 1).flatten(1)[:, None, None]
     # (B·R, heads, n or k·n, C / heads)
-    heads = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q.flatten(0, 1), *found.chunk(2, -1)))
-    out = F.scaled_dot_product_attention(*heads, mask, scale=dim**-0.5)
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q.flatten(0, 1), *found.chunk(2, -1)))
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=dim**-0.5)
     return joined(out.transpose(1, 2).flatten(2), window, height, width)
 
 

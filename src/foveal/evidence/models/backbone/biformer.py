@@ -43,8 +43,8 @@ def _layer(*, dense: bool, height: int = 28, width: int = 28) -> Tensor:
     if not dense:
         return layer(x)
     query, key, value = (y.flatten(1, 2) for y in layer.qkv(x).chunk(3, -1))
-    heads = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in (query, key, value))
-    out = F.scaled_dot_product_attention(*heads, scale=DIM**-0.5).transpose(1, 2).reshape(x.shape)
+    q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, scale=DIM**-0.5).transpose(1, 2).reshape(x.shape)
     local = layer.local(value.mT.reshape(2, DIM, height, width))
     return layer.proj(out + local.permute(0, 2, 3, 1))
 
