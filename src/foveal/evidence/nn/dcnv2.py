@@ -36,7 +36,7 @@ SETTINGS = ((1, 1, 1, 1, 1), (1, 2, 2, 1, 1), (2, 4, 1, 2, 2), (8, 1, 1, 0, 1))
 FULL = 40.0  # whose sigmoid is 1 in float32
 
 
-def _cases() -> list[tuple[list[Tensor], dict[str, int]]]:
+def _cases() -> list[tuple[list[Tensor], dict[str, Any]]]:
     """Input, side, weight and bias, and the numbers of the convolution, for all settings."""
     cases = []
     for groups, share, stride, padding, dilation in SETTINGS:
@@ -147,7 +147,7 @@ def _on_ink(seed: int) -> float:
     """How much of what the first layer reads for places on a digit is on it, less that of taps at rest, in percent."""
     net: Any = _trained(V2, seed)
     x, _ = turned_digits.pictures("test")
-    side = net[3].side(net[:3](x))
+    side = net[3].side(net[2](net[1](net[0](x))))
     # (B, 1, 14, 14), in [0, 1]: brightness of the digit at each place of the layer
     ink = F.avg_pool2d((0.25 * x + 0.1).clamp(0, 1), 2)
     on, factor = ink[:, 0] > 0.5, side[:, 18:].sigmoid()
