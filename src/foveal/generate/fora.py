@@ -11,8 +11,8 @@ outputs are kept for L layers.
 
 *Differs from the paper*: nothing. Any network whose blocks are modules can be cached, not only DiT and PixArt.
 
-*Provenance*: written from the paper. Repeating an output is the Taylor expansion of order 0 of TaylorSeer; samples equal
-those of a loop that keeps the outputs in a list, bit for bit.
+*Provenance*: written from the paper. Repeating an output is the Taylor expansion of order 0 of TaylorSeer; samples
+equal those of a loop that keeps the outputs in a list, bit for bit. diffusers was not run beside it.
 """
 
 from __future__ import annotations
