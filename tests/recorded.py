@@ -26,6 +26,6 @@ def seconds(item, claim):
 
 
 def repeated(item, claim):
-    """Marks a claim `slow` if its code has not changed since it was run: a rehearsal could only repeat a part of that."""
+    """The mark `slow` for a claim whose code has not changed since it was run: a rehearsal could only repeat a part."""
     outcome = outcome_of(item, claim)
     return [pytest.mark.slow] if outcome and outcome["source"] == item.source else []

@@ -6,13 +6,13 @@ A dear claim whose recorded outcome is of the code as it stands is rehearsed wit
 from pathlib import Path
 
 import pytest
+from recorded import repeated, seconds
 
 import foveal.evidence
 from foveal.catalogue.collect import records
 from foveal.evidence.rehearsal import rehearsal
 from foveal.evidence.run import key, run_one
 from foveal.index import evidence_of, index
-from recorded import repeated, seconds
 
 pytestmark = pytest.mark.dear("one suite for the evidence of all methods")
 ROOT = Path(foveal.evidence.__file__).parent

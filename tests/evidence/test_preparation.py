@@ -12,11 +12,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from recorded import repeated
 
 from foveal.catalogue.collect import records
 from foveal.evidence.rehearsal import rehearsal
 from foveal.record import bound, faster, grows, smaller
-from recorded import repeated
 
 pytestmark = pytest.mark.dear("one suite for the evidence of all methods; calls at the sizes that are timed")
 

@@ -19,6 +19,7 @@ most (float32).
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -147,7 +148,7 @@ def eight_bit_hook(state: EightBitExchange, bucket: GradBucket) -> Future[Tensor
         dist.all_gather(all_largest, largest, group=state.group, async_op=True),
     ]
 
-    def averaged(_: Future[list[Tensor]]) -> Tensor:
+    def averaged(_: Future[list[Future[Any]]]) -> Tensor:
         counts = torch.tensor(sizes, device=codes.device)
         total = torch.zeros_like(flat, dtype=torch.float32)
         for theirs, a in zip(all_codes, all_largest, strict=True):

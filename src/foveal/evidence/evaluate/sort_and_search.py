@@ -61,7 +61,13 @@ def matrix() -> np.ndarray:
             network, side = _network(rng)
         count, steps = int(min(len(y), rng.choice([500, 2000, 10000]))), int(rng.choice([30, 100, 300]))
         data = (_small(x[:count], side), y[:count])
-        network = cifar10.train_classifier(lambda network=network: network, steps=steps, seed=seed, batch=32, data=data)
+        network = cifar10.train_classifier(
+            lambda network=network: network,  # type: ignore[misc]
+            steps=steps,
+            seed=seed,
+            batch=32,
+            data=data,
+        )
         with torch.inference_mode():
             rows.append((network(_small(test_x, side)).argmax(1) == test_y).numpy().astype(int))
     return np.stack(rows)

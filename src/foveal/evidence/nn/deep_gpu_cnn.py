@@ -98,7 +98,7 @@ CLAIMS = (
         bound(
             f"For that it has no more parameters than {than}, and at most one percent less.",
             paper="",
-            value=lambda than=than: _size(DEEP) / _size(than),
+            value=lambda than=than: _size(DEEP) / _size(than),  # type: ignore[misc]
             at_least=0.99,
             at_most=1.0,
             clause=2,
