@@ -11,8 +11,9 @@ outputs are kept for L layers.
 
 *Differs from the paper*: nothing. Any network whose blocks are modules can be cached, not only DiT and PixArt.
 
-*Provenance*: written from the paper. Repeating an output is the Taylor expansion of order 0 of TaylorSeer; samples
-equal those of a loop that keeps the outputs in a list, bit for bit. diffusers was not run beside it.
+*Provenance*: written from the paper. Repeating an output is the Taylor expansion of order 0 of TaylorSeer: ten steps of
+diffusers' `DiTTransformer2DModel` at N = 3 give the same samples as its `TaylorSeerCacheConfig` of `max_order=0`, bit
+for bit (0.42.1), as does a loop that keeps the outputs in a list.
 """
 
 from __future__ import annotations
