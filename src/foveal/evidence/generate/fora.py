@@ -2,8 +2,8 @@
 
 The network is a DiT of four layers with adaptive norms and gates, conditioned on the class, on MNIST's digits halved to
 14×14 pixels. DDIM draws from the same noise for all: the full run of 30 steps, the run in which blocks run every third
-time, and the rival, a run of 10 steps, whose blocks run as often. diffusers is no dependency; a loop without hooks, with
-the outputs of order 0 in a list, stands here for its TaylorSeer cache of order 0, beside which the method was run by hand.
+time, and the rival, a run of 10 steps, whose blocks run as often. diffusers is no dependency; a loop without hooks,
+with the outputs of order 0 in a list, stands here for its TaylorSeer cache of order 0, which was run by hand.
 
 Data: see `foveal.evidence.tasks.mnist`.
 """
