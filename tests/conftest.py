@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import os
+import sys
 
 # Before anything imports torch: with several test processes, tiny tensors gain nothing from a second thread.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -41,3 +42,14 @@ def beside_samples(tmp_path, monkeypatch, measured_once):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FOVEAL_CACHE", str(measured_once))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay():
+    """A command sets the threads of its process; the tests after it get back what they had, not threads that spin."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if "torch" in sys.modules:
+        count = before or int(os.environ.get("OMP_NUM_THREADS", "0"))
+        if count and sys.modules["torch"].get_num_threads() != count:
+            sys.modules["torch"].set_num_threads(count)

@@ -103,9 +103,9 @@ def adapt(
     from foveal.adapt.delta import AdaptError
     from foveal.adapt.tune import classifier
     from foveal.errors import FovealError
-    from foveal.runtime.machine import cores
 
-    torch.set_num_threads(threads or cores())
+    if threads:
+        torch.set_num_threads(threads)
     try:
         for path in filter(None, (out, fold)):
             if path.exists() and not overwrite:

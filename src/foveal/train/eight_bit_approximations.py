@@ -111,10 +111,11 @@ def decode(codes: Tensor, largest: Tensor, table: Tensor | None = None) -> Tenso
 class EightBitExchange:
     """What the hook works with, and what it has sent.
 
+    `sent` counts the bytes of codes and scales that this process has handed over, `plain` those that the same gradients
+    take in their own type.
+
     Args:
         group: processes that exchange gradients; None for all.
-        sent: bytes of codes and scales that this process has handed over.
-        plain: bytes that the same gradients take in their own type.
     """
 
     group: ProcessGroup | None = None
